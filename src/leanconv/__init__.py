@@ -1,0 +1,51 @@
+"""Convolution on CPUs: the published algorithms side by side, each with its exact bytes, the fastest one under a limit."""
+
+from leanconv.api import algorithms, conv1d, conv2d, conv3d, plan
+from leanconv.compiled import cache_clear, cache_info
+from leanconv.errors import (
+    AllocationError,
+    ArgumentError,
+    ArgumentTypeError,
+    ArgumentValueError,
+    CacheError,
+    CompileError,
+    LeanconvError,
+    MemoryLimitError,
+    NotApplicableError,
+)
+from leanconv.peak import fma_peak
+from leanconv.plan import BoundPlan, Plan
+from leanconv.problem import Activation, Problem
+from leanconv.select import AlgorithmInfo
+from leanconv.threads import get_num_threads, set_num_threads, threads
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Activation",
+    "AlgorithmInfo",
+    "AllocationError",
+    "ArgumentError",
+    "ArgumentTypeError",
+    "ArgumentValueError",
+    "BoundPlan",
+    "CacheError",
+    "CompileError",
+    "LeanconvError",
+    "MemoryLimitError",
+    "NotApplicableError",
+    "Plan",
+    "Problem",
+    "__version__",
+    "algorithms",
+    "cache_clear",
+    "cache_info",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "fma_peak",
+    "get_num_threads",
+    "plan",
+    "set_num_threads",
+    "threads",
+]

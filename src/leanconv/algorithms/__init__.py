@@ -1,0 +1,11 @@
+"""The algorithms, one file each, and the registry that everything else walks through."""
+
+from __future__ import annotations
+
+from leanconv.algorithms.base import Algorithm
+from leanconv.algorithms.direct import Direct
+from leanconv.algorithms.pointwise import Pointwise
+from leanconv.algorithms.reference import Reference
+
+REGISTRY: tuple[Algorithm, ...] = (Pointwise(), Direct(), Reference())
+"""Every algorithm, the one preferred where several apply first."""

@@ -1,0 +1,61 @@
+"""What an algorithm is: a name and a paper, what it refuses and why, and how it lowers a problem to a program."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from leanconv.host import Host
+from leanconv.memory import Buffer
+from leanconv.problem import Problem
+from leanconv.program import Phase
+
+
+@dataclass(frozen=True, slots=True)
+class WeightPacking:
+    """The phase that packs weights into a buffer of `nbytes`, once if bound, at every call if not."""
+
+    nbytes: int
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Lowering:
+    """A problem as phases over declared workspace buffers.
+
+    `packing` is None for an algorithm that reads the weights as the user has them; `steps` says in words what runs;
+    `parameters` are the settings that were chosen.
+    """
+
+    phases: tuple[Phase, ...]
+    workspace: tuple[Buffer, ...] = ()
+    packing: WeightPacking | None = None
+    steps: tuple[str, ...] = ()
+    parameters: Mapping[str, int | str] = field(default_factory=dict)
+
+
+class Algorithm(ABC):
+    """One published idea.
+
+    `name` is what users write; `title` a few words; `paper` where it was published; `error_class` how its rounding
+    compares with a plain sum ("plain": the same products, added in some order).
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    error_class: ClassVar[str] = "plain"
+
+    @abstractmethod
+    def refusal(self, problem: Problem) -> str | None:
+        """A sentence that says why the algorithm does not apply, or None if it does."""
+
+    @abstractmethod
+    def lower(self, problem: Problem, host: Host, threads: int, workspace: int | None = None) -> Lowering:
+        """The program of a problem that is not refused.
+
+        `workspace` is the most bytes of workspace the caller would like; an algorithm that can stage less at a time
+        does, and one that cannot returns what it needs (the planner then looks elsewhere).
+        """

@@ -1,0 +1,282 @@
+"""What all algorithms on the register-tiled core share: weights in panels, and the phase that runs the core.
+
+Blocking: a chunk takes a block of pixels through a group of panels.  Weights that fit a quarter of the second-level cache
+stay there while every block of pixels passes through all panels; larger ones are taken a panel at a time, over blocks
+of pixels as large as half of that cache, so that a panel is fetched once a block.  With several threads blocks are cut
+until each thread can expect sixteen chunks, but none below about two microseconds of work.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from leanconv.algorithms.base import WeightPacking
+from leanconv.host import Host
+from leanconv.kernels.core import SECTION, UNROLL, Reduction
+from leanconv.kernels.dense import DenseSpec, Panels
+from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.pack import PackSpec, packed_bytes
+from leanconv.problem import Problem
+from leanconv.program import Phase
+
+SMALLEST_CHUNK = 400_000  # multiply-adds times two: 2 us at 200 GFLOP/s, against 0.1 us to fetch a chunk
+CHUNKS_A_THREAD = 16
+
+
+@dataclass(frozen=True, slots=True)
+class CoreInput:
+    """Where the core reads its pixels: `channels` elements for each of `kernel` taps, and the fields of the source."""
+
+    source: Rows | Image
+    kernel: tuple[int, ...]
+    channels: int
+    unit_channel: bool
+    merged: bool
+    fields: Mapping[str, int]
+    buffer: str = "x"
+
+
+def image_input(problem: Problem) -> CoreInput:
+    """The image itself, read through its strides, edges and all."""
+    p, item = problem, problem.itemsize
+    strides = [s * item for s in p.x_strides]
+    channel, at = strides[1], strides[2:]
+    fields = {"x_n": strides[0], "x_g": p.group_in * channel, "x_c": channel}
+    pad_bytes = 0
+    for d, (size, out, taps) in enumerate(zip(p.in_size, p.out_size, p.kernel, strict=True)):
+        stride, dilation, pad = p.stride[d], p.dilation[d], p.pad_low[d]
+        pad_bytes += pad * at[d]
+        fields |= {
+            f"out{d}": out,
+            f"in{d}": size,
+            f"at{d}": at[d],
+            f"step{d}": stride * at[d],
+            f"tap{d}": dilation * at[d],
+            f"low{d}": -(-pad // stride),
+            f"high{d}": (size - 1 - (taps - 1) * dilation + pad) // stride + 1,
+        }
+    fields["pad_bytes"] = pad_bytes
+    padded = any(p.pad_low) or any(p.pad_high)
+    unit = p.x_strides[1] == 1
+    merged = unit and p.dilation[-1] == 1 and p.x_strides[-1] == p.group_in
+    source = Image(p.stride, p.dilation, p.pad_low, padded, p.pad_mode)
+    return CoreInput(source, p.kernel, p.group_in, unit, merged, fields)
+
+
+def rows_input(problem: Problem) -> CoreInput | None:
+    """The image as a matrix with a row per pixel, if its pixels are evenly spaced (kernel 1, stride 1, no padding)."""
+    row = even_stride(problem.x_strides[2:], problem.in_size)
+    if row is None:
+        return None
+    item = problem.itemsize
+    channel = problem.x_strides[1] * item
+    fields = {
+        "x_n": problem.x_strides[0] * item,
+        "x_g": problem.group_in * channel,
+        "x_c": channel,
+        "x_row": row * item,
+    }
+    return CoreInput(Rows(), (1,), problem.group_in, problem.x_strides[1] == 1, False, fields)
+
+
+def even_stride(strides: tuple[int, ...], sizes: tuple[int, ...]) -> int | None:
+    """The distance between pixels counted along the last dimension first, if it is the same everywhere."""
+    step: int | None = None
+    span = 1
+    for stride, size in zip(reversed(strides), reversed(sizes), strict=True):
+        if size == 1:
+            continue
+        if step is None:
+            step = stride
+        elif stride != step * span:
+            return None
+        span *= size
+    return 1 if step is None else step
+
+
+def output_refusal(problem: Problem) -> str | None:
+    """Why the core cannot store straight into such an output (or read such a residual), or None if it can."""
+    for name, strides in (("output", problem.out_strides), ("residual", problem.residual_strides)):
+        if strides is None:
+            continue
+        row = even_stride(strides[2:], problem.out_size)
+        pixels = math.prod(problem.out_size)
+        if row is None or (store_columns(problem) and row != 1 and pixels > 1):
+            return f"the {name}'s pixels are not evenly spaced in memory"
+        if not store_columns(problem) and strides[1] != 1 and problem.out_channels > 1:
+            return f"neither pixels nor channels of the {name} are adjacent in memory"
+    return None
+
+
+def store_columns(problem: Problem) -> bool:
+    """Whether a tile is stored with pixels adjacent (channels first) rather than channels."""
+    return problem.out_strides[1] != 1 and problem.out_channels > 1
+
+
+def panels_of(problem: Problem, host: Host) -> Panels:
+    """How the output channels of one group are split."""
+    return Panels.of(problem.group_out, host.target.lanes(problem.dtype))
+
+
+def panel_fields(problem: Problem, host: Host) -> dict[str, int]:
+    """Sizes of packed weights."""
+    lanes, item = host.target.lanes(problem.dtype), problem.itemsize
+    panels = panels_of(problem, host)
+    steps = problem.taps * problem.group_in
+    rows = steps + (1 if problem.has_bias else 0)
+    fields = {
+        "w_g": packed_bytes(panels, lanes, item, steps, problem.has_bias),
+        "w_panel": rows * 2 * lanes * item,
+        "panel_count": panels.total,
+        "panel_whole": panels.count,
+    }
+    return fields
+
+
+def pack_weights(problem: Problem, host: Host) -> WeightPacking:
+    """The packing of a problem's weights into panels."""
+    p, item, panels = problem, problem.itemsize, panels_of(problem, host)
+    sizes = panel_fields(problem, host)
+    spec = PackSpec(host.target, p.dtype, p.kernel, panels.count > 0, panels.last, panels.valid, p.has_bias)
+    strides = [s * item for s in p.w_strides]
+    fields = {
+        "g_div": panels.total,
+        "g_count": p.groups,
+        "p_div": 1,
+        "p_count": panels.total,
+        "panel_count": panels.total,
+        "channels": p.group_in,
+        "w_k": strides[0],
+        "w_c": strides[1],
+        "w_g": p.group_out * strides[0],
+        "p_g": sizes["w_g"],
+        "p_panel": sizes["w_panel"],
+        "bias_g": p.group_out * item,
+        "group_out": p.group_out,
+        **{f"w_{d}": stride for d, stride in enumerate(strides[2:])},
+    }
+    phase = Phase("pack weights", spec, fields, p.groups * panels.total)
+    return WeightPacking(p.groups * sizes["w_g"], phase)
+
+
+def core_phase(problem: Problem, host: Host, threads: int, source: CoreInput) -> tuple[Phase, dict[str, int | str]]:
+    """The phase that runs the core over a whole problem, and the settings chosen."""
+    p = problem
+    pixels = math.prod(p.out_size)
+    spec = core_spec(p, host, source, pixels)
+    block, group = blocking(p, host, threads, spec.rows)
+    fields = core_fields(p, host, source, block, group)
+    roles = {"x": source.buffer}
+    chunks = fields["n_count"] * fields["g_count"] * fields["b_count"] * fields["k_count"]
+    parameters: dict[str, int | str] = {
+        "tile": f"{spec.rows[0]}x{2 * host.target.lanes(p.dtype)}",
+        "block": block,
+        "panels": group,
+        "chunks": chunks,
+    }
+    return Phase("core", spec, fields, chunks, roles), parameters
+
+
+def core_spec(problem: Problem, host: Host, source: CoreInput, pixels: int) -> DenseSpec:
+    """What the core is specialised for on `pixels` pixels a block or an image."""
+    p, panels = problem, panels_of(problem, host)
+    heights = [host.target.tile_rows(vectors) for vectors in (2, panels.last or 2)]
+    rows = tuple(-(-pixels // -(-pixels // most)) if pixels < 8 * most else most for most in heights)
+    idle = max(-pixels % height for height in rows) / pixels
+    ragged = idle > 0.01 and min(rows) > 1
+    reduction = Reduction.of(source.kernel, source.channels, unit_channel=source.unit_channel, merged=source.merged)
+    return DenseSpec(
+        target=host.target,
+        dtype=p.dtype,
+        source=source.source,
+        reduction=reduction,
+        whole=panels.count > 0,
+        last=panels.last,
+        valid=panels.valid,
+        rows=(rows[0], rows[1]),
+        ragged=ragged,
+        bias=p.has_bias,
+        columns=store_columns(p),
+        epilogue=Epilogue(p.activation, p.residual),
+    )
+
+
+def core_fields(problem: Problem, host: Host, source: CoreInput, block: int, group: int) -> dict[str, int]:
+    """All fields of the core's kernel."""
+    p, item = problem, problem.itemsize
+    lanes = host.target.lanes(p.dtype)
+    pixels = math.prod(p.out_size)
+    fields = {**panel_fields(p, host), **source.fields}
+    blocks, groups_of_panels = -(-pixels // block), -(-fields["panel_count"] // group)
+    whole = source.channels // UNROLL * UNROLL
+    sections = -(-source.channels // SECTION)
+    fields |= {
+        "k_div": 1,
+        "k_count": groups_of_panels,
+        "b_div": groups_of_panels,
+        "b_count": blocks,
+        "g_div": groups_of_panels * blocks,
+        "g_count": p.groups,
+        "n_div": groups_of_panels * blocks * p.groups,
+        "n_count": p.batch,
+        "block": block,
+        "pixels": pixels,
+        "panels": group,
+        "channels_whole": whole,
+        "section": -(-source.channels // (sections * UNROLL)) * UNROLL,
+    }
+    tap = source.channels
+    for d in reversed(range(len(source.kernel))):
+        fields[f"w_rows{d}"] = tap
+        tap *= source.kernel[d]
+    for letter, strides in (("o", p.out_strides), ("r", p.residual_strides)):
+        if strides is None:
+            continue
+        channel = strides[1] * item
+        row = even_stride(strides[2:], p.out_size)
+        fields |= {
+            f"{letter}_n": strides[0] * item,
+            f"{letter}_g": p.group_out * channel,
+            f"{letter}_k": channel,
+            f"{letter}_panel": 2 * lanes * channel,
+            f"{letter}_row": (row or 0) * item,
+        }
+    return fields
+
+
+def blocking(problem: Problem, host: Host, threads: int, rows: tuple[int, int]) -> tuple[int, int]:
+    """Pixels a block and panels a group; see the head of this file."""
+    p, panels = problem, panels_of(problem, host)
+    lanes, item = host.target.lanes(p.dtype), p.itemsize
+    pixels = math.prod(p.out_size)
+    tile = math.lcm(*rows)
+    panel_bytes = p.taps * p.group_in * 2 * lanes * item
+    weights = panel_bytes * panels.total
+    # Input bytes a pixel of output stands for, kernel overlap counted where it reaches over rows.
+    image = p.group_in * item * math.prod(p.in_size)
+    per_pixel = max(1.0, image / pixels)
+    if weights <= host.l2 // 4:
+        group, budget = panels.total, host.l2 // 4
+    else:
+        group, budget = 1, host.l2 // 2
+    block = max(4 * tile, int(budget / per_pixel) // tile * tile)
+    block = min(block, -(-pixels // tile) * tile)
+    pieces = p.batch * p.groups
+    if threads > 1:
+        wanted = min(CHUNKS_A_THREAD * threads, max(threads, p.flops // SMALLEST_CHUNK))
+        while pieces * -(-pixels // block) * -(-panels.total // group) < wanted:
+            if block > 4 * tile:
+                block = max(4 * tile, -(-block // (2 * tile)) * tile)
+            elif group > 1:
+                group = -(-group // 2)
+            elif block > tile:
+                block = -(-block // (2 * tile)) * tile
+            else:
+                break
+    # Even blocks: the last one should not be a stub.
+    count = -(-pixels // block)
+    block = -(-pixels // (count * tile)) * tile
+    return block, group

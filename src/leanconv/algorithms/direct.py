@@ -1,0 +1,41 @@
+"""Direct convolution on a register tile, with nothing staged.
+
+Idea        a tile of pixels by output channels stays in registers while all taps and channels are summed; pixels are
+            read where they lie in the image, through one address each, so that tiles run on from row to row
+            and any stride, dilation, padding and memory order is read in place
+Workspace   none; packed weights K * C/g * taps elements (and a bias), K filled up to whole vectors in each group
+Good for    nearly everything dense       Bad for   groups with few channels, where vectors stay partly empty
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.dense import core_phase, image_input, output_refusal, pack_weights
+from leanconv.host import Host
+from leanconv.problem import Problem
+
+
+class Direct(Algorithm):
+    """Direct convolution."""
+
+    name: ClassVar[str] = "direct"
+    title: ClassVar[str] = "direct convolution on register tiles"
+    paper: ClassVar[str] = (
+        "J. Zhang, F. Franchetti, T. M. Low: High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018"
+    )
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Any problem whose output the core can store into."""
+        return output_refusal(problem)
+
+    def lower(self, problem: Problem, host: Host, threads: int, workspace: int | None = None) -> Lowering:
+        """One phase: the core over the image."""
+        phase, parameters = core_phase(problem, host, threads, image_input(problem))
+        return Lowering(
+            phases=(phase,),
+            packing=pack_weights(problem, host),
+            steps=(f"core {parameters['tile']} reads the image in place",),
+            parameters=parameters,
+        )

@@ -1,0 +1,43 @@
+"""Pointwise (1x1) convolution as a matrix product of the image itself.
+
+Idea        with one tap every pixel is a row of the matrix to be multiplied: nothing to stage and nothing to look up
+Workspace   none; packed weights K * C/g elements (and a bias), K filled up to whole vectors in each group
+Good for    every 1x1 layer       Bad for   nothing else is accepted
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.dense import core_phase, image_input, output_refusal, pack_weights, rows_input
+from leanconv.host import Host
+from leanconv.problem import Problem
+
+
+class Pointwise(Algorithm):
+    """A 1x1 convolution as one matrix product."""
+
+    name: ClassVar[str] = "pointwise"
+    title: ClassVar[str] = "1x1 convolution as a matrix product in place"
+    paper: ClassVar[str] = "M. Lin, Q. Chen, S. Yan: Network In Network, ICLR 2014 (the layer); no staging is needed"
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Kernels of one tap without padding."""
+        if problem.taps != 1:
+            return f"the kernel has {problem.taps} taps, pointwise takes one"
+        if any(problem.pad_low) or any(problem.pad_high):
+            return "the image is padded"
+        return output_refusal(problem)
+
+    def lower(self, problem: Problem, host: Host, threads: int, workspace: int | None = None) -> Lowering:
+        """One phase: the core over rows of the image if they are evenly spaced, else pixel by pixel."""
+        rows = rows_input(problem) if all(s == 1 for s in problem.stride) else None
+        phase, parameters = core_phase(problem, host, threads, rows or image_input(problem))
+        how = "rows of a matrix" if rows else "strided pixels"
+        return Lowering(
+            phases=(phase,),
+            packing=pack_weights(problem, host),
+            steps=(f"core {parameters['tile']} reads the image in place as {how}",),
+            parameters=parameters,
+        )

@@ -1,0 +1,136 @@
+"""The networks that are built in, and how the words of a command line become layers."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from leanconv.bench import benchdnn
+from leanconv.bench.layers import Layer, LayerError, distinct, read_csv
+
+# Name of the file -> what it holds.
+NETWORKS = {
+    "alexnet": "AlexNet with two groups, 227 x 227",
+    "alexnet_one_tower": "AlexNet in one tower, without groups, 224 x 224",
+    "vgg16": "VGG-16, configuration D, 224 x 224",
+    "googlenet": "GoogLeNet, 224 x 224",
+    "resnet18": "ResNet-18, 224 x 224",
+    "resnet50": "ResNet-50 with the stride in the 3x3 (v1.5), 224 x 224",
+    "mobilenet_v1": "MobileNet v1 1.0, 224 x 224",
+    "mobilenet_v2": "MobileNet v2 1.0, 224 x 224",
+    "squeezenet1_1": "SqueezeNet 1.1, 224 x 224",
+    "mec": "the twelve layers of the MEC and im2win papers",
+}
+
+
+@functools.cache
+def network(name: str) -> tuple[Layer, ...]:
+    """Return the layers of a built-in network, named "network/layer", in the network's order.
+
+    Case, "-", "_", "." and spaces in the name do not matter: "ResNet-50" is "resnet50".
+
+    Raises:
+        LayerError: there is no such network; the message lists the nearest names.
+    """
+    known = _known_network(name)
+    if known is None:
+        raise LayerError(f"no network is called {name!r}{_near(name, NETWORKS)}; there are {', '.join(NETWORKS)}")
+    with as_file(files("leanconv.bench") / "networks" / f"{known}.csv") as path:
+        layers = read_csv(path)
+    return tuple(replace(layer, name=f"{known}/{layer.name}") for layer in layers)
+
+
+def resolve(words: Iterable[str]) -> list[Layer]:
+    """Return the layers that a list of words stands for.
+
+    A word is a path to a file (CSV, or oneDNN's strings one a line), one of oneDNN's strings, the name of a network,
+    or the name of a layer: "network/layer", or the layer alone if one network only has a layer of that name. Equal
+    shapes of a network are merged.
+
+    Raises:
+        LayerError: a word is none of these; the message lists the nearest names.
+    """
+    layers: list[Layer] = []
+    for word in words:
+        layers += _resolve_word(word)
+    return layers
+
+
+def select(layers: Iterable[Layer], *, pattern: str | None = None, batch: int | None = None) -> list[Layer]:
+    """Return the layers whose name holds a match of the regular expression, with another batch if one is given.
+
+    Raises:
+        LayerError: `pattern` is no regular expression.
+    """
+    try:
+        expression = re.compile(pattern or "")
+    except re.error as error:
+        raise LayerError(f"{pattern!r} is no regular expression: {error}") from error
+    chosen = [layer for layer in layers if expression.search(layer.name)]
+    return chosen if batch is None else [replace(layer, batch=batch) for layer in chosen]
+
+
+def _resolve_word(word: str) -> list[Layer]:
+    path = Path(word)
+    if benchdnn.looks_like(word) and not path.is_file():
+        return [benchdnn.parse(word)]
+    if path.suffix.lower() == ".csv":
+        return read_csv(path)
+    if _known_network(word):
+        return distinct(network(word))
+    if path.is_file():
+        return benchdnn.read_file(path) if _holds_descriptors(path) else read_csv(path)
+    by_name = _layers_by_name()
+    found = by_name.get(word.lower(), [])
+    if len(found) == 1:
+        return found
+    if found:
+        names = ", ".join(layer.name for layer in found)
+        raise LayerError(f"layer {word!r} is in several networks: name one of {names}")
+    raise LayerError(
+        f"{word!r} is no file, no network, no layer of one and no benchdnn string{_near(word, by_name)}; "
+        f"networks: {', '.join(NETWORKS)}"
+    )
+
+
+def _known_network(name: str) -> str | None:
+    """Return the network's name as `NETWORKS` spells it, or None."""
+    return {_plain(known): known for known in NETWORKS}.get(_plain(name))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_. ]", "", name.lower())
+
+
+@functools.cache
+def _layers_by_name() -> dict[str, list[Layer]]:
+    """Return the built-in layers by full name, and by the name without the network."""
+    by_name: dict[str, list[Layer]] = {}
+    for name in NETWORKS:
+        for layer in network(name):
+            full = layer.name.lower()
+            by_name.setdefault(full, []).append(layer)
+            by_name.setdefault(full.partition("/")[2], []).append(layer)
+    return by_name
+
+
+def _near(word: str, names: Iterable[str]) -> str:
+    """Return "; did you mean ...?" with the names most like a word, or nothing."""
+    matches = difflib.get_close_matches(word.lower(), [*names, *NETWORKS], n=4, cutoff=0.6)
+    matches = list(dict.fromkeys(matches))
+    return f"; did you mean {' or '.join(matches)}?" if matches else ""
+
+
+def _holds_descriptors(path: Path) -> bool:
+    """Tell whether the first line of a file that says something is a benchdnn string or option."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False  # reading it as CSV will say why
+    first = next((line for line in map(str.strip, lines) if line and not line.startswith("#")), "")
+    return first.startswith("--") or benchdnn.looks_like(first)

@@ -1,0 +1,170 @@
+"""The results of a benchmark as data: what was measured, where, and how; written as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+# Raised when the meaning or the name of a field changes; new fields do not raise it.
+SCHEMA = 1
+
+# An interquartile range above this part of the median is marked as noisy.
+NOISY = 0.05
+
+OK, NOT_APPLICABLE, WRONG, FAILED = "ok", "not applicable", "wrong result", "failed"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One measured value.
+
+    Attributes:
+        round: number of the round; samples of one round were taken one after the other.
+        seconds: time of one call, the mean over `Row.calls` calls.
+        peak_gflops: the FMA peak measured in the same round.
+    """
+
+    round: int
+    seconds: float
+    peak_gflops: float
+
+
+@dataclass
+class Row:
+    """One algorithm on one layer.
+
+    Attributes:
+        layer: name of the layer.
+        algorithm: what was asked for.
+        ran: the algorithm of the plan; another one than `algorithm` if that was "auto".
+        parameters: the plan's parameters.
+        layout: "NCHW" or "NHWC".
+        threads: threads the plan was asked to use.
+        status: "ok", "not applicable", "wrong result" or "failed".
+        reason: why, unless the status is "ok".
+        workspace_bytes: scratch memory of a call.
+        packed_weight_bytes: memory of the weights as they were rearranged in advance.
+        prepare_seconds: time to make the plan and to bind the weights.
+        error: largest error against float64 over the largest output.
+        compared: how much of the output was compared.
+        calls: calls of a sample.
+        samples: the measured times.
+        flops: multiplications and additions of the definition.
+        seconds: median time of one call.
+        spread: interquartile range over median; None below three samples.
+        gflops: `flops` over median time.
+        peak_gflops: median FMA peak of the rounds.
+        percent_of_peak: median over the rounds of the part of that round's peak.
+    """
+
+    layer: str
+    algorithm: str
+    layout: str
+    threads: int
+    status: str = OK
+    reason: str = ""
+    ran: str = ""
+    parameters: dict[str, Any] = field(default_factory=dict)
+    workspace_bytes: int = 0
+    packed_weight_bytes: int = 0
+    prepare_seconds: float = 0.0
+    error: float | None = None
+    compared: str = ""
+    calls: int = 0
+    samples: list[Sample] = field(default_factory=list)
+    flops: int = 0
+    seconds: float | None = None
+    spread: float | None = None
+    gflops: float | None = None
+    peak_gflops: float | None = None
+    percent_of_peak: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Return the algorithm; with what it chose if it chose."""
+        return self.algorithm if self.ran in ("", self.algorithm) else f"{self.algorithm} > {self.ran}"
+
+    def summarise(self) -> None:
+        """Fill in the fields that follow from the samples."""
+        times = [sample.seconds for sample in self.samples]
+        self.seconds = statistics.median(times)
+        self.spread = spread(times)
+        self.gflops = self.flops / self.seconds / 1e9
+        self.peak_gflops = statistics.median(sample.peak_gflops for sample in self.samples)
+        parts = [self.flops / sample.seconds / 1e9 / sample.peak_gflops for sample in self.samples]
+        self.percent_of_peak = 100 * statistics.median(parts)
+
+
+@dataclass
+class Report:
+    """A benchmark run.
+
+    Attributes:
+        command: the command line, or what stands for it.
+        started: date and time of the start, UTC, ISO 8601.
+        finished: the same of the end.
+        interrupted: whether it was stopped before all layers were measured.
+        machine: facts about the machine.
+        versions: name of a component -> version.
+        settings: how it was measured.
+        layers: the layers, each a dictionary of the fields of `Layer` and `flops`.
+        rows: the results.
+    """
+
+    command: list[str]
+    settings: dict[str, Any]
+    machine: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    started: str = ""
+    finished: str = ""
+    interrupted: bool = False
+
+    @property
+    def failures(self) -> list[Row]:
+        """The rows that failed or computed something wrong."""
+        return [row for row in self.rows if row.status in (WRONG, FAILED)]
+
+    def json(self) -> str:
+        """Return the report as JSON text."""
+        content = {"schema": SCHEMA, **_finite(asdict(self))}
+        return json.dumps(content, indent=1, allow_nan=False, default=str) + "\n"
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Return the interquartile range over the median, or None below three values."""
+    if len(values) < 3:
+        return None
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return (high - low) / middle
+
+
+def ratio(row: Row, best: Row) -> float:
+    """Return the time of a row over that of another: the median over the rounds in which both were measured."""
+    times = {sample.round: sample.seconds for sample in best.samples}
+    paired = [sample.seconds / times[sample.round] for sample in row.samples if sample.round in times]
+    if paired:
+        return statistics.median(paired)
+    return (row.seconds or math.nan) / (best.seconds or math.nan)
+
+
+def fastest(rows: Sequence[Row]) -> Row | None:
+    """Return the row with the least time, or None if none was timed."""
+    timed = [row for row in rows if row.seconds is not None]
+    return min(timed, key=lambda row: row.seconds or 0.0, default=None)
+
+
+def _finite(value: Any) -> Any:
+    """Return the value with infinities and NaN as text, which JSON has no numbers for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,127 @@
+"""The only module that talks to LLVM: IR text to object bytes, object bytes to callable addresses.
+
+Kept to what survives LLVM's releases: parse, verify, emit an object without any pass pipeline (the IR is already unrolled
+and vectorised; LLVM's default pipeline costs 9 to 20 ms a kernel, leaks about 70 KB a module and gains nothing), then
+link the object through LLJIT.  See docs/decisions/0001-lljit-and-object-bytes.md.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+from leanconv.codegen.targets import AVX2, AVX512, NEON, PORTABLE, Target
+from leanconv.errors import CompileError
+
+_lock = threading.RLock()
+_counter = 0
+
+
+@functools.cache
+def _llvm() -> Any:
+    """llvmlite.binding, loaded when the first kernel is wanted (about 50 ms), with the native target ready."""
+    import llvmlite.binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    return llvm
+
+
+@functools.cache
+def _all_targets() -> Any:
+    llvm = _llvm()
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    return llvm
+
+
+@functools.cache
+def _lljit() -> Any:
+    return _llvm().create_lljit_compiler(use_jit_link=False, suppress_errors=True)
+
+
+@functools.cache
+def llvm_version() -> str:
+    """Versions of llvmlite and of the LLVM inside it."""
+    import llvmlite
+
+    return f"llvmlite {llvmlite.__version__} LLVM {'.'.join(map(str, _llvm().llvm_version_info))}"
+
+
+@functools.cache
+def host_target() -> Target:
+    """The best target of this CPU, with LLVM's own name and features for it.
+
+    `LEANCONV_TARGET` (avx2, avx512, neon, portable) forces another one that the CPU can run.
+    """
+    import os
+    from dataclasses import replace
+
+    llvm = _llvm()
+    features = llvm.get_host_cpu_features()
+    triple = llvm.get_process_triple()
+    wanted = os.environ.get("LEANCONV_TARGET", "")
+    if triple.startswith(("aarch64", "arm64")):
+        able = [NEON]
+    else:
+        able = [PORTABLE]
+        if features.get("avx2") and features.get("fma"):
+            able.insert(0, AVX2)
+            if all(features.get(f"avx512{part}") for part in ("f", "vl", "dq", "bw")):
+                able.insert(0, AVX512)
+    names = [target.name for target in able]
+    if wanted and wanted not in names:
+        raise CompileError(f"LEANCONV_TARGET={wanted!r}: this CPU runs {', '.join(names)}")
+    chosen = able[names.index(wanted)] if wanted else able[0]
+    if wanted and chosen is not able[0]:
+        return replace(chosen, triple=triple)
+    extra = ",-prefer-256-bit" if chosen is AVX512 else ""
+    if chosen is PORTABLE:
+        return replace(chosen, triple=triple)
+    return replace(chosen, triple=triple, cpu=llvm.get_host_cpu_name(), features=features.flatten() + extra)
+
+
+def compile_object(text: str, target: Target) -> bytes:
+    """Machine code for a module of LLVM assembly, as the bytes of an object file."""
+    return bytes(_machine_code(text, target, assembly=False))
+
+
+def compile_assembly(text: str, target: Target) -> str:
+    """The same machine code as assembly text, for reading and for tests; any target, whatever the host."""
+    return str(_machine_code(text, target, assembly=True))
+
+
+def _machine_code(text: str, target: Target, *, assembly: bool) -> Any:
+    with _lock:
+        llvm = _llvm() if target.triple == _llvm().get_process_triple() else _all_targets()
+        machine = llvm.Target.from_triple(target.triple).create_target_machine(
+            cpu=target.cpu, features=target.features, opt=2, reloc="pic", codemodel="small"
+        )
+        try:
+            module = llvm.parse_assembly(text)
+            module.triple = target.triple
+            module.data_layout = str(machine.target_data)
+            module.verify()
+        except RuntimeError as error:
+            raise CompileError(f"LLVM refused a generated kernel: {error}") from error
+        return machine.emit_assembly(module) if assembly else machine.emit_object(module)
+
+
+class Linked:
+    """Linked machine code: addresses of its functions, valid as long as this object lives."""
+
+    def __init__(self, object_bytes: bytes, names: tuple[str, ...], imports: dict[str, int] | None = None) -> None:
+        global _counter
+        with _lock:
+            _counter += 1
+            builder = _llvm().JITLibraryBuilder().add_object_img(object_bytes)
+            for symbol, address in (imports or {}).items():
+                builder.import_symbol(symbol, address)
+            for name in names:
+                builder.export_symbol(name)
+            try:
+                self._tracker = builder.link(_lljit(), f"leanconv{_counter}")
+            except RuntimeError as error:
+                raise CompileError(f"linking {', '.join(names)} failed: {error}") from error
+            self.addresses = {name: int(self._tracker[name]) for name in names}

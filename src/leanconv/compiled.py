@@ -1,0 +1,118 @@
+"""From a kernel's specification to an address: in memory, else from the cache on disk, else from LLVM.
+
+A specification is a frozen dataclass that names its target and can `emit` itself; equal specifications share one kernel in a
+process, and one file on disk between processes.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from leanconv.cache import CacheInfo, ObjectCache, make_key
+from leanconv.codegen import jit
+from leanconv.codegen.ir import Module
+from leanconv.codegen.targets import Target
+
+
+class KernelSpec(Protocol):
+    """What a kernel is specialised for; its repr names it completely."""
+
+    @property
+    def target(self) -> Target:
+        """The CPU it is for."""
+
+    def emit(self, module: Module, name: str) -> tuple[str, ...]:
+        """Emit `void name(ptr buffers, ptr fields, i64 chunk, i64 thread)`; the names of its fields in order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """A compiled kernel: its address, the fields of its parameter block, and what keeps the code in memory."""
+
+    address: int
+    fields: tuple[str, ...]
+    linked: jit.Linked
+
+
+_NAME = "kernel"
+_kernels: dict[KernelSpec, Kernel] = {}
+_lock = threading.RLock()
+
+
+@functools.cache
+def object_cache() -> ObjectCache:
+    """The cache on disk of this process."""
+    return ObjectCache()
+
+
+def cache_info() -> CacheInfo:
+    """Where compiled kernels are kept on disk, in which mode, how many and how large, and how often they served."""
+    return object_cache().info()
+
+
+def cache_clear() -> None:
+    """Delete all compiled kernels on disk; those in use stay in memory."""
+    object_cache().clear()
+
+
+@functools.cache
+def generator_digest() -> str:
+    """A digest of every source file that decides what machine code a specification becomes."""
+    here = Path(__file__).parent
+    files = sorted([*here.glob("codegen/*.py"), *here.glob("kernels/*.py"), here / "compiled.py"])
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()
+
+
+def kernel(spec: KernelSpec) -> Kernel:
+    """The compiled kernel of a specification.
+
+    Raises:
+        CompileError: LLVM refused the generated code (a defect of ours) or could not link it.
+    """
+    found = _kernels.get(spec)
+    if found is None:
+        with _lock:
+            found = _kernels.get(spec)
+            if found is None:
+                fields, linked = _obtain(spec.target, repr(spec), lambda module: spec.emit(module, _NAME), (_NAME,))
+                found = _kernels[spec] = Kernel(linked.addresses[_NAME], fields, linked)
+    return found
+
+
+@functools.cache
+def runtime_functions() -> tuple[jit.Linked, int, int]:
+    """The thread pool's native side: what keeps it in memory, then the addresses of submit and worker."""
+    from leanconv.kernels.runtime import emit_runtime
+
+    target = jit.host_target()
+    names = ("leanconv_submit", "leanconv_worker")
+    with _lock:
+        _, linked = _obtain(target, f"runtime {target!r}", lambda module: emit_runtime(module, target), names)
+    return linked, linked.addresses[names[0]], linked.addresses[names[1]]
+
+
+def _obtain(
+    target: Target, identity: str, emit: Callable[[Module], tuple[str, ...]], names: tuple[str, ...]
+) -> tuple[tuple[str, ...], jit.Linked]:
+    """Field names and linked code of one module, from the disk or from LLVM (then stored)."""
+    store = object_cache()
+    key = make_key({"generator": generator_digest(), "llvm": jit.llvm_version(), "spec": identity})
+    stored = store.get(key)
+    if stored is not None:
+        head, _, code = stored.partition(b"\0")
+        return tuple(head.decode().split()), jit.Linked(code, names)
+    module = Module()
+    fields = emit(module)
+    code = jit.compile_object(module.text(), target)
+    linked = jit.Linked(code, names)
+    store.put(key, " ".join(fields).encode() + b"\0" + code, {"target": target.name, "spec": identity[:2000]})
+    return fields, linked

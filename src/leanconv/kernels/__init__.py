@@ -1,0 +1,1 @@
+"""Generated kernels that the algorithms share; they know layers and memory, but no algorithm."""

@@ -1,0 +1,209 @@
+"""The register-tiled core: every dense algorithm ends here, and most differ only in where it reads its pixels.
+
+A tile is `rows` output pixels by `vectors` vector registers of output channels.  One step of the reduction loads one row
+of packed weights (`vectors` registers), broadcasts one element of each pixel and does rows * vectors multiply-adds:
+
+            weights  [panel][tap][channel][NR]            NR = vectors * lanes
+                        |  w0      |  w1
+    pixel 0 --x0-->  acc[0][0]  acc[0][1]     accumulators live in registers through the whole reduction
+    pixel 1 --x1-->  acc[1][0]  acc[1][1]     (phi nodes, never memory)
+      ...
+
+The order of every output's sum is taps outermost, channels innermost, whatever the tile, the layout, the blocking or the
+number of threads, so none of them changes a bit of the result.  Long sums are cut into sections of at most 768 terms
+that are added up apart (on the stack, once a section): the error grows with the square root of the section, not of
+the whole sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
+from leanconv.codegen.targets import Target
+from leanconv.kernels.cursor import Cursor
+from leanconv.kernels.fields import Fields
+
+UNROLL = 4  # reduction steps in one round of the inner loop: 4 x 20 instructions at 6x2, well inside the op cache
+LONGEST_BLOCK = 36  # most steps unrolled where their number is known: 3x3 or 11x1 taps of 3 channels
+SECTION = 768  # most terms summed in one run of the accumulators
+
+
+@dataclass(frozen=True, slots=True)
+class Reduction:
+    """The sum as the kernel is specialised for it.
+
+    `kernel` taps per dimension; `channels` when few enough to unroll wholly, else None with `remainder` = channels mod
+    UNROLL; `unit_channel`: channels are adjacent in memory; `merged`: the innermost dimension's taps follow its channels
+    without a gap (dense NHWC, dilation 1), so both are one run; `flush` names the loop after which a section ends:
+    a dimension's index, "channels" (chunks of SECTION channels) or None.
+    """
+
+    kernel: tuple[int, ...]
+    channels: int | None
+    remainder: int
+    unit_channel: bool
+    merged: bool
+    flush: int | str | None
+
+    @staticmethod
+    def of(kernel: tuple[int, ...], channels: int, *, unit_channel: bool, merged: bool) -> Reduction:
+        """Choose unrolling and sections for a sum over `kernel` taps of `channels` channels each."""
+        flush: int | str | None = "channels" if channels > SECTION else None
+        inner = channels
+        if flush is None:
+            for dim in reversed(range(len(kernel))):
+                if inner * kernel[dim] > SECTION:
+                    flush = dim
+                    break
+                inner *= kernel[dim]
+        few = channels <= 8
+        merged = merged and few and flush != len(kernel) - 1
+        return Reduction(kernel, channels if few else None, channels % UNROLL, unit_channel, merged, flush)
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """A register tile and the names of its emitter's surroundings."""
+
+    target: Target
+    dtype: str
+    rows: int
+    vectors: int
+    bias: bool
+
+    @property
+    def scalar(self) -> str:
+        """LLVM's name of the element type."""
+        return SCALARS[self.dtype]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return 8 if self.dtype == "float64" else 4
+
+    @property
+    def vec(self) -> str:
+        """LLVM's vector type."""
+        return vector(self.scalar, self.target.lanes(self.dtype))
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of packed weights that one step of the reduction reads."""
+        return self.vectors * self.target.vector_bytes
+
+
+@dataclass(slots=True)
+class Sum:
+    """Emits the reduction of one tile."""
+
+    fn: Function
+    fields: Fields
+    tile: Tile
+    reduction: Reduction
+    totals: Value | None = field(default=None)
+
+    def start(self, weights: Value) -> tuple[Value, list[Value]]:
+        """Accumulators at the bias (or zero), and the address of the first weights behind it."""
+        fn, tile = self.fn, self.tile
+        zero = fn.const(tile.vec, 0.0)
+        if not tile.bias:
+            first = [zero] * tile.vectors
+        else:
+            first = [fn.load(tile.vec, weights, v * tile.target.vector_bytes) for v in range(tile.vectors)]
+            weights = fn.gep(weights, tile.step_bytes)
+        accs = first * tile.rows
+        if self.reduction.flush is not None:
+            if self.totals is None:
+                self.totals = fn.alloca(len(accs) * tile.target.vector_bytes)
+            for i, acc in enumerate(accs):
+                fn.store(acc, self.totals, i * tile.target.vector_bytes)
+            accs = [zero] * len(accs)
+        return weights, accs
+
+    def end_section(self, level: int | str, accs: list[Value]) -> list[Value]:
+        """Where a section ends: add the accumulators to the totals and start again from zero."""
+        return self._add_up(accs) if self.reduction.flush == level else accs
+
+    def _add_up(self, accs: list[Value]) -> list[Value]:
+        fn, tile = self.fn, self.tile
+        assert self.totals is not None
+        for i, acc in enumerate(accs):
+            old = fn.load(tile.vec, self.totals, i * tile.target.vector_bytes)
+            fn.store(fn.binary("fadd", old, acc), self.totals, i * tile.target.vector_bytes)
+        return [fn.const(tile.vec, 0.0)] * len(accs)
+
+    def finish(self, accs: list[Value]) -> list[Value]:
+        """The whole sums."""
+        if self.reduction.flush is None:
+            return accs
+        fn, tile = self.fn, self.tile
+        assert self.totals is not None
+        olds = [fn.load(tile.vec, self.totals, i * tile.target.vector_bytes) for i in range(len(accs))]
+        return [fn.binary("fadd", old, acc) for old, acc in zip(olds, accs, strict=True)]
+
+    def step(self, pixels: Sequence[Value], offset: Index, weights: Value, accs: list[Value], row: int) -> list[Value]:
+        """One step: the element `offset` bytes behind every pixel's address times row `row` of the weights."""
+        fn, tile = self.fn, self.tile
+        lanes, width = tile.target.lanes(tile.dtype), tile.target.vector_bytes
+        loaded = [fn.load(tile.vec, weights, row * tile.step_bytes + v * width) for v in range(tile.vectors)]
+        result = []
+        for i, pixel in enumerate(pixels):
+            x = fn.splat(fn.load(tile.scalar, pixel, offset), lanes)
+            for v, w in enumerate(loaded):
+                result.append(fn.multiply_add(x, w, accs[i * tile.vectors + v], fused=tile.target.fma))
+        return result
+
+    def run(self, cursor: Cursor, count: int | None, weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
+        """The steps along one cursor: `count` of them if known, else all channels; returns the weights' new address."""
+        if count is None:
+            return self._run_channels(cursor, weights, accs)
+        unroll = max(d for d in range(1, min(count, LONGEST_BLOCK) + 1) if count % d == 0)
+        if unroll == count:
+            return self._block(cursor, count, weights, accs)
+
+        def body(_: Value, state: list[Value]) -> list[Value]:
+            return self._round(cursor, unroll, state)
+
+        state = self.fn.loop(0, count, unroll, [*cursor.state, weights, *accs], body, hint="run")
+        return self._split(cursor, state)
+
+    def _block(self, cursor: Cursor, count: int, weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
+        for row, (pixels, offset) in enumerate(cursor.addresses(count)):
+            accs = self.step(pixels, offset, weights, accs, row)
+        return self.fn.gep(weights, count * self.tile.step_bytes), accs
+
+    def _split(self, cursor: Cursor, state: list[Value]) -> tuple[Value, list[Value]]:
+        return state[len(cursor.state)], state[len(cursor.state) + 1 :]
+
+    def _round(self, cursor: Cursor, count: int, state: list[Value]) -> list[Value]:
+        here = cursor.at(state[: len(cursor.state)])
+        weights, accs = self._split(cursor, state)
+        weights, accs = self._block(here, count, weights, accs)
+        return [*here.advanced(count), weights, *accs]
+
+    def _run_channels(self, cursor: Cursor, weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
+        """All channels of one tap: rounds of UNROLL steps, in chunks of a section, then the remainder."""
+        fn, red = self.fn, self.reduction
+        whole = self.fields["channels_whole"]  # channels rounded down to whole rounds
+        state = [*cursor.state, weights, *accs]
+
+        def rounds(first: Index, end: Index, state: list[Value]) -> list[Value]:
+            return fn.loop(first, end, UNROLL, state, lambda _, s: self._round(cursor, UNROLL, s), hint="channels")
+
+        if red.flush == "channels":
+            section = self.fields["section"]
+
+            def chunk(first: Value, state: list[Value]) -> list[Value]:
+                state = rounds(first, fn.smin(fn.add(first, section), whole), state)
+                known = len(cursor.state) + 1
+                return [*state[:known], *self.end_section("channels", state[known:])]
+
+            state = fn.loop(0, whole, section, state, chunk, hint="section")
+        else:
+            state = rounds(0, whole, state)
+        weights, accs = self._split(cursor, state)
+        if red.remainder:
+            return self._block(cursor.at(state[: len(cursor.state)]), red.remainder, weights, accs)
+        return weights, accs

@@ -1,0 +1,94 @@
+"""How the core walks through memory: where the next elements of the pixels of a tile are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from leanconv.codegen.ir import Function, Index, Value
+
+Addresses = list[tuple[Sequence[Value], Index]]  # per step: every pixel's address, and an offset common to all
+
+
+class Cursor(ABC):
+    """A place in the input for every pixel of a tile; immutable, so that it can be carried through loops as phis."""
+
+    state: list[Value]
+
+    @abstractmethod
+    def at(self, state: list[Value]) -> Cursor:
+        """The same walk at another place."""
+
+    @abstractmethod
+    def addresses(self, count: int) -> Addresses:
+        """Where the next `count` steps read."""
+
+    @abstractmethod
+    def advanced(self, count: int) -> list[Value]:
+        """The state `count` steps further on."""
+
+
+class SharedCursor(Cursor):
+    """All pixels move alike: one offset register serves them all (every window lies inside the image)."""
+
+    def __init__(self, fn: Function, pixels: Sequence[Value], offset: Index, stride: Index) -> None:
+        self._fn, self._pixels, self._stride = fn, pixels, stride
+        self.state = [fn.i64(offset)]
+
+    def at(self, state: list[Value]) -> SharedCursor:
+        """The same walk at another offset."""
+        return SharedCursor(self._fn, self._pixels, state[0], self._stride)
+
+    def addresses(self, count: int) -> Addresses:
+        """A constant stride becomes a displacement of the load, any other an offset register a step."""
+        fn, offset = self._fn, self.state[0]
+        if isinstance(self._stride, int):
+            moved = [fn.gep(pixel, offset) for pixel in self._pixels]
+            return [(moved, u * self._stride) for u in range(count)]
+        result: Addresses = []
+        at: Index = offset
+        for _ in range(count):
+            result.append((self._pixels, at))
+            at = fn.add(at, self._stride)
+        return result
+
+    def advanced(self, count: int) -> list[Value]:
+        """The offset `count` steps further on."""
+        return [self._fn.i64(self._fn.add(self.state[0], self._fn.mul(self._stride, count)))]
+
+
+class PointerCursor(Cursor):
+    """Every pixel has an address and a stride of its own: those outside the image stay on a block of zeros.
+
+    `strides` are zero for such a pixel.  With adjacent channels (`item` bytes apart) the steps of one round read behind the
+    same address, so the block of zeros must hold as many elements as a round.
+    """
+
+    def __init__(self, fn: Function, pixels: list[Value], strides: Sequence[Value], item: int | None) -> None:
+        self._fn, self._strides, self._item = fn, strides, item
+        self.state = pixels
+
+    def at(self, state: list[Value]) -> PointerCursor:
+        """The same walk at other addresses."""
+        return PointerCursor(self._fn, state, self._strides, self._item)
+
+    def addresses(self, count: int) -> Addresses:
+        """Displacements for adjacent channels, else one addition a pixel and step."""
+        if self._item is not None:
+            return [(self.state, u * self._item) for u in range(count)]
+        result: Addresses = []
+        pixels = self.state
+        for _ in range(count):
+            result.append((pixels, 0))
+            pixels = self._moved(pixels)
+        return result
+
+    def _moved(self, pixels: Sequence[Value]) -> list[Value]:
+        return [self._fn.gep(pixel, stride) for pixel, stride in zip(pixels, self._strides, strict=True)]
+
+    def advanced(self, count: int) -> list[Value]:
+        """Adjacent channels: strides are those of a whole round; else one step is added `count` times."""
+        pixels = list(self.state)
+        for _ in range(1 if self._item is not None else count):
+            pixels = self._moved(pixels)
+        return pixels

@@ -1,0 +1,169 @@
+"""The kernel of one phase: a block of output pixels by a group of panels of output channels, tile by tile.
+
+A chunk is one (image, group, block of pixels, group of panels).  Inside it the panels are the outer loop and the tiles the
+inner one, so that one panel of weights stays in the nearest cache that holds it while the block of pixels goes by.
+
+Fields: `{n,g,b,k}_div` and `{n,g,b,k}_count` split the chunk's number; `block` pixels a block, `pixels` in all, `panels` a
+group of panels, `panel_count` in all; `x_n x_g o_n o_g o_k o_row r_n r_g r_k r_row` bytes between images, groups, output
+channels (panels in the "rows" layout) and pixels; `w_g`, `w_panel` bytes of packed weights per group and panel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from leanconv.codegen.ir import Function, Index, Module, Value
+from leanconv.codegen.targets import Target
+from leanconv.kernels.core import Reduction, Sum, Tile
+from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.output import Output
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """How output channels are split: `count` panels of `vectors` registers, then one of `last` registers (0: none).
+
+    `valid` is the number of channels in the very last register.
+    """
+
+    count: int
+    vectors: int
+    last: int
+    valid: int
+
+    @staticmethod
+    def of(channels: int, lanes: int) -> Panels:
+        """Panels of two registers; an odd register makes the last panel three wide, which runs as fast (4x3 for 6x2)."""
+        registers = -(-channels // lanes)
+        valid = channels - (registers - 1) * lanes
+        odd, partial = registers % 2 == 1, valid < lanes
+        if registers == 1:
+            return Panels(0, 2, 1, valid)
+        if odd:
+            return Panels((registers - 3) // 2, 2, 3, valid)
+        return Panels(registers // 2 - 1, 2, 2, valid) if partial else Panels(registers // 2, 2, 0, lanes)
+
+    @property
+    def total(self) -> int:
+        """All panels."""
+        return self.count + (1 if self.last else 0)
+
+    @property
+    def registers(self) -> int:
+        """All registers of output channels, filled up to whole ones."""
+        return self.count * self.vectors + self.last
+
+
+@dataclass(frozen=True, slots=True)
+class DenseSpec:
+    """Everything a dense kernel is specialised for; equal specs share one kernel, whatever the layer's extents.
+
+    `rows` are the tile heights of the whole panels and of the last one; `ragged` adds tiles one row shorter, so that any
+    number of pixels splits without idle rows; `columns` stores with pixels adjacent (NCHW) instead of channels.
+    """
+
+    target: Target
+    dtype: str
+    source: Rows | Image
+    reduction: Reduction
+    whole: bool
+    last: int
+    valid: int
+    rows: tuple[int, int]
+    ragged: bool
+    bias: bool
+    columns: bool
+    epilogue: Epilogue
+
+    def emit(self, module: Module, name: str) -> tuple[str, ...]:
+        """Emit this kernel into a module; returns the names of its fields in order."""
+        return emit_dense(module, self, name)
+
+
+def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
+    """Emit the kernel; returns the names of its fields in order. Buffers: x, w (packed), out, residual."""
+    kernel = KernelFunction(module, name)
+    fn, fields = kernel.fn, kernel.fields
+    index = {letter: kernel.index(letter) for letter in "ngbk"}
+
+    def moved(role: str, letter: str) -> Value:
+        offset = fn.add(fn.mul(index["n"], fields[f"{letter}_n"]), fn.mul(index["g"], fields[f"{letter}_g"]))
+        return fn.gep(fields.buffer(role), offset)
+
+    x, out = moved("x", "x"), moved("out", "o")
+    residual = moved("residual", "r") if spec.epilogue.residual else None
+    weights = fn.gep(fields.buffer("w"), fn.mul(index["g"], fields["w_g"]))
+    first = fn.mul(index["b"], fields["block"])
+    end = fn.i64(fn.smin(fn.add(first, fields["block"]), fields["pixels"]))
+    panel0 = fn.i64(fn.mul(index["k"], fields["panels"]))
+    panel1 = fn.i64(fn.smin(fn.add(panel0, fields["panels"]), fields["panel_count"]))
+    start = spec.source.start(fn, fields, first)
+
+    def panel(at: Value, vectors: int, rows: int, valid: int) -> None:
+        tile = Tile(spec.target, spec.dtype, rows, vectors, spec.bias)
+        w = fn.gep(weights, fn.mul(at, fields["w_panel"]))
+        _panel(fn, fields, spec, tile, valid, x, w, out, residual, at, fn.i64(first), end, start)
+
+    lanes = spec.target.lanes(spec.dtype)
+    if spec.whole:
+        whole_end = fn.i64(fn.smin(panel1, fields["panel_whole"]))
+
+        def body(at: Value, _: list[Value]) -> list[Value]:
+            panel(at, 2, spec.rows[0], lanes)
+            return []
+
+        fn.loop(panel0, whole_end, 1, [], body, guard=True, hint="panel")
+    if spec.last:
+
+        def last() -> list[Value]:
+            panel(fn.i64(fn.sub(fields["panel_count"], 1)), spec.last, spec.rows[1], spec.valid)
+            return []
+
+        fn.if_(fn.cmp("eq", panel1, fields["panel_count"]), last, lambda: [], hint="last")
+    return kernel.finish()
+
+
+def _panel(
+    fn: Function,
+    fields: Fields,
+    spec: DenseSpec,
+    tile: Tile,
+    valid: int,
+    x: Value,
+    weights: Value,
+    out: Value,
+    residual: Value | None,
+    panel: Value,
+    first: Value,
+    end: Value,
+    start: list[Value],
+) -> None:
+    """All tiles of one panel over one block of pixels [first, end)."""
+    output = Output(fn, fields, tile, spec.epilogue, valid, spec.columns)
+    o = output.panel(out, panel, "o")
+    r = output.panel(residual, panel, "r") if residual is not None else None
+
+    def tiles(shape: Tile, begin: Value, stop: Index, state: list[Value], shaped: Output) -> list[Value]:
+        sum_ = Sum(fn, fields, shape, spec.reduction)
+
+        def body(pixel: Value, state: list[Value]) -> list[Value]:
+            left = fn.i64(fn.sub(end, pixel))
+            accs = spec.source.tile(sum_, x, weights, left, state)
+            shaped.store(accs, o, r, pixel, left)
+            return spec.source.next(fn, fields, shape.rows, state)
+
+        return fn.loop(begin, stop, shape.rows, state, body, guard=spec.ragged, hint="tile")
+
+    if not spec.ragged:
+        tiles(tile, first, end, start, output)
+        return
+    # n pixels in t = ceil(n / rows) tiles: rows * t - n of them are one row shorter, and those come last.
+    count = fn.sub(end, first)
+    number = fn.udiv(fn.add(count, tile.rows - 1), tile.rows)
+    short = fn.smin(fn.sub(fn.mul(number, tile.rows), count), number)
+    turn = fn.i64(fn.add(first, fn.mul(fn.sub(number, short), tile.rows)))
+    state = tiles(tile, first, turn, start, output)
+    lower = Tile(tile.target, tile.dtype, tile.rows - 1, tile.vectors, tile.bias)
+    tiles(lower, turn, end, state, Output(fn, fields, lower, spec.epilogue, valid, spec.columns))

@@ -1,0 +1,58 @@
+"""What a kernel reads at run time: named i64 fields and named buffers, declared by use."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+
+from leanconv.codegen.ir import I64, PTR, Function, Index, Module, Value
+
+
+class Fields:
+    """Reads named i64 fields of a parameter block inside a kernel and remembers the order they were named in.
+
+    The loads stand in the entry block, so that they dominate every use.
+    """
+
+    def __init__(self, fn: Function, block: Value, buffers: Value) -> None:
+        self._fn, self._block, self._buffers = fn, block, buffers
+        self.names: list[str] = []
+        self._loaded: dict[str, Value] = {}
+        self._pointers: dict[str, Value] = {}
+
+    def __getitem__(self, name: str) -> Value:
+        """The value of a field."""
+        if name not in self._loaded:
+            self.names.append(name)
+            self._loaded[name] = self._fn.entry_load(I64, self._block, 8 * (len(self.names) - 1))
+        return self._loaded[name]
+
+    def buffer(self, role: str) -> Value:
+        """The address of the buffer that plays a role; the field `slot_<role>` says where it stands in the table."""
+        if role not in self._pointers:
+            slot = self[f"slot_{role}"]
+            self._pointers[role] = self._fn.entry_load(PTR, self._buffers, slot)
+        return self._pointers[role]
+
+
+class KernelFunction:
+    """A kernel being written: `void name(ptr buffers, ptr fields, i64 chunk, i64 thread)`."""
+
+    def __init__(self, module: Module, name: str) -> None:
+        self.fn = module.function(name, [(PTR, "buffers"), (PTR, "params"), (I64, "chunk"), (I64, "thread")])
+        buffers, params, self.chunk, self.thread = self.fn.args
+        self.fields = Fields(self.fn, params, buffers)
+
+    def index(self, letter: str) -> Index:
+        """One coordinate of the chunk's number: chunk / `{letter}_div` mod `{letter}_count`."""
+        return self.fn.urem(self.fn.udiv(self.chunk, self.fields[f"{letter}_div"]), self.fields[f"{letter}_count"])
+
+    def finish(self) -> tuple[str, ...]:
+        """End the kernel; the names of its fields in order."""
+        self.fn.ret()
+        return tuple(self.fields.names)
+
+
+def pack_fields(names: tuple[str, ...], values: Mapping[str, int]) -> ctypes.Array[ctypes.c_int64]:
+    """The parameter block for the fields that a kernel named, in its order."""
+    return (ctypes.c_int64 * max(1, len(names)))(*(values[name] for name in names))

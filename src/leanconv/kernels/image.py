@@ -1,0 +1,263 @@
+"""Where the core finds the pixels of a tile: rows of a matrix, or windows of an image with its edges."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from leanconv.codegen.ir import I1, Function, Index, Value
+from leanconv.kernels.core import UNROLL, Sum
+from leanconv.kernels.cursor import Cursor, PointerCursor, SharedCursor
+from leanconv.kernels.epilogue import clamp_offsets
+from leanconv.kernels.fields import Fields
+
+ZERO_BYTES = 64  # a block of zeros that padded pixels read: a round of channels, 8 at the most, of 8 bytes
+
+
+class Source(Protocol):
+    """Where the pixels of an output tile are read."""
+
+    def start(self, fn: Function, fields: Fields, pixel: Index) -> list[Value]:
+        """What has to be carried from tile to tile, at a given output pixel."""
+
+    def tile(self, sum_: Sum, base: Value, weights: Value, left: Value, state: list[Value]) -> list[Value]:
+        """The sums of one tile whose first pixel is where `state` says; `left` pixels remain in this block."""
+
+    def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
+        """The state `rows` output pixels further on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Output pixel i reads row i: a patch matrix, or an image under a pointwise kernel of stride 1.
+
+    Fields: `x_row` bytes between rows, `x_c` bytes between channels (unless adjacent).
+    """
+
+    def start(self, fn: Function, fields: Fields, pixel: Index) -> list[Value]:
+        """The byte offset of the row."""
+        return [fn.i64(fn.mul(pixel, fields["x_row"]))]
+
+    def tile(self, sum_: Sum, base: Value, weights: Value, left: Value, state: list[Value]) -> list[Value]:
+        """Every row is inside; rows past the end of the block repeat the last one."""
+        fn = sum_.fn
+        first = fn.gep(base, state[0])
+        offsets = clamp_offsets(fn, sum_.tile.rows, left, sum_.fields["x_row"])
+        return whole_windows(sum_, [fn.gep(first, offset) for offset in offsets], weights)
+
+    def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
+        """Rows are evenly spaced."""
+        return [fn.i64(fn.add(state[0], fn.mul(fields["x_row"], rows)))]
+
+
+def whole_windows(sum_: Sum, pixels: list[Value], weights: Value) -> list[Value]:
+    """Sum over all taps when the window of every pixel lies inside the image; `pixels` address the first taps."""
+    fn, red = sum_.fn, sum_.reduction
+    stride: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
+
+    def taps(dim: int, offset: Index, weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
+        last = dim == len(red.kernel) - 1
+        if dim == len(red.kernel) or (last and red.merged):
+            count = None if red.channels is None else red.channels * (red.kernel[dim] if red.merged else 1)
+            return sum_.run(SharedCursor(fn, pixels, offset, stride), count, weights, accs)
+        if red.kernel[dim] == 1:
+            return taps(dim + 1, offset, weights, accs)
+        step = sum_.fields[f"tap{dim}"]
+
+        def body(_: Value, state: list[Value]) -> list[Value]:
+            at, w, *inner = state
+            w, inner = taps(dim + 1, at, w, inner)
+            return [fn.i64(fn.add(at, step)), w, *sum_.end_section(dim, inner)]
+
+        _, w, *accs = fn.loop(0, red.kernel[dim], 1, [fn.i64(offset), weights, *accs], body, hint="tap")
+        return w, accs
+
+    weights, accs = sum_.start(weights)
+    return sum_.finish(taps(0, 0, weights, accs)[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """Output pixels are windows of an image, counted along the last dimension first.
+
+    Windows inside the image along one output row are evenly spaced (the usual case, no work per pixel); other tiles may
+    wrap from row to row and hang over the edges: every pixel then gets an address per tap, and one outside the image
+    reads zeros (or, in another pad mode, the pixel that the mode names).
+
+    Fields: `out{d}` output size, `in{d}` input size, `at{d}` bytes between input pixels, `step{d}` = stride * at, `tap{d}` =
+    dilation * at, `low{d}`/`high{d}` the output positions [low, high) whose windows lie inside, `w_rows{d}` rows of
+    packed weights per tap, `x_c` bytes between channels (unless adjacent).
+    """
+
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    pad_low: tuple[int, ...]
+    padded: bool
+    pad_mode: str
+
+    @property
+    def dims(self) -> int:
+        """Spatial dimensions."""
+        return len(self.stride)
+
+    def start(self, fn: Function, fields: Fields, pixel: Index) -> list[Value]:
+        """The output position of a pixel, first dimension first."""
+        position: list[Value] = []
+        rest: Index = pixel
+        for dim in reversed(range(1, self.dims)):
+            position.insert(0, fn.i64(fn.urem(rest, fields[f"out{dim}"])))
+            rest = fn.udiv(rest, fields[f"out{dim}"])
+        return [fn.i64(rest), *position]
+
+    def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
+        """Rows further on; divides only where an output row ends."""
+        *outer, column = state
+        moved = fn.i64(fn.add(column, rows))
+        if not outer:
+            return [moved]
+        width = fields[f"out{self.dims - 1}"]
+
+        def wrap() -> list[Value]:
+            position = [*outer[:-1], fn.i64(fn.add(outer[-1], fn.udiv(moved, width))), fn.i64(fn.urem(moved, width))]
+            for dim in reversed(range(1, self.dims - 1)):
+                size = fields[f"out{dim}"]
+                position[dim - 1] = fn.i64(fn.add(position[dim - 1], fn.udiv(position[dim], size)))
+                position[dim] = fn.i64(fn.urem(position[dim], size))
+            return position
+
+        return fn.if_(fn.cmp("slt", moved, width), lambda: [*outer, moved], wrap, hint="wrap")
+
+    def tile(self, sum_: Sum, base: Value, weights: Value, left: Value, state: list[Value]) -> list[Value]:
+        """Choose between evenly spaced windows inside the image and the general form."""
+        fn, fields, rows, last = sum_.fn, sum_.fields, sum_.tile.rows, self.dims - 1
+        even = fn.cmp("sge", left, rows)
+        for dim, at in enumerate(state):
+            if self.padded:
+                even = fn.both(even, fn.cmp("sge", at, fields[f"low{dim}"]))
+            end = fn.add(at, rows - 1) if dim == last else at
+            limit = fields[f"high{dim}"] if self.padded else fields[f"out{dim}"]
+            if self.padded or dim == last:
+                even = fn.both(even, fn.cmp("slt", end, limit))
+
+        def first_window() -> Value:
+            offset: Index = 0
+            for dim, at in enumerate(state):
+                offset = fn.add(offset, fn.mul(at, fields[f"step{dim}"]))
+            return fn.gep(base, fn.sub(offset, fields["pad_bytes"]) if self.padded else offset)
+
+        def evenly() -> list[Value]:
+            first = first_window()
+            return [fn.gep(first, fn.mul(fields[f"step{last}"], i)) for i in range(rows)]
+
+        if not self.padded:
+            pixels = fn.if_(even, evenly, lambda: self._windows(sum_, base, left, state), hint="even")
+            return whole_windows(sum_, pixels, weights)
+        return fn.if_(
+            even,
+            lambda: whole_windows(sum_, evenly(), weights),
+            lambda: self._edge(sum_, base, weights, left, state),
+            hint="even",
+        )
+
+    def _positions(self, sum_: Sum, left: Value, state: list[Value]) -> list[list[Value]]:
+        """The output position of every row of the tile; rows past the end repeat the last one."""
+        fn, fields = sum_.fn, sum_.fields
+        last_row = fn.sub(left, 1)
+        positions = [state]
+        for i in range(1, sum_.tile.rows):
+            before = positions[-1]
+            after, carry = list(before), fn.cmp("sle", i, last_row)
+            for dim in reversed(range(self.dims)):
+                grown = fn.select(carry, fn.add(before[dim], 1), before[dim])
+                if dim == 0:
+                    after[0] = grown
+                    break
+                carry = fn.cmp("eq", grown, fields[f"out{dim}"])
+                after[dim] = fn.select(carry, 0, grown)
+            positions.append(after)
+        return positions
+
+    def _windows(self, sum_: Sum, base: Value, left: Value, state: list[Value]) -> list[Value]:
+        """Addresses of the first taps of windows that all lie inside the image but not in one row."""
+        fn = sum_.fn
+        result = []
+        for position in self._positions(sum_, left, state):
+            offset: Index = 0
+            for dim, at in enumerate(position):
+                offset = fn.add(offset, fn.mul(at, sum_.fields[f"step{dim}"]))
+            result.append(fn.gep(base, offset))
+        return result
+
+    def _edge(self, sum_: Sum, base: Value, weights: Value, left: Value, state: list[Value]) -> list[Value]:
+        """The general form: an address per pixel and tap."""
+        fn, red, fields = sum_.fn, sum_.reduction, sum_.fields
+        corners = [
+            [
+                fn.i64(fn.sub(fn.mul(at, self.stride[dim]), self.pad_low[dim]))
+                for dim, at in enumerate(position)
+            ]
+            for position in self._positions(sum_, left, state)
+        ]
+        first, accs = sum_.start(weights)
+        true = Value("true", I1)
+
+        def taps(
+            dim: int, offsets: list[Index], valid: list[Value], weights: Value, accs: list[Value]
+        ) -> list[Value]:
+            if dim == self.dims:
+                cursor = self._cursor(sum_, base, offsets, valid)
+                return sum_.run(cursor, red.channels, weights, accs)[1]
+
+            def body(tap: Value, accs: list[Value]) -> list[Value]:
+                here: list[Index] = []
+                inside: list[Value] = []
+                for corner, offset, ok in zip(corners, offsets, valid, strict=True):
+                    at = fn.i64(fn.add(corner[dim], fn.mul(tap, self.dilation[dim])))
+                    if self.pad_mode == "zeros":
+                        inside.append(fn.both(ok, fn.cmp("ult", at, fields[f"in{dim}"])))
+                    else:
+                        at, ok = mapped_position(fn, at, fields[f"in{dim}"], self.pad_mode), true
+                        inside.append(ok)
+                    here.append(fn.add(offset, fn.mul(at, fields[f"at{dim}"])))
+                w = fn.gep(weights, fn.mul(fn.mul(tap, fields[f"w_rows{dim}"]), sum_.tile.step_bytes))
+
+                def inner() -> list[Value]:
+                    return sum_.end_section(dim, taps(dim + 1, here, inside, w, accs))
+
+                if self.pad_mode != "zeros":
+                    return inner()
+                some = inside[0]
+                for ok in inside[1:]:
+                    some = fn.either(some, ok)
+                return fn.if_(some, inner, lambda: accs, hint="taps")  # nothing but padding adds nothing
+
+            return fn.loop(0, red.kernel[dim], 1, accs, body, hint="edge")
+
+        return sum_.finish(taps(0, [0] * len(corners), [true] * len(corners), first, accs))
+
+    def _cursor(self, sum_: Sum, base: Value, offsets: list[Index], valid: list[Value]) -> Cursor:
+        fn, red = sum_.fn, sum_.reduction
+        pixels = [fn.gep(base, offset) for offset in offsets]
+        stride: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
+        if self.pad_mode != "zeros":
+            return SharedCursor(fn, pixels, 0, stride)
+        zeros = fn.module.zeros(ZERO_BYTES)
+        steps = fn.mul(stride, UNROLL) if red.unit_channel else stride
+        return PointerCursor(
+            fn,
+            [fn.select(ok, pixel, zeros) for ok, pixel in zip(valid, pixels, strict=True)],
+            [fn.select(ok, steps, 0) for ok in valid],
+            sum_.tile.itemsize if red.unit_channel else None,
+        )
+
+
+def mapped_position(fn: Function, at: Value, size: Value, pad_mode: str) -> Value:
+    """The pixel that a position outside the image stands for (pads are at most one image wide)."""
+    last = fn.sub(size, 1)
+    if pad_mode == "replicate":
+        return fn.i64(fn.smin(fn.smax(at, 0), last))
+    below, above = fn.cmp("slt", at, 0), fn.cmp("sge", at, size)
+    if pad_mode == "circular":
+        return fn.select(below, fn.add(at, size), fn.select(above, fn.sub(at, size), at))
+    mirrored = fn.sub(fn.mul(last, 2), at)
+    return fn.select(below, fn.sub(0, at), fn.select(above, mirrored, at))

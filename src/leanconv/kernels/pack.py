@@ -1,0 +1,118 @@
+"""Packed weights: [group][panel][bias NR][taps][channels][NR], what the register-tiled core reads from end to end.
+
+NR is the width of a panel (`Panels`); output channels past the last are zeros.  The bias heads its panel, so that
+accumulators start from it.  A convolution is bound to its weights by running this kernel once; a call with weights
+that may change runs it first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
+from leanconv.codegen.targets import Target
+from leanconv.kernels.dense import Panels
+from leanconv.kernels.fields import Fields, KernelFunction
+
+
+@dataclass(frozen=True, slots=True)
+class PackSpec:
+    """Weights to panels. One chunk is one panel of one group; buffers: weights, bias, w (packed).
+
+    Fields: `g_*`, `p_*` for the chunk; `panel_count`; `channels`; `w_k w_c w_{d}` bytes between weights along output
+    channels, input channels and kernel dimensions; `w_g` bytes between groups; `p_g`, `p_panel` packed bytes per group and
+    whole panel; `bias_g` bytes of bias per group.
+    """
+
+    target: Target
+    dtype: str
+    kernel: tuple[int, ...]
+    whole: bool
+    last: int
+    valid: int
+    bias: bool
+
+    def emit(self, module: Module, name: str) -> tuple[str, ...]:
+        """Emit the kernel; returns the names of its fields in order."""
+        kernel = KernelFunction(module, name)
+        fn, fields = kernel.fn, kernel.fields
+        group, panel = kernel.index("g"), fn.i64(kernel.index("p"))
+        lanes = self.target.lanes(self.dtype)
+        item = 8 if self.dtype == "float64" else 4
+        source = fn.gep(fields.buffer("weights"), fn.mul(group, fields["w_g"]))
+        source = fn.gep(source, fn.mul(fn.mul(panel, 2 * lanes), fields["w_k"]))
+        packed = fn.gep(fields.buffer("w"), fn.mul(group, fields["p_g"]))
+        packed = fn.gep(packed, fn.mul(panel, fields["p_panel"]))
+        bias = None
+        if self.bias:
+            bias = fn.gep(fields.buffer("bias"), fn.mul(group, fields["bias_g"]))
+            bias = fn.gep(bias, fn.mul(panel, 2 * lanes * item))
+
+        def one(width: int, count: int) -> list[Value]:
+            self._panel(fn, fields, source, bias, packed, width, count)
+            return []
+
+        is_last = fn.cmp("eq", fn.add(panel, 1), fields["panel_count"])
+        whole = 2 * lanes
+        if not self.last:
+            one(whole, whole)
+        else:
+            tail = (self.last - 1) * lanes + self.valid
+            if self.whole:
+                fn.if_(is_last, lambda: one(self.last * lanes, tail), lambda: one(whole, whole), hint="last")
+            else:
+                one(self.last * lanes, tail)
+        return kernel.finish()
+
+    def _panel(
+        self,
+        fn: Function,
+        fields: Fields,
+        source: Value,
+        bias: Value | None,
+        packed: Value,
+        width: int,
+        count: int,
+    ) -> None:
+        """One panel of `width` output channels of which `count` exist."""
+        scalar = SCALARS[self.dtype]
+        lanes = self.target.lanes(self.dtype)
+        item = 8 if self.dtype == "float64" else 4
+
+        def row(base: Value, step: Index, target: Value) -> None:
+            """Gather one element of each output channel into one row."""
+            for first in range(0, width, lanes):
+                value = fn.const(vector(scalar, lanes), 0.0)
+                for lane in range(min(lanes, max(0, count - first))):
+                    element = fn.load(scalar, base, fn.mul(step, first + lane))
+                    value = fn.op(
+                        value.type,
+                        f"insertelement {value.type} {value.name}, {scalar} {element.name}, i32 {lane}",
+                    )
+                fn.store(value, target, first * item)
+
+        if bias is not None:
+            row(bias, item, packed)
+            packed = fn.gep(packed, width * item)
+
+        def taps(dim: int, base: Value, target: Value) -> Value:
+            if dim == len(self.kernel):
+
+                def channel(_: Value, state: list[Value]) -> list[Value]:
+                    row(state[0], fields["w_k"], state[1])
+                    return [fn.gep(state[0], fields["w_c"]), fn.gep(state[1], width * item)]
+
+                return fn.loop(0, fields["channels"], 1, [base, target], channel, hint="channel")[1]
+
+            def tap(_: Value, state: list[Value]) -> list[Value]:
+                after = taps(dim + 1, state[0], state[1])
+                return [fn.gep(state[0], fields[f"w_{dim}"]), after]
+
+            return fn.loop(0, self.kernel[dim], 1, [base, target], tap, hint="tap")[1]
+
+        taps(0, source, packed)
+
+
+def packed_bytes(panels: Panels, lanes: int, itemsize: int, steps: int, bias: bool) -> int:
+    """Bytes of the packed weights of one group: `steps` = taps * channels rows, and one of bias."""
+    return panels.registers * lanes * itemsize * (steps + (1 if bias else 0))

@@ -1,0 +1,80 @@
+"""The oracle: a convolution in float64 NumPy, written to be plainly right.
+
+Every kernel is tested against it. One tap at a time, the pixels under that tap are cut from the padded image
+and multiplied with the tap's weights. Nothing depends on memory order and no speed is intended.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from leanconv.problem import Problem, numpy_activation
+
+Float64 = NDArray[np.float64]
+
+_NUMPY_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def reference(
+    problem: Problem,
+    x: NDArray[Any],
+    w: NDArray[Any],
+    bias: NDArray[Any] | None = None,
+    residual: NDArray[Any] | None = None,
+) -> Float64:
+    """Return the convolution of `x` with `w`, computed in float64.
+
+    Args:
+        problem: what to compute; strides and element type are ignored, those of the arrays count.
+        x: array of shape `problem.x_shape`, in the user's axis order.
+        w: array of shape `problem.w_shape`, (K, C/g, *kernel) in every layout.
+        bias: K numbers, if `problem.has_bias`.
+        residual: array of shape `problem.out_shape`, if `problem.residual`.
+
+    Returns:
+        A new float64 array of shape `problem.out_shape`, in the user's axis order.
+    """
+    p = problem
+    image = pad(_channels_first(x, p.layout), p.pad_low, p.pad_high, p.pad_mode)
+    weights = np.asarray(w, dtype=np.float64)
+
+    taps: list[tuple[Any, ...]] = list(itertools.product(*map(range, p.kernel)))
+    out = np.zeros((p.batch, p.out_channels, *p.out_size))
+    for group in range(p.groups):
+        inputs = slice(group * p.group_in, (group + 1) * p.group_in)
+        outputs = slice(group * p.group_out, (group + 1) * p.group_out)
+        for tap in taps:
+            # The pixel under this tap for output position q is at q * stride + tap * dilation.
+            under_tap: tuple[Any, ...] = tuple(
+                slice(t * d, t * d + s * (q - 1) + 1, s)
+                for t, d, s, q in zip(tap, p.dilation, p.stride, p.out_size, strict=True)
+            )
+            pixels = image[:, inputs][(..., *under_tap)]
+            filters = weights[outputs][(..., *tap)]
+            out[:, outputs] += np.einsum("nc...,kc->nk...", pixels, filters)
+
+    if bias is not None:
+        out += np.reshape(bias, (-1,) + (1,) * p.ndim)
+    if residual is not None and p.residual == "before":
+        out += _channels_first(residual, p.layout)
+    if p.activation is not None:
+        out = numpy_activation(p.activation, out)
+    if residual is not None and p.residual == "after":
+        out += _channels_first(residual, p.layout)
+    return out if p.layout == "NCHW" else np.ascontiguousarray(np.moveaxis(out, 1, -1))
+
+
+def pad(image: Float64, low: tuple[int, ...], high: tuple[int, ...], mode: str) -> Float64:
+    """Return an image (N, C, *spatial) with `low` and `high` elements added along the spatial axes."""
+    widths = [(0, 0), (0, 0), *zip(low, high, strict=True)]
+    return np.pad(image, widths, mode=_NUMPY_MODE[mode])  # type: ignore[call-overload, no-any-return]
+
+
+def _channels_first(array: NDArray[Any], layout: str) -> Float64:
+    """Return the array in canonical axis order, as float64."""
+    canonical = array if layout == "NCHW" else np.moveaxis(array, -1, 1)
+    return np.asarray(canonical, dtype=np.float64)

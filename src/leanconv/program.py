@@ -1,0 +1,95 @@
+"""A Program: declared buffers and phases, everything one native call runs.
+
+A phase is a kernel, its fields and a number of chunks.  Buffers are named; a phase says which buffer plays which role of its
+kernel.  `x`, `w` (packed), `out`, `residual`, `weights` (as the user has them) and `bias` come from the caller, all others
+are declared workspace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from leanconv.compiled import Kernel, KernelSpec, kernel
+from leanconv.kernels import runtime
+from leanconv.kernels.fields import pack_fields
+from leanconv.memory import AlignedBlock, Buffer, Layout, layout_of
+
+ARGUMENTS = ("x", "w", "out", "residual", "weights", "bias")
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A kernel over `chunks` chunks; `roles` maps the kernel's buffer roles to names of buffers."""
+
+    name: str
+    spec: KernelSpec
+    fields: Mapping[str, int]
+    chunks: int
+    roles: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Phases that run one after another on up to `threads` threads, over declared workspace buffers."""
+
+    phases: tuple[Phase, ...]
+    workspace: tuple[Buffer, ...]
+    threads: int
+
+    @property
+    def layout(self) -> Layout:
+        """Where the workspace buffers stand in one block of memory."""
+        return layout_of(self.workspace, self.threads)
+
+
+class Compiled:
+    """A program whose kernels are compiled: what the calls of a plan share."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.layout = program.layout
+        self.slots = {name: i for i, name in enumerate([*ARGUMENTS, *(b.name for b in program.workspace)])}
+        self.kernels: list[Kernel] = []
+        self.fields: list[ctypes.Array[ctypes.c_int64]] = []
+        for phase in program.phases:
+            compiled = kernel(phase.spec)
+            values = dict(phase.fields)
+            for name in compiled.fields:
+                if name.startswith("slot_"):
+                    role = name.removeprefix("slot_")
+                    values[name] = self.slots[phase.roles.get(role, role)]
+                elif name.startswith("thread_"):
+                    values[name] = self.layout.strides[self.layout.index[phase.roles.get(name[7:], name[7:])]]
+            self.kernels.append(compiled)
+            self.fields.append(pack_fields(compiled.fields, values))
+
+
+class Job:
+    """The memory of one running call: the table of addresses and the record of each phase."""
+
+    __slots__ = ("_block", "_compiled", "address", "table")
+
+    def __init__(self, compiled: Compiled) -> None:
+        self._compiled = compiled  # keeps the code and the fields alive
+        phases = compiled.program.phases
+        self._block = AlignedBlock(runtime.JOB_RECORDS + runtime.RECORD_BYTES * max(1, len(phases)))
+        self.address = self._block.address
+        self.table = (ctypes.c_void_p * len(compiled.slots))()
+        words = {
+            runtime.JOB_PHASES: len(phases),
+            runtime.JOB_BUFFERS: ctypes.addressof(self.table),
+        }
+        for i, phase in enumerate(phases):
+            record = runtime.JOB_RECORDS + runtime.RECORD_BYTES * i
+            words[record + runtime.RECORD_FUNCTION] = compiled.kernels[i].address
+            words[record + runtime.RECORD_FIELDS] = ctypes.addressof(compiled.fields[i])
+            words[record + runtime.RECORD_CHUNKS] = phase.chunks
+        for offset, word in words.items():
+            ctypes.c_int64.from_address(self.address + offset).value = word
+
+    def place_workspace(self, addresses: Sequence[int]) -> None:
+        """Put the addresses of the workspace buffers, in the order declared, into the table."""
+        for i, address in enumerate(addresses, len(ARGUMENTS)):
+            self.table[i] = address

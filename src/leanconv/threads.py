@@ -1,0 +1,182 @@
+"""The thread pool: Python threads that enter one native loop and stay there, without the interpreter's lock.
+
+How many threads a call uses: `threads=` of the call, else `with leanconv.threads(n)`, else `set_num_threads(n)`, else
+`machine.default_threads()` (LEANCONV_NUM_THREADS, OMP_NUM_THREADS, affinity, cgroup limits, physical cores).  Workers are made
+when first needed, survive as daemons, sleep in the kernel when idle, and are made anew after a fork.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import contextvars
+import ctypes
+import ctypes.util
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+
+from leanconv.checks import integer
+from leanconv.kernels import runtime
+from leanconv.machine import default_threads
+from leanconv.memory import AlignedBlock
+
+_chosen: int | None = None
+_scoped: contextvars.ContextVar[int | None] = contextvars.ContextVar("leanconv_threads", default=None)
+
+
+def get_num_threads() -> int:
+    """How many threads a call made now would use at most."""
+    return _scoped.get() or _chosen or _default()
+
+
+@functools.cache
+def _default() -> int:
+    return default_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads calls use from now on, in the whole process.
+
+    Raises:
+        ArgumentTypeError: n is not an integer.
+        ArgumentValueError: n is not positive.
+    """
+    global _chosen
+    _chosen = integer("n", n, 1)
+
+
+@contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Within this block (in this thread or task only) calls use n threads.
+
+    Raises:
+        ArgumentTypeError: n is not an integer.
+        ArgumentValueError: n is not positive.
+    """
+    token = _scoped.set(integer("n", n, 1))
+    try:
+        yield
+    finally:
+        _scoped.reset(token)
+
+
+class Pool:
+    """Workers of one process and the memory that they share with callers."""
+
+    def __init__(self) -> None:
+        from leanconv.compiled import runtime_functions
+
+        self._linked, submit, worker = runtime_functions()
+        self._block = AlignedBlock(runtime.POOL_BYTES)
+        ctypes.memset(self._block.address, 0, runtime.POOL_BYTES)
+        self.address = self._block.address
+        self._keep = _install_semaphore(self.address)
+        self.submit: Callable[[int, int, int], None] = ctypes.CFUNCTYPE(
+            None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
+        )(submit)
+        self._worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(worker)
+        self._workers: list[threading.Thread] = []
+        self._lock = threading.Lock()
+
+    def run(self, job: int, count: int) -> None:
+        """Run the job at an address on `count` threads, the caller being one of them."""
+        if count - 1 > len(self._workers):
+            self._grow(count - 1)
+        self.submit(self.address, job, count - 1)
+
+    def _grow(self, count: int) -> None:
+        with self._lock:
+            while len(self._workers) < count:
+                name = f"leanconv-{len(self._workers) + 1}"
+                thread = threading.Thread(target=self._worker, args=(self.address,), name=name, daemon=True)
+                thread.start()
+                self._workers.append(thread)
+
+    def stop(self) -> None:
+        """End all workers and wait for them."""
+        ctypes.c_int64.from_address(self.address + runtime.STOP).value = 1
+        post = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)(
+            ctypes.c_void_p.from_address(self.address + runtime.POST).value or 0
+        )
+        semaphore = ctypes.c_void_p.from_address(self.address + runtime.SEMAPHORE).value
+        for _ in self._workers:
+            post(semaphore, 1, None)
+        for worker in self._workers:
+            worker.join(timeout=5.0)
+
+
+def _install_semaphore(pool: int) -> list[object]:
+    """Put the addresses of the platform's semaphore into the pool; returns what must stay alive.
+
+    The kernel calls wait(semaphore, -1) and post(semaphore, 1, null): POSIX ignores the further arguments, dispatch
+    reads the first as "for ever", Windows reads them as time-out and count.
+    """
+
+    def put(offset: int, value: int | None) -> None:
+        ctypes.c_void_p.from_address(pool + offset).value = value
+
+    def address(function: object) -> int | None:
+        return ctypes.cast(function, ctypes.c_void_p).value  # type: ignore[arg-type]
+
+    if sys.platform == "win32":
+        system = ctypes.WinDLL("kernel32")  # the branch for Windows cannot be type-checked elsewhere
+        system.CreateSemaphoreW.restype = ctypes.c_void_p
+        put(runtime.SEMAPHORE, system.CreateSemaphoreW(None, 0, 1 << 30, None))
+        wait, post, give = system.WaitForSingleObject, system.ReleaseSemaphore, system.SwitchToThread
+        keep: list[object] = [system]
+    elif sys.platform == "darwin":
+        system = ctypes.CDLL(None)
+        system.dispatch_semaphore_create.restype = ctypes.c_void_p
+        put(runtime.SEMAPHORE, system.dispatch_semaphore_create(ctypes.c_long(0)))
+        wait, post, give = system.dispatch_semaphore_wait, system.dispatch_semaphore_signal, system.sched_yield
+        keep = [system]
+    else:
+        system = ctypes.CDLL(None)
+        storage = AlignedBlock(64)  # sem_t has 32 bytes on 64-bit Linux
+        ctypes.memset(storage.address, 0, 64)
+        if system.sem_init(ctypes.c_void_p(storage.address), 0, 0) != 0:
+            raise OSError("sem_init failed")
+        put(runtime.SEMAPHORE, storage.address)
+        wait, post, give = system.sem_wait, system.sem_post, system.sched_yield
+        keep = [system, storage]
+    put(runtime.WAIT, address(wait))
+    put(runtime.POST, address(post))
+    put(runtime.YIELD, address(give))
+    return keep
+
+
+_pool: Pool | None = None
+_pool_lock = threading.Lock()
+
+
+def pool() -> Pool:
+    """The pool of this process, made when first asked for."""
+    global _pool
+    if _pool is None:
+        with _pool_lock:
+            if _pool is None:
+                _pool = Pool()
+    return _pool
+
+
+def _after_fork() -> None:
+    """The child has none of the parent's workers: forget the pool (its memory stays, a worker may have been in it)."""
+    global _pool, _pool_lock
+    _abandoned.append(_pool)
+    _pool, _pool_lock = None, threading.Lock()
+
+
+_abandoned: list[Pool | None] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+@atexit.register
+def _stop() -> None:
+    global _pool
+    if _pool is not None:
+        running, _pool = _pool, None
+        running.stop()
