@@ -11,6 +11,7 @@ from numpy.typing import DTypeLike
 
 from leanconv.arrays import (
     Array,
+    address_of,
     as_array,
     check_bias,
     check_out,
@@ -23,7 +24,7 @@ from leanconv.checks import integer
 from leanconv.errors import ArgumentValueError
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.outputs import new_output
-from leanconv.plan import Plan, Runner, address_of
+from leanconv.plan import Plan, Runner
 from leanconv.select import AlgorithmInfo, choose, list_algorithms
 from leanconv.sizes import parse_bytes
 from leanconv.threads import get_num_threads
@@ -38,7 +39,7 @@ class _Call:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.runner = Runner(plan.compiled_unbound, plan.threads, plan.arena)
+        self.runner = Runner(plan.compiled_unbound, plan.threads, plan.arena, {})
         self.out_shape = plan.problem.out_shape
         self.out_dtype = np.dtype(plan.problem.dtype)
 
@@ -223,7 +224,6 @@ def _conv(
             shift = np.ascontiguousarray(shift)
         call.runner.run(
             address_of(image),
-            0,
             address_of(target),
             0 if extra is None else address_of(extra),
             address_of(weights),

@@ -6,6 +6,7 @@ without a copy, and results are handed back in the same kind. No library is impo
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -62,6 +63,25 @@ def as_array(obj: Any, argument: str) -> tuple[Array, Restore]:
         rule = "must have its elements at multiples of their size in memory; pass a copy"
         raise ArgumentValueError(argument, obj, rule)
     return array, restore
+
+
+def _address_of(array: Array) -> int:
+    data: int = array.__array_interface__["data"][0]
+    return data
+
+
+def _quick_address(array: Array, _offset: int = object.__basicsize__) -> int:
+    # The data pointer is the first member of every array after the object's head: NumPy's C API promises that to compiled
+    # extensions. 0.2 us instead of 1.0 us for the dictionary of __array_interface__.
+    return _pointer_at(id(array) + _offset).value or 0
+
+
+_pointer_at = ctypes.c_void_p.from_address
+_probe = np.ones((2, 3))[1:, 1:]
+
+
+address_of = _quick_address if _quick_address(_probe) == _address_of(_probe) else _address_of
+"""Where an array's element of index 0 lies; the array must not be empty."""
 
 
 def element_strides(array: Array) -> tuple[int, ...]:

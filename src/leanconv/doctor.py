@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import platform
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,8 +33,8 @@ class Diagnosis:
         cache: state of the cache of compiled kernels.
         versions: name of a component -> version.
         peak_gflops: number of threads -> measured peak of fused multiply-adds, float32.
-        copy_gb_per_s: measured speed of copying in memory on one thread, read and written bytes counted; None if it
-            was not asked for.
+        copy_gb_per_s: measured speed of copying in memory on one thread, read and written bytes counted; None
+            if it was not asked for.
         problems: what should be mended, one sentence each.
         notes: what is worth knowing.
     """
@@ -51,11 +50,10 @@ class Diagnosis:
 
 
 def package_version() -> str:
-    """Return the version of leanconv that is installed."""
-    try:
-        return importlib.metadata.version("leanconv")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown (not installed)"
+    """Return the version of leanconv."""
+    import leanconv
+
+    return leanconv.__version__
 
 
 def versions() -> dict[str, str]:
@@ -128,10 +126,15 @@ def _threads(found: Diagnosis) -> None:
 
     usable, default, logical = machine.cpu_count(), machine.default_threads(), os.cpu_count() or 1
     set_by = {name: os.environ[name] for name in _THREAD_VARIABLES if os.environ.get(name)}
-    found.threads = {"default": default, "usable_cpus": usable, "logical_cpus": logical, "environment": set_by}
+    found.threads = {
+        "default": default,
+        "usable_cpus": usable,
+        "logical_cpus": logical,
+        "environment": set_by,
+    }
     if usable < logical:
         found.notes.append(
-            f"{usable} of {logical} CPUs may be used: this process is limited by CPU affinity or a container's quota."
+            f"{usable} of {logical} CPUs may be used: CPU affinity or a container's quota limits it."
         )
     own, openmp = (set_by.get(name) for name in _THREAD_VARIABLES)
     if own and own.isdigit() and int(own) > usable:
@@ -139,7 +142,9 @@ def _threads(found: Diagnosis) -> None:
             f"LEANCONV_NUM_THREADS={own}, but {usable} CPUs may be used: threads will wait for each other."
         )
     elif not own and openmp and default < usable:
-        found.notes.append(f"OMP_NUM_THREADS={openmp} limits leanconv too; LEANCONV_NUM_THREADS overrides it.")
+        found.notes.append(
+            f"OMP_NUM_THREADS={openmp} limits leanconv too; LEANCONV_NUM_THREADS overrides it."
+        )
 
 
 def _cache(found: Diagnosis) -> None:
@@ -161,10 +166,12 @@ def _cache(found: Diagnosis) -> None:
     if not existing.is_dir():
         found.problems.append(f"The cache cannot be used: {existing} is not a folder.")
     elif info.mode == "rw" and not os.access(existing, os.W_OK | os.X_OK):
-        found.problems.append(f"Compiled kernels cannot be kept: {existing} is not writable. Set LEANCONV_CACHE_DIR.")
-    elif hasattr(os, "getuid") and folder.exists():
+        found.problems.append(
+            f"Compiled kernels cannot be kept: {existing} is not writable. Set LEANCONV_CACHE_DIR."
+        )
+    elif sys.platform != "win32" and folder.exists():
         status = folder.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
             found.problems.append(
                 f"The cache is not used: {folder} belongs to someone else or others may write to it. "
                 "It must be yours, with mode 0700."
@@ -172,14 +179,16 @@ def _cache(found: Diagnosis) -> None:
 
 
 def _peak(found: Diagnosis) -> None:
-    leanconv = importlib.import_module("leanconv")
+    from leanconv.peak import fma_peak
+
     counts = {1, found.threads.get("default", 1)}
     for threads in sorted(counts):
-        found.peak_gflops[threads] = max(leanconv.fma_peak(threads=threads, dtype="float32") for _ in range(3))
+        found.peak_gflops[threads] = max(fma_peak(threads=threads, dtype="float32") for _ in range(3))
     most = max(counts)
     if most > 1 and found.peak_gflops[most] < 0.7 * most * found.peak_gflops[1]:
+        times = found.peak_gflops[most] / found.peak_gflops[1]
         found.notes.append(
-            f"{most} threads reach {found.peak_gflops[most] / found.peak_gflops[1]:.1f} times the peak of one: the "
+            f"{most} threads reach {times:.1f} times the peak of one: the "
             "machine is busy, lowers its clock, or the CPUs share a core."
         )
 
@@ -190,7 +199,9 @@ def _self_test(found: Diagnosis) -> None:
     from leanconv.bench.run import Settings, run
 
     layers = [parse("mb2ic19ih11oc23kh3ph1nodd"), parse("mb1ic32ih14oc32kh1npointwise")]
-    settings = Settings(layouts=("NHWC", "NCHW"), threads=(found.threads.get("default", 1),), time=0, rounds=1)
+    settings = Settings(
+        layouts=("NHWC", "NCHW"), threads=(found.threads.get("default", 1),), time=0, rounds=1
+    )
     report = run(layers, settings)
     for row in report.failures:
         found.problems.append(f"Self-test: {row.algorithm}, {row.layout}, {row.layer}: {row.reason}")
@@ -215,39 +226,45 @@ def _bandwidth(found: Diagnosis) -> None:
 
 def show(found: Diagnosis, console: Console) -> None:
     """Print a diagnosis."""
-    from rich.padding import Padding
+    from rich.table import Table
     from rich.text import Text
 
-    from leanconv.sizes import format_bytes
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column()
+    for title, text in _lines(found):
+        grid.add_row(title, Text(text))
+    for note in found.notes:
+        grid.add_row("note", Text(note))
+    for problem in found.problems:
+        grid.add_row(Text("problem", style="red"), Text(problem))
+    if not found.problems:
+        grid.add_row("", Text("No problems found.", style="green"))
+    console.print(grid)
 
-    def line(title: str, text: str) -> None:
-        grid = Text(f"{title:<10}", style="bold").append(text, style="not bold")
-        console.print(Padding(grid, (0, 0, 0, 1)), highlight=False)
+
+def _lines(found: Diagnosis) -> Iterator[tuple[str, str]]:
+    """Yield the facts, each with its title."""
+    from leanconv.sizes import format_bytes
 
     facts = found.machine
     if facts:
-        line("cpu", f"{facts['cpu']}, {facts['architecture']}, {facts['system']}")
+        yield "cpu", f"{facts['cpu']}, {facts['architecture']}, {facts['system']}"
         telling = [feature for feature in _TELLING if feature in facts["features"]]
-        line("target", f"{facts['target']}: {' '.join(telling)}")
+        yield "target", f"{facts['target']}: {' '.join(telling)}"
         caches = {name.upper(): size for name, size in facts["caches"].items() if name != "line"}
         sizes = ", ".join(f"{name} {format_bytes(size)}" for name, size in caches.items())
-        line("caches", f"{sizes}, lines of {facts['caches']['line']} B")
+        yield "caches", f"{sizes}, lines of {facts['caches']['line']} B"
     if found.threads:
         where = [f"{name}={value}" for name, value in found.threads["environment"].items()]
         cpus = f"{found.threads['usable_cpus']} usable of {found.threads['logical_cpus']} logical CPUs"
-        line("threads", f"{found.threads['default']} by default, from {', '.join([*where, cpus])}")
+        yield "threads", f"{found.threads['default']} by default, from {', '.join([*where, cpus])}"
     for threads, peak in found.peak_gflops.items():
-        line("peak", f"{peak:.1f} GFLOP/s float32, {threads} thread{'s' if threads > 1 else ''}")
+        yield "peak", f"{peak:.1f} GFLOP/s float32, {threads} thread{'s' if threads > 1 else ''}"
     if found.copy_gb_per_s is not None:
-        line("memory", f"{found.copy_gb_per_s:.1f} GB/s copied (read and written) on one thread")
+        yield "memory", f"{found.copy_gb_per_s:.1f} GB/s copied (read and written) on one thread"
     if found.cache:
         held = f"{found.cache['entries']} kernels, {format_bytes(found.cache['bytes'])}"
-        line("cache", f"{found.cache['directory']} ({found.cache['mode']}): {held}")
-    line("versions", ", ".join(f"{name} {version}" for name, version in found.versions.items()))
-    line("platform", f"{sys.platform}, {platform.python_implementation()}")
-    for note in found.notes:
-        line("note", note)
-    for problem in found.problems:
-        console.print(Text(" problem   ", style="bold red").append(problem, style="not bold"), highlight=False)
-    if not found.problems:
-        console.print(Text(" No problems found.", style="green"))
+        yield "cache", f"{found.cache['directory']} ({found.cache['mode']}): {held}"
+    yield "versions", ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    yield "platform", f"{sys.platform}, {platform.python_implementation()}"

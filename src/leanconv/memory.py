@@ -1,119 +1,40 @@
-"""Aligned memory, and the arena that workspaces come from.
+"""Workspaces: declared buffers, where they lie, and the arena that lends memory for them.
 
 Every byte a convolution needs beyond its arrays is declared as a `Buffer`. The buffers of a program make a
-`Layout`, whose `nbytes` is the exact workspace, and an `Arena` lends memory for it, within a limit, keeping what
-is given back for the next call. For tests, `set_allocator` replaces the source of the memory: every buffer is
-then an allocation of its own, fresh at each call, so that guard pages can surround it.
+`Layout`, whose `nbytes` is the exact workspace, and an `Arena` lends memory for it, within a limit, keeping
+what is given back for the next call.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
-
+from leanconv import allocation
+from leanconv.allocation import ALIGNMENT, AlignedBlock, Block, allocate, set_allocator
 from leanconv.errors import AllocationError, ArgumentValueError, MemoryLimitError
 
-# Bytes: a cache line, and the widest vector. Each buffer, and each thread's part of one, starts at a multiple.
-ALIGNMENT = 64
-# Bytes an arena without a limit keeps at most for reuse.
+__all__ = [
+    "ALIGNMENT",
+    "SPARE_BYTES",
+    "AlignedBlock",
+    "Arena",
+    "Block",
+    "Buffer",
+    "Layout",
+    "Lease",
+    "allocate",
+    "arena_bytes",
+    "layout_of",
+    "set_allocator",
+]
+
 SPARE_BYTES = 64 << 20
-
-if sys.platform == "win32":
-    _libc = ctypes.CDLL("msvcrt")
-    _libc._aligned_malloc.argtypes = (ctypes.c_size_t, ctypes.c_size_t)
-    _libc._aligned_malloc.restype = ctypes.c_void_p
-    _system_free = _libc._aligned_free
-else:
-    _libc = ctypes.CDLL(None)
-    _libc.posix_memalign.argtypes = (ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t)
-    _system_free = _libc.free
-_system_free.argtypes, _system_free.restype = (ctypes.c_void_p,), None
-
-
-def _system_allocate(nbytes: int, alignment: int) -> int:
-    """Return an address, 0 if there is no such memory."""
-    if sys.platform == "win32":
-        return _libc._aligned_malloc(nbytes, alignment) or 0
-    pointer = ctypes.c_void_p()
-    return 0 if _libc.posix_memalign(ctypes.byref(pointer), alignment, nbytes) else pointer.value or 0
-
-
-class Block:
-    """`nbytes` bytes at `address`, which a subclass owns and gives back when the block is collected."""
-
-    __slots__ = ("__weakref__", "address", "nbytes")
-
-    def __init__(self, address: int, nbytes: int) -> None:
-        """Describe the memory."""
-        self.address = address
-        self.nbytes = nbytes
-
-    @property
-    def __array_interface__(self) -> dict[str, Any]:
-        """The bytes in NumPy's protocol; arrays made through it keep the block alive."""
-        return {"version": 3, "shape": (self.nbytes,), "typestr": "|u1", "data": (self.address, False)}
-
-    def array(self, dtype: npt.DTypeLike, shape: tuple[int, ...], offset: int = 0) -> npt.NDArray[Any]:
-        """Return a C-ordered view that starts `offset` bytes into the block and keeps it alive.
-
-        Raises:
-            TypeError: the view would reach past the end (raised by NumPy).
-        """
-        return np.ndarray(shape, dtype, buffer=np.asarray(self), offset=offset)
-
-
-class AlignedBlock(Block):
-    """Memory of the system, not initialised, starting at a multiple of `alignment` bytes."""
-
-    __slots__ = ()
-
-    def __init__(self, nbytes: int, alignment: int = ALIGNMENT) -> None:
-        """Allocate.
-
-        Raises:
-            ArgumentValueError: a negative size, or an alignment that is no power of two of at least 8.
-            AllocationError: the system has no such memory.
-        """
-        super().__init__(0, nbytes)  # What __del__ finds if this raises.
-        if nbytes < 0:
-            raise ArgumentValueError("nbytes", nbytes, "must not be negative")
-        if alignment < 8 or alignment & (alignment - 1):
-            raise ArgumentValueError("alignment", alignment, "must be a power of two, and at least 8 bytes")
-        # ctypes would silently cut a size that does not fit size_t.
-        self.address = _system_allocate(max(nbytes, 1), alignment) if nbytes <= sys.maxsize else 0
-        if not self.address:
-            raise AllocationError(f"the system could not give {nbytes:,} bytes")
-
-    def __del__(self, _free: Callable[[int], None] = _system_free) -> None:
-        """Free the memory; `_free` is bound here because globals may be gone when the interpreter ends."""
-        if self.address:
-            _free(self.address)
-
-
-Allocator: TypeAlias = Callable[[int, int], Block]  # (nbytes, alignment) -> block, or AllocationError
-_test_allocator: Allocator | None = None
-
-
-def set_allocator(allocator: Allocator | None) -> Allocator | None:
-    """Take memory from `allocator`, or from the system again (None); returns the one before. For tests."""
-    global _test_allocator
-    previous, _test_allocator = _test_allocator, allocator
-    return previous
-
-
-def allocate(nbytes: int, alignment: int = ALIGNMENT) -> Block:
-    """Return memory outside any arena (packed weights), or raise AllocationError; heeds `set_allocator`."""
-    return (_test_allocator or AlignedBlock)(nbytes, alignment)
+"""Bytes an arena without a limit keeps at most for reuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +78,8 @@ def layout_of(buffers: tuple[Buffer, ...], threads: int = 1) -> Layout:
     if threads < 1:
         raise ArgumentValueError("threads", threads, "must be at least 1")
     if len(index) != len(buffers) or any(buffer.nbytes < 0 for buffer in buffers):
-        raise ArgumentValueError("buffers", buffers, "each needs a name of its own and a size of at least 0 bytes")
+        rule = "each needs a name of its own and a size of at least 0 bytes"
+        raise ArgumentValueError("buffers", buffers, rule)
     lines = [-(-buffer.nbytes // ALIGNMENT) * ALIGNMENT for buffer in buffers]
     strides = [line if buffer.per_thread else 0 for buffer, line in zip(buffers, lines, strict=True)]
     offsets, end = [], 0
@@ -174,7 +96,7 @@ def arena_bytes(buffers: tuple[Buffer, ...], threads: int = 1) -> int:
 
 
 class _Chunk:
-    """What an arena lends: one block or, from a test's allocator, one a buffer; with the buffers' addresses."""
+    """What an arena lends: one block or, from a test's allocator, one a buffer; and the addresses."""
 
     __slots__ = ("addresses", "block", "layout", "nbytes", "stack", "stamp")
 
@@ -198,7 +120,8 @@ class Lease:
 
     Attributes:
         layout: sizes and strides of the buffers.
-        addresses: start of each buffer, in the declared order; of no use after `release`, or if all have 0 bytes.
+        addresses: start of each buffer, in the declared order; of no use after `release`, or
+            if the whole workspace has 0 bytes.
     """
 
     __slots__ = ("_arena", "_held", "addresses", "layout")
@@ -232,7 +155,7 @@ class Lease:
                 arena.spare_bytes += held.nbytes
                 if arena.spare_bytes > arena._spare_ceiling:
                     dropped = arena._evict(arena._spare_ceiling)
-        del dropped  # Freed outside the lock, as everywhere.
+        del dropped  # Outside the lock: to unmap a large block takes the system a while.
 
     def __enter__(self) -> Lease:
         """Return the lease itself."""
@@ -244,11 +167,11 @@ class Lease:
 
 
 class Arena:
-    """Lends workspaces, and keeps those given back for reuse. Safe for any number of threads, and across fork.
+    """Lends workspaces, and keeps those given back for reuse; safe with many threads and after a fork.
 
     Without a limit, a workspace may be served from a spare block up to twice its size, and spares of at most
-    `SPARE_BYTES` are kept. With a limit a block serves only its exact size, so that lent and spare bytes together
-    never pass the limit and yet no workspace that fits is refused. The spares least recently used go first.
+    `SPARE_BYTES` are kept. With a limit a block serves only its exact size, so that lent and spare bytes
+    together never pass the limit and yet no workspace that fits is refused. The oldest spares go first.
 
     Attributes:
         limit: bytes, or None.
@@ -266,15 +189,18 @@ class Arena:
         self._exact = limit is not None
         self._ceiling = sys.maxsize if limit is None else limit
         self._spare_ceiling = SPARE_BYTES if limit is None else limit
+        # Spares by size class; each list has its oldest first.
+        self._spares: dict[int, list[_Chunk]] = {}
         self._start()
         _arenas.add(self)
 
     def _start(self) -> None:
-        """Set up an empty arena; also in a forked child, where the lock may be held by a thread that is gone."""
+        """Empty the arena, also in a forked child: a thread that is gone may hold the lock there."""
         self._lock = threading.Lock()
         self.live_bytes = self.spare_bytes = self._clock = 0
-        # Spares by size class; each list has its oldest first.
-        self._spares: dict[int, list[_Chunk]] = {}
+        # Emptied in place: a chunk that is still lent knows the list it goes back to.
+        for stack in self._spares.values():
+            stack.clear()
 
     def acquire(self, buffers: tuple[Buffer, ...] | Layout, threads: int = 1) -> Lease:
         """Lend memory for `buffers`, not initialised; `threads` is how many parts per-thread buffers have.
@@ -298,11 +224,15 @@ class Arena:
             if live > self.peak_bytes:
                 self.peak_bytes = live
             stack = self._spares.get(layout.size_class)
-            if stack and _test_allocator is None:
-                chunk = stack.pop()
-                self.spare_bytes -= chunk.nbytes
-                if chunk.nbytes != nbytes and (self._exact or chunk.nbytes < nbytes):
-                    chunk = None
+            if stack and allocation.test_allocator is None:
+                chunk = stack[-1]
+                if self._exact and chunk.nbytes != nbytes:
+                    chunk = next((spare for spare in stack if spare.nbytes == nbytes), None)
+                if chunk is not None:
+                    stack.remove(chunk)
+                    self.spare_bytes -= chunk.nbytes
+                    if chunk.nbytes < nbytes:
+                        chunk = None
         if chunk is None:
             chunk = self._allocate(layout)
         elif chunk.layout is not layout:
@@ -319,7 +249,7 @@ class Arena:
         """Allocate for `layout`, whose bytes are already counted as lent."""
         with self._lock:
             dropped = self._evict(self._ceiling - self.live_bytes)
-            stack = None if _test_allocator else self._spares.setdefault(layout.size_class, [])
+            stack = None if allocation.test_allocator else self._spares.setdefault(layout.size_class, [])
         del dropped
         try:
             try:

@@ -119,7 +119,7 @@ def make_problem(
     pads = _padding(padding, in_size, spans, steps)
     _check_pads(padding, pads, one_of("pad_mode", pad_mode, PAD_MODES), in_size)
     out = (x[0], w[0], *_out_size(w_shape, in_size, spans, steps, pads))
-    _check_bytes(element, layout, image=x, weights=w, output=out)
+    _check_bytes(element, to_user(x, layout), w, to_user(out, layout))
 
     has_residual = residual is not None and flag("residual", residual)
     if residual_strides is not None and not has_residual:
@@ -275,10 +275,14 @@ def _out_size(
     return tuple(sizes)
 
 
-def _check_bytes(dtype: str, layout: str, **shapes: tuple[int, ...]) -> None:
-    """Check that every array of the call can be addressed."""
+def _check_bytes(dtype: str, x: tuple[int, ...], w: tuple[int, ...], out: tuple[int, ...]) -> None:
+    """Check that every array of the call can be addressed; shapes are in the user's axis order."""
     itemsize = 4 if dtype == "float32" else 8
-    for name, shape in shapes.items():
+    for argument, shape, what in (
+        ("x_shape", x, "the image"),
+        ("w_shape", w, "the array of weights"),
+        ("x_shape", out, f"the output of shape {out}"),
+    ):
         if math.prod(shape) * itemsize > LARGEST_ARRAY:
-            rule = f"the {name} of shape {to_user(shape, layout)} would take more than 2**62 bytes"
-            raise ArgumentValueError("x_shape", to_user(shapes["image"], layout), rule)
+            rule = f"{what} would take more than 2**62 bytes"
+            raise ArgumentValueError(argument, x if argument == "x_shape" else w, rule)

@@ -167,14 +167,14 @@ def core_phase(problem: Problem, host: Host, threads: int, source: CoreInput) ->
     p = problem
     pixels = math.prod(p.out_size)
     spec = core_spec(p, host, source, pixels)
-    block, group = blocking(p, host, threads, spec.rows)
-    fields = core_fields(p, host, source, block, group)
+    cut = blocking(p, host, threads, spec.rows)
+    fields = core_fields(p, host, source, cut)
     roles = {"x": source.buffer}
     chunks = fields["n_count"] * fields["g_count"] * fields["b_count"] * fields["k_count"]
     parameters: dict[str, int | str] = {
         "tile": f"{spec.rows[0]}x{2 * host.target.lanes(p.dtype)}",
-        "block": block,
-        "panels": group,
+        "block": cut.block,
+        "panels": cut.group,
         "chunks": chunks,
     }
     return Phase("core", spec, fields, chunks, roles), parameters
@@ -183,11 +183,16 @@ def core_phase(problem: Problem, host: Host, threads: int, source: CoreInput) ->
 def core_spec(problem: Problem, host: Host, source: CoreInput, pixels: int) -> DenseSpec:
     """What the core is specialised for on `pixels` pixels a block or an image."""
     p, panels = problem, panels_of(problem, host)
-    heights = [host.target.tile_rows(vectors) for vectors in (2, panels.last or 2)]
-    rows = tuple(-(-pixels // -(-pixels // most)) if pixels < 8 * most else most for most in heights)
-    idle = max(-pixels % height for height in rows) / pixels
-    ragged = idle > 0.01 and min(rows) > 1
-    reduction = Reduction.of(source.kernel, source.channels, unit_channel=source.unit_channel, merged=source.merged)
+    rows = tile_heights(pixels, host, panels)
+    ragged = any(pixels % height for height in rows)
+    panel = panel_fields(p, host)["w_panel"]
+    reduction = Reduction.of(
+        source.kernel,
+        source.channels,
+        unit_channel=source.unit_channel,
+        merged=source.merged,
+        stream=panel > host.l1 // 2,
+    )
     return DenseSpec(
         target=host.target,
         dtype=p.dtype,
@@ -196,7 +201,7 @@ def core_spec(problem: Problem, host: Host, source: CoreInput, pixels: int) -> D
         whole=panels.count > 0,
         last=panels.last,
         valid=panels.valid,
-        rows=(rows[0], rows[1]),
+        rows=rows,
         ragged=ragged,
         bias=p.has_bias,
         columns=store_columns(p),
@@ -204,27 +209,37 @@ def core_spec(problem: Problem, host: Host, source: CoreInput, pixels: int) -> D
     )
 
 
-def core_fields(problem: Problem, host: Host, source: CoreInput, block: int, group: int) -> dict[str, int]:
+def tile_heights(pixels: int, host: Host, panels: Panels) -> tuple[int, int]:
+    """Rows of the tiles of whole panels and of the last one.
+
+    Few pixels are spread evenly: 49 make 9 tiles of 6 or 5 rows on AVX2, and 5 of 10 or 9 rather than of 12 on AVX-512.
+    """
+    most = [host.target.tile_rows(vectors) for vectors in (2, panels.last or 2)]
+    even = [-(-pixels // -(-pixels // rows)) if pixels < rows * rows else rows for rows in most]
+    return even[0], even[1]
+
+
+def core_fields(problem: Problem, host: Host, source: CoreInput, cut: Blocking) -> dict[str, int]:
     """All fields of the core's kernel."""
     p, item = problem, problem.itemsize
     lanes = host.target.lanes(p.dtype)
     pixels = math.prod(p.out_size)
     fields = {**panel_fields(p, host), **source.fields}
-    blocks, groups_of_panels = -(-pixels // block), -(-fields["panel_count"] // group)
+    groups_of_panels = -(-fields["panel_count"] // cut.group)
     whole = source.channels // UNROLL * UNROLL
     sections = -(-source.channels // SECTION)
     fields |= {
         "k_div": 1,
         "k_count": groups_of_panels,
         "b_div": groups_of_panels,
-        "b_count": blocks,
-        "g_div": groups_of_panels * blocks,
+        "b_count": cut.blocks,
+        "g_div": groups_of_panels * cut.blocks,
         "g_count": p.groups,
-        "n_div": groups_of_panels * blocks * p.groups,
+        "n_div": groups_of_panels * cut.blocks * p.groups,
         "n_count": p.batch,
-        "block": block,
+        "block": cut.block,
         "pixels": pixels,
-        "panels": group,
+        "panels": cut.group,
         "channels_whole": whole,
         "section": -(-source.channels // (sections * UNROLL)) * UNROLL,
     }
@@ -247,36 +262,47 @@ def core_fields(problem: Problem, host: Host, source: CoreInput, block: int, gro
     return fields
 
 
-def blocking(problem: Problem, host: Host, threads: int, rows: tuple[int, int]) -> tuple[int, int]:
-    """Pixels a block and panels a group; see the head of this file."""
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Pixels a block (the last block has the rest), blocks an image, and panels of weights a group."""
+
+    block: int
+    blocks: int
+    group: int
+
+
+def blocking(problem: Problem, host: Host, threads: int, rows: tuple[int, int]) -> Blocking:
+    """Cut a layer into chunks; see the head of this file."""
     p, panels = problem, panels_of(problem, host)
     lanes, item = host.target.lanes(p.dtype), p.itemsize
     pixels = math.prod(p.out_size)
-    tile = math.lcm(*rows)
-    panel_bytes = p.taps * p.group_in * 2 * lanes * item
-    weights = panel_bytes * panels.total
-    # Input bytes a pixel of output stands for, kernel overlap counted where it reaches over rows.
-    image = p.group_in * item * math.prod(p.in_size)
-    per_pixel = max(1.0, image / pixels)
+    unit = math.lcm(*rows)
+    # Fewest pixels that tiles of both heights and one row less cover exactly, whatever their number.
+    least = -(-max(height * (height - 1) for height in rows) // unit) * unit
+    weights = p.taps * p.group_in * 2 * lanes * item * panels.total
+    per_pixel = max(1.0, p.group_in * item * math.prod(p.in_size) / pixels)  # bytes of image to a pixel of output
     if weights <= host.l2 // 4:
         group, budget = panels.total, host.l2 // 4
     else:
         group, budget = 1, host.l2 // 2
-    block = max(4 * tile, int(budget / per_pixel) // tile * tile)
-    block = min(block, -(-pixels // tile) * tile)
-    pieces = p.batch * p.groups
+    wanted = 1
     if threads > 1:
         wanted = min(CHUNKS_A_THREAD * threads, max(threads, p.flops // SMALLEST_CHUNK))
-        while pieces * -(-pixels // block) * -(-panels.total // group) < wanted:
-            if block > 4 * tile:
-                block = max(4 * tile, -(-block // (2 * tile)) * tile)
-            elif group > 1:
-                group = -(-group // 2)
-            elif block > tile:
-                block = -(-block // (2 * tile)) * tile
-            else:
-                break
-    # Even blocks: the last one should not be a stub.
-    count = -(-pixels // block)
-    block = -(-pixels // (count * tile)) * tile
-    return block, group
+
+    def cut(size: int, group: int) -> Blocking:
+        size = max(least, size // unit * unit)
+        count, rest = divmod(pixels, size)
+        if count == 0 or (count == 1 and rest < least):
+            return Blocking(pixels, 1, group)
+        return Blocking(size, count + (1 if rest >= least else 0), group)
+
+    result = cut(int(budget / per_pixel), group)
+    while p.batch * p.groups * result.blocks * -(-panels.total // result.group) < wanted:
+        halves = cut(result.block // 2, result.group)
+        if halves.blocks > result.blocks and (result.block > 4 * least or result.group == 1):
+            result = halves
+        elif result.group > 1:
+            result = cut(result.block, -(-result.group // 2))
+        else:
+            break
+    return result

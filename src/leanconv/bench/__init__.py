@@ -1,1 +1,1 @@
-"""Measuring convolution algorithms: layers, timing, tables and plots. The command line is `leanconv bench`."""
+"""Measuring convolution algorithms: layers, timing, tables, plots. The command line is `leanconv bench`."""

@@ -1,9 +1,10 @@
 r"""Layers as oneDNN's benchmark program spells them: `mb1ic64ih56oc64oh56kh3ph1n"res2a"`.
 
-The descriptor is a row of letters and numbers: `g` groups, `mb` batch, `ic` and `oc` channels, then for each axis
-(d, h, w) the image `i`, the output `o`, the kernel `k`, the stride `s`, the padding `p` and the dilation `d`, where
-dilation 0 means dense. `_` between entries is ignored, `n` begins the name, and `*3` at the end of the name (or of
-the string) says that a network holds the shape three times. What is left out is filled in as there:
+The descriptor is a row of letters and numbers: `g` groups, `mb` batch, `ic` and `oc` channels, then for each
+axis (d, h, w) the image `i`, the output `o`, the kernel `k`, the stride `s`, the padding `p` and the dilation
+`d`, where dilation 0 means dense. `_` between entries is ignored, `n` begins the name, and `*3` at the end of
+the name (or of the string) says that a network holds the shape three times. What is left out is filled in as
+there:
 
 * `mb` is 2, strides are 1, dilations 0, groups 1;
 * without `w` entries an image is square, without `h` and `w` entries a volume is a cube;
@@ -82,7 +83,9 @@ def read_file(path: Path) -> list[Layer]:
         if not line or line.startswith("#"):
             continue
         if line.startswith("--"):
-            raise LayerError(f"{path}:{number}: {line!r}: options of benchdnn are not understood, only layers")
+            raise LayerError(
+                f"{path}:{number}: {line!r}: options of benchdnn are not understood, only layers"
+            )
         try:
             layers.append(parse(line))
         except LayerError as error:

@@ -39,7 +39,9 @@ def network(name: str) -> tuple[Layer, ...]:
     """
     known = _known_network(name)
     if known is None:
-        raise LayerError(f"no network is called {name!r}{_near(name, NETWORKS)}; there are {', '.join(NETWORKS)}")
+        raise LayerError(
+            f"no network is called {name!r}{_near(name, NETWORKS)}; there are {', '.join(NETWORKS)}"
+        )
     with as_file(files("leanconv.bench") / "networks" / f"{known}.csv") as path:
         layers = read_csv(path)
     return tuple(replace(layer, name=f"{known}/{layer.name}") for layer in layers)
@@ -48,9 +50,9 @@ def network(name: str) -> tuple[Layer, ...]:
 def resolve(words: Iterable[str]) -> list[Layer]:
     """Return the layers that a list of words stands for.
 
-    A word is a path to a file (CSV, or oneDNN's strings one a line), one of oneDNN's strings, the name of a network,
-    or the name of a layer: "network/layer", or the layer alone if one network only has a layer of that name. Equal
-    shapes of a network are merged.
+    A word is a path to a file (CSV, or oneDNN's strings one a line), one of oneDNN's strings, the name of a
+    network, or the name of a layer: "network/layer", or the layer alone if one network only has a layer of
+    that name. Equal shapes of a network are merged.
 
     Raises:
         LayerError: a word is none of these; the message lists the nearest names.
@@ -62,7 +64,7 @@ def resolve(words: Iterable[str]) -> list[Layer]:
 
 
 def select(layers: Iterable[Layer], *, pattern: str | None = None, batch: int | None = None) -> list[Layer]:
-    """Return the layers whose name holds a match of the regular expression, with another batch if one is given.
+    """Return the layers whose name holds a match of a regular expression, with another batch if given.
 
     Raises:
         LayerError: `pattern` is no regular expression.

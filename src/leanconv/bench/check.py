@@ -1,4 +1,4 @@
-"""Is a measured result right? Outputs are compared with the convolution computed in float64."""
+"""The arrays of a layer that is measured, and whether a result is right: float64 decides."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanconv import oracle
-from leanconv.bench.layers import Layer
+from leanconv.bench.layers import Layer, LayerError
 from leanconv.problem import Problem
 
 # Above this much work the oracle takes seconds, and a sample of the output is compared instead.
@@ -48,9 +48,41 @@ class Expectation:
         """
         if np.isnan(out).any():
             return math.inf
-        got = out if self.positions is None else out[(self.positions[:, 0], slice(None), *self.positions.T[1:])]
+        got = (
+            out if self.positions is None else out[(self.positions[:, 0], slice(None), *self.positions.T[1:])]
+        )
         scale = float(np.abs(self.values).max())
         return float(np.abs(got - self.values).max()) / (scale or 1.0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The arrays of a layer, channels first, and what should come out."""
+
+    x: NDArray[Any]
+    w: NDArray[Any]
+    bias: NDArray[Any]
+    expected: Expectation
+
+    def image(self, layout: str) -> NDArray[Any]:
+        """Return the image, dense in the order of `layout`."""
+        return self.x if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(self.x, 1, -1))
+
+
+def make_trial(layer: Layer, dtype: str, seed: int) -> Trial:
+    """Return random arrays for a layer, normally distributed and scaled for outputs of about 1."""
+    rng = np.random.default_rng(seed)
+    problem = layer.problem("NCHW", dtype, bias=True)
+    if problem.batch == 0:
+        raise LayerError(f"layer {layer.name!r}: an empty batch cannot be measured")
+    number = np.dtype(dtype).type
+
+    def normal(shape: tuple[int, ...]) -> NDArray[Any]:
+        return rng.standard_normal(shape, dtype=number)
+
+    x, bias = normal(problem.x_shape), normal((problem.out_channels,))
+    w = normal(problem.w_shape) * number(1 / math.sqrt(problem.group_in * problem.taps))
+    return Trial(x, w, bias, expect(layer, x, w, bias, rng))
 
 
 def expect(
@@ -69,7 +101,7 @@ def expect(
 
 
 def _positions(extents: tuple[int, ...], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Return positions, one a row: every corner of the first and the last image, where mistakes gather, and others."""
+    """Return positions, one a row: corners of the first and last image, where mistakes gather, and others."""
     corners: Iterable[tuple[int, ...]] = itertools.product(*({0, extent - 1} for extent in extents))
     others = rng.integers(0, extents, size=(count, len(extents)))
     return np.unique(np.concatenate([np.array(list(corners)), others]), axis=0)
@@ -83,17 +115,20 @@ def _at(
     w: NDArray[Any],
     bias: NDArray[Any] | None,
 ) -> NDArray[np.float64]:
-    """Return the output at some positions: each is the only output of a convolution of the pixels under it."""
+    """Return the output at some positions: each is the one output of a convolution of the pixels under it."""
     spans = tuple(d * (k - 1) + 1 for d, k in zip(problem.dilation, problem.kernel, strict=True))
     windows = np.zeros((len(positions), problem.in_channels, *spans))
     for window, (image, *position) in zip(windows, positions, strict=True):
         first = [q * s - low for q, s, low in zip(position, problem.stride, problem.pad_low, strict=True)]
         inside = [
-            slice(max(-f, 0), max(min(n - f, span), 0)) for f, n, span in zip(first, problem.in_size, spans, strict=True)
+            slice(max(-f, 0), max(min(n - f, span), 0))
+            for f, n, span in zip(first, problem.in_size, spans, strict=True)
         ]
         source = [slice(f + cut.start, f + cut.stop) for f, cut in zip(first, inside, strict=True)]
         if all(cut.start < cut.stop for cut in inside):
             window[(slice(None), *inside)] = x[(image, slice(None), *source)]
     single = replace(layer, batch=len(positions), in_size=spans, padding=((0, 0),) * layer.ndim)
     shape = (len(positions), problem.out_channels)
-    return oracle.reference(single.problem("NCHW", "float64", bias=bias is not None), windows, w, bias).reshape(shape)
+    return oracle.reference(
+        single.problem("NCHW", "float64", bias=bias is not None), windows, w, bias
+    ).reshape(shape)

@@ -1,7 +1,7 @@
 """A table whose last cell of a row may take the place of all columns to its right.
 
-That is how a row says in a sentence why it has no numbers. Lines are never cut: on a narrow terminal they wrap, in a
-file they are whole.
+That is how a row says in a sentence why it has no numbers. Lines are never cut: on a narrow terminal they
+wrap, in a file they are whole.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def print_grid(
         for column, cell in enumerate(columns):
             widths[column] = max(widths[column], cell.cell_len)
     _line(console, [Text(heading, style="bold") for heading in headings], widths, left)
-    console.print("─" * (sum(widths) + len(_GAP) * (len(widths) - 1)), style="dim", crop=False, no_wrap=True)
+    console.print("─" * (sum(widths) + len(_GAP) * (len(widths) - 1)), style="dim", soft_wrap=True)
     for number, group in enumerate(groups):
         if number and (len(group) > 1 or len(groups[number - 1]) > 1):
             console.print()
@@ -63,4 +63,4 @@ def _line(console: Console, cells: Sequence[Text], widths: Sequence[int], left: 
         before, after = ("", room) if column < left or sentence else (room, "")
         line.append(before).append_text(cell).append(after + _GAP)
     line.rstrip()
-    console.print(line, crop=False, soft_wrap=True)
+    console.print(line, soft_wrap=True)

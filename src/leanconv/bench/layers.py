@@ -1,7 +1,8 @@
 """What is measured: layers, and the files they are read from.
 
-A `Layer` is a convolution's shape with a name. Layers come from CSV files (this module), from oneDNN's benchmark
-strings (`leanconv.bench.benchdnn`) and from the networks that are built in (`leanconv.bench.catalogue`).
+A `Layer` is a convolution's shape with a name. Layers come from CSV files (this module), from oneDNN's
+benchmark strings (`leanconv.bench.benchdnn`) and from the networks that are built in
+(`leanconv.bench.catalogue`).
 """
 
 from __future__ import annotations
@@ -77,11 +78,11 @@ class Layer:
         return len(self.in_size)
 
     def shapes(self, layout: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the shapes of the image and of the weights in the axis order of `layout`."""
+        """Return the shapes of the image, in the axis order of `layout`, and of the weights."""
         from leanconv.problem import to_user
 
         x = to_user((self.batch, self.in_channels, *self.in_size), layout)
-        return x, to_user((self.out_channels, self.in_channels // self.groups, *self.kernel), layout)
+        return x, (self.out_channels, self.in_channels // self.groups, *self.kernel)
 
     def options(self, layout: str) -> dict[str, Any]:
         """Return the keyword arguments that `leanconv.plan` takes for this layer."""
@@ -107,9 +108,7 @@ class Layer:
             )
         x_shape, w_shape = self.shapes(layout)
         try:
-            return make_problem(
-                self.ndim, x_shape, w_shape, dtype=dtype, bias=bias, **self.options(layout)
-            )
+            return make_problem(self.ndim, x_shape, w_shape, dtype=dtype, bias=bias, **self.options(layout))
         except ArgumentError as error:
             raise LayerError(f"layer {self.name!r}: {error}") from error
 
@@ -142,10 +141,10 @@ def read_csv(path: Path) -> list[Layer]:
     """Read the layers of a CSV file.
 
     The first line names the columns, in any order: `name, N, C, H, W, K, R, S, stride, pad, dilation, groups,
-    repeats`, with `D` and `T` for a third axis and without `H` and `R` for signals. Only C, K and one extent of
-    image and kernel are needed: `W` is `H` and `S` is `R` if missing, and the other columns are 1 (pad: 0). Stride,
-    pad and dilation are one number, or one for each axis as in `2x1`; a pad may have two ends as in `0:1` or be
-    `same`. Empty lines and lines that begin with # are skipped.
+    repeats`, with `D` and `T` for a third axis and without `H` and `R` for signals. Only C, K and one extent
+    of image and kernel are needed: `W` is `H` and `S` is `R` if missing, and the other columns are 1 (pad:
+    0). Stride, pad and dilation are one number, or one for each axis as in `2x1`; a pad may have two ends as
+    in `0:1` or be `same`. Empty lines and lines that begin with # are skipped.
 
     Raises:
         LayerError: the file cannot be read, or a line is wrong; the message begins with file and line.
@@ -192,17 +191,17 @@ def _header(cells: list[str], where: str) -> list[str]:
 def _layer(cells: dict[str, str], where: str, default_name: str) -> Layer:
     """Return the layer of one line."""
 
-    def number(column: str, text: str) -> int:
-        if not (text.isascii() and text.isdigit()):
-            least = 0 if column == "pad" else 1
-            raise LayerError(f"{where}: {column}={text!r}: must be a whole number of at least {least}")
-        return int(text)
+    def text(column: str) -> str:
+        return cells.get(column) or _COLUMNS[column] or ""
+
+    def number(column: str, part: str) -> int:
+        least = 0 if column == "pad" else 1
+        if part.isascii() and part.isdigit() and int(part) >= least:
+            return int(part)
+        raise LayerError(f"{where}: {column}={text(column)!r}: must be a whole number of at least {least}")
 
     def value(column: str) -> int:
-        result = number(column, cells.get(column) or _COLUMNS[column] or "")
-        if result == 0:
-            raise LayerError(f"{where}: {column}=0: must be at least 1")
-        return result
+        return number(column, text(column))
 
     def extents(columns: tuple[str, str, str], what: str) -> tuple[int, ...]:
         given = [column for column in columns if cells.get(column)]
@@ -211,7 +210,9 @@ def _layer(cells: dict[str, str], where: str, default_name: str) -> Layer:
         if given and columns[2] not in given:
             sizes.append(sizes[-1])
         if not given or (columns[0] in given and columns[1] not in given):
-            raise LayerError(f"{where}: needs the {what}'s extent: {', '.join(columns)} (the last two for images)")
+            raise LayerError(
+                f"{where}: needs the {what}'s extent: {', '.join(columns)} (the last two for images)"
+            )
         return tuple(sizes)
 
     in_size = extents(("D", "H", "W"), "image")
@@ -221,20 +222,16 @@ def _layer(cells: dict[str, str], where: str, default_name: str) -> Layer:
         raise LayerError(f"{where}: the image has {ndim} axes and the kernel {len(kernel)}")
 
     def per_axis(column: str) -> list[str]:
-        text = cells.get(column) or _COLUMNS[column] or ""
-        parts = text.split("x")
+        parts = text(column).split("x")
         if len(parts) not in (1, ndim):
-            raise LayerError(f"{where}: {column}={text!r}: must be one number, or {ndim} joined by 'x'")
+            rule = f"must be one number, or {ndim} joined by 'x'"
+            raise LayerError(f"{where}: {column}={text(column)!r}: {rule}")
         return parts * (ndim if len(parts) == 1 else 1)
 
-    def positive(column: str) -> tuple[int, ...]:
-        values = tuple(number(column, part) for part in per_axis(column))
-        if 0 in values:
-            raise LayerError(f"{where}: {column}={cells[column]!r}: must be at least 1")
-        return values
-
-    stride, dilation = positive("stride"), positive("dilation")
-    if cells.get("pad", "").lower() == "same":
+    stride, dilation = (
+        tuple(number(column, part) for part in per_axis(column)) for column in ("stride", "dilation")
+    )
+    if text("pad").lower() == "same":
         spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
         padding = tuple(_same(n, span, s) for n, span, s in zip(in_size, spans, stride, strict=True))
     else:

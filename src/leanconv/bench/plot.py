@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanconv.bench.report import Report, Row, fastest, ratio
+from leanconv.bench.report import Report, Row, common_prefix, fastest, ratio
 from leanconv.errors import LeanconvError
 from leanconv.sizes import format_bytes
 
@@ -25,7 +25,7 @@ class PlotError(LeanconvError):
 
 
 def check(path: Path) -> None:
-    """Raise a `PlotError` if `draw` could not draw into this file; cheap, so that it can be asked beforehand."""
+    """Raise a `PlotError` if `draw` could not draw into this file; cheap, to be asked beforehand."""
     if path.suffix.lower() not in FORMATS:
         raise PlotError(f"{path}: a plot's name must end in {', '.join(FORMATS)}")
     if not path.parent.is_dir():
@@ -53,8 +53,9 @@ def draw(report: Report, path: Path) -> None:
     _time_against_workspace(lower, report)
     handles, labels = upper.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5), frameon=False)
+    prefix = f"{network[:-1]}, " if (network := common_prefix(layers)) else ""
     dtype, cpu = report.settings["dtype"], report.machine.get("cpu", "")
-    figure.suptitle(f"{dtype}, {cpu}", fontsize="small", color="0.4", y=0.0, va="bottom")
+    figure.supxlabel(f"{prefix}{dtype}, {cpu}", fontsize="small", color="0.4")
     figure.savefig(path, dpi=120)
 
 
@@ -63,19 +64,24 @@ def _percent_of_peak(axes: Any, report: Report, layers: list[str]) -> None:
     where = {layer: index for index, layer in enumerate(layers)}
     for label, style, rows in _series(report.rows):
         axes.plot(
-            [where[row.layer] for row in rows], [row.percent_of_peak for row in rows], **style, label=label, ls=""
+            [where[row.layer] for row in rows],
+            [row.percent_of_peak for row in rows],
+            **style,
+            label=label,
+            ls="",
         )
     axes.axhline(100, color="0.7", lw=1, zorder=0)
     axes.set_ylabel("% of measured FMA peak")
     axes.set_ylim(bottom=0)
     axes.set_xlim(-0.6, len(layers) - 0.4)
-    axes.set_xticks(range(len(layers)), layers, rotation=90, fontsize=8 if len(layers) < 60 else 6)
+    names = [layer.removeprefix(common_prefix(layers)) for layer in layers]
+    axes.set_xticks(range(len(layers)), names, rotation=90, fontsize=8 if len(layers) < 60 else 6)
     axes.grid(axis="both", color="0.92", zorder=-1)
     axes.set_axisbelow(True)
 
 
 def _time_against_workspace(axes: Any, report: Report) -> None:
-    """Each dot a layer: time over that of the layer's fastest algorithm, so that layers of all sizes compare."""
+    """Each dot a layer: time over that of its fastest algorithm, so that layers of all sizes compare."""
     best = {}
     for row in report.rows:
         key = (row.layer, row.threads)
@@ -85,7 +91,9 @@ def _time_against_workspace(axes: Any, report: Report) -> None:
         axes.plot([row.workspace_bytes for row in rows], times, **style, ls="")
     # Linear below 1 KiB, because the best workspace is none.
     axes.set_xscale("symlog", base=2, linthresh=1024, linscale=0.5)
-    axes.xaxis.set_major_formatter(lambda value, _: format_bytes(round(value)).replace(".0 ", " "))
+    most = max(row.workspace_bytes for row in report.rows)
+    ticks = [0, *(1 << power for power in range(10, 41, 2) if 1 << power <= 2 * most)]
+    axes.set_xticks(ticks, [format_bytes(tick).replace(".0 ", " ") for tick in ticks])
     axes.set_xlim(left=-256)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -97,7 +105,7 @@ def _time_against_workspace(axes: Any, report: Report) -> None:
 
 
 def _series(rows: list[Row]) -> Iterator[tuple[str, dict[str, Any], list[Row]]]:
-    """Yield label, style and rows of each algorithm; layout and threads are part of the label if they differ."""
+    """Yield label, style and rows of each algorithm; layout and threads are in the label if they differ."""
     timed = [row for row in rows if row.seconds is not None]
     layouts, threads = ({getattr(row, field) for row in timed} for field in ("layout", "threads"))
     series: dict[tuple[str, str, int], list[Row]] = {}

@@ -145,7 +145,7 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 def ratio(row: Row, best: Row) -> float:
-    """Return the time of a row over that of another: the median over the rounds in which both were measured."""
+    """Return the time of a row over that of another: the median over the rounds that measured both."""
     times = {sample.round: sample.seconds for sample in best.samples}
     paired = [sample.seconds / times[sample.round] for sample in row.samples if sample.round in times]
     if paired:
@@ -157,6 +157,13 @@ def fastest(rows: Sequence[Row]) -> Row | None:
     """Return the row with the least time, or None if none was timed."""
     timed = [row for row in rows if row.seconds is not None]
     return min(timed, key=lambda row: row.seconds or 0.0, default=None)
+
+
+def common_prefix(names: list[str]) -> str:
+    """Return "network/" if all layers are of one network."""
+    prefixes = {name.partition("/")[0] for name in names if "/" in name}
+    alone = len(prefixes) == 1 and all("/" in name for name in names)
+    return f"{prefixes.pop()}/" if alone else ""
 
 
 def _finite(value: Any) -> Any:

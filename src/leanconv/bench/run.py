@@ -1,18 +1,17 @@
 """Measuring: every algorithm on every layer, in turns, each result checked.
 
-Clocks drift and machines are shared, so nothing is compared that was not measured side by side. All algorithms of a
-layer take turns, A B C A B C ..., in several rounds; each round also measures the peak of fused multiply-adds on as
-many threads, and the part of the peak is computed round by round. Inputs and weights are normally distributed (never
-zeros, which some processors multiply faster). The output array is the same for all, and is filled with NaN before the
-result that is checked. What is timed is the call of a bound plan: weights are rearranged before, and that
-memory is reported.
+Clocks drift and machines are shared, so nothing is compared that was not measured side by side. All
+algorithms of a layer take turns, A B C A B C ..., in several rounds; each round also measures the peak of
+fused multiply-adds on as many threads, and the part of the peak is computed round by round. Inputs and
+weights are normally distributed (never zeros, which some processors multiply faster). The output array is the
+same for all, and is filled with NaN before the result that is checked. What is timed is the call of a bound
+plan: weights are rearranged before, and that memory is reported.
 """
 
 from __future__ import annotations
 
 import datetime
 import gc
-import importlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +22,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from leanconv.bench.check import TOLERANCE, Expectation, expect
-from leanconv.bench.layers import Layer, LayerError
+from leanconv.bench.check import TOLERANCE, Expectation, Trial, make_trial
+from leanconv.bench.layers import Layer
 from leanconv.bench.report import FAILED, NOT_APPLICABLE, WRONG, Report, Row, Sample
 from leanconv.errors import LeanconvError, NotApplicableError
 
@@ -61,7 +60,8 @@ class Settings:
         layouts: "NHWC", "NCHW".
         threads: numbers of threads, each measured on its own.
         dtype: "float32" or "float64".
-        time: seconds for each algorithm on each layer; one that takes longer than that for a call is timed once.
+        time: seconds for each algorithm on each layer; one that takes longer than that for a call is timed
+            once.
         rounds: how often the algorithms take turns, at most.
         seed: of the random arrays.
     """
@@ -84,14 +84,11 @@ class _Candidate:
     rounds: int = 0
 
 
-@dataclass
-class _Data:
-    """The arrays of a layer, channels first, and what should come out."""
+def default_engine() -> Engine:
+    """Return leanconv itself."""
+    import leanconv
 
-    x: NDArray[Any]
-    w: NDArray[Any]
-    bias: NDArray[Any]
-    expected: Expectation
+    return cast(Engine, leanconv)
 
 
 def run(
@@ -104,21 +101,21 @@ def run(
 ) -> Report:
     """Measure the layers and return the report.
 
-    An algorithm that fails on a layer, or computes something wrong there, becomes a row that says so. An interrupt
-    (Ctrl-C) ends the run; the report then holds the layers that were finished.
+    An algorithm that fails on a layer, or computes something wrong there, becomes a row that says so. An
+    interrupt (Ctrl-C) ends the run; the report then holds the layers that were finished.
     """
     from leanconv.doctor import machine_facts, versions
 
-    engine = engine or cast(Engine, importlib.import_module("leanconv"))
+    engine = engine or default_engine()
     report = Report(list(command), asdict(settings), machine_facts(), versions(), started=_now())
     steps = len(layers) * len(settings.threads)
     try:
         for number, layer in enumerate(layers):
-            data = _data(layer, settings)
+            trial = make_trial(layer, settings.dtype, settings.seed)
             for part, threads in enumerate(settings.threads):
                 if progress:
                     progress(layer.name, number * len(settings.threads) + part, steps)
-                rows = _measure(engine, layer, data, threads, settings)
+                rows = _measure(engine, layer, trial, threads, settings)
                 if part == 0:
                     flops = layer.problem("NCHW", settings.dtype).flops
                     report.layers.append({**asdict(layer), "shape": layer.short(), "flops": flops})
@@ -131,30 +128,14 @@ def run(
     return report
 
 
-def _data(layer: Layer, settings: Settings) -> _Data:
-    """Return random arrays for a layer, with outputs of about 1, and the right result."""
-    rng = np.random.default_rng(settings.seed)
-    problem = layer.problem("NCHW", settings.dtype, bias=True)
-    if problem.batch == 0:
-        raise LayerError(f"layer {layer.name!r}: an empty batch cannot be measured")
-    dtype = np.dtype(settings.dtype).type
-
-    def normal(shape: tuple[int, ...]) -> NDArray[Any]:
-        return rng.standard_normal(shape, dtype=dtype)
-
-    x, bias = normal(problem.x_shape), normal((problem.out_channels,))
-    w = normal(problem.w_shape) * dtype(1 / math.sqrt(problem.group_in * problem.taps))
-    return _Data(x, w, bias, expect(layer, x, w, bias, rng))
-
-
-def _measure(engine: Engine, layer: Layer, data: _Data, threads: int, settings: Settings) -> list[Row]:
+def _measure(engine: Engine, layer: Layer, trial: Trial, threads: int, settings: Settings) -> list[Row]:
     """Return the rows of one layer on some threads."""
     rows: list[Row] = []
     candidates: list[_Candidate] = []
     for layout in settings.layouts:
         problem = layer.problem(layout, settings.dtype, bias=True)
         options = {**layer.options(layout), "dtype": settings.dtype, "bias": True}
-        arrays = [_in_layout(array, layout) for array in (data.x, data.w)]
+        x = trial.image(layout)
         out = np.empty(problem.out_shape, dtype=settings.dtype)
         names, refusal = _names(engine, layer, layout, options, settings.algorithms)
         if refusal:
@@ -163,8 +144,8 @@ def _measure(engine: Engine, layer: Layer, data: _Data, threads: int, settings: 
             row = Row(layer.name, name, layout, threads, flops=problem.flops)
             rows.append(row)
             with _recorded(row):
-                call = _prepare(engine, layer, row, [*arrays, data.bias, out], options)
-                _check(row, call, out, data.expected, settings.dtype)
+                call = _prepare(engine, layer, row, [x, trial.w, trial.bias, out], options)
+                _check(row, call, out, trial.expected, settings.dtype)
                 if not row.reason:
                     candidates.append(_Candidate(row, call))
     _take_turns(engine, candidates, threads, settings)
@@ -225,8 +206,12 @@ def _check(
     if not row.error <= TOLERANCE[dtype]:
         unwritten = int(np.isnan(out).sum())
         row.status = WRONG
-        row.reason = f"{unwritten:,} of {out.size:,} outputs are NaN" if unwritten else (
-            f"largest error is {row.error:.1e} of the largest output, {TOLERANCE[dtype]:.0e} is allowed"
+        row.reason = (
+            f"{unwritten:,} of {out.size:,} outputs are NaN"
+            if unwritten
+            else (
+                f"largest error is {row.error:.1e} of the largest output, {TOLERANCE[dtype]:.0e} is allowed"
+            )
         )
 
 
@@ -288,10 +273,6 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-def _in_layout(array: NDArray[Any], layout: str) -> NDArray[Any]:
-    return array if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(array, 1, -1))
 
 
 def _now() -> str:

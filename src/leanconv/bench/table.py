@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from leanconv.bench.grid import print_grid
-from leanconv.bench.report import NOISY, NOT_APPLICABLE, OK, Report, Row, fastest, ratio
+from leanconv.bench.report import NOISY, NOT_APPLICABLE, OK, Report, Row, common_prefix, fastest, ratio
 from leanconv.sizes import format_bytes
 
 
@@ -34,11 +34,13 @@ def results(report: Report, console: Console) -> None:
     columns = _extra_columns(report.rows)
     numbers = ("time", "spread", "GFLOP/s", "% peak", "workspace", "packed w", "error")
     known = {layer["name"]: layer for layer in report.layers}
-    prefix = _common_prefix([*known])
+    prefix = common_prefix([*known])
     groups = []
     for name, group in groupby(report.rows, key=lambda row: row.layer):
         rows = list(group)
-        best = {threads: fastest([row for row in rows if row.threads == threads]) for threads in _threads(rows)}
+        best = {
+            threads: fastest([row for row in rows if row.threads == threads]) for threads in _threads(rows)
+        }
         titles = _titles(name.removeprefix(prefix), known.get(name, {}), len(rows))
         groups.append(
             [
@@ -114,7 +116,7 @@ def _cells(row: Row, columns: list[str], *, best: bool) -> list[Text]:
 
 
 def _titles(name: str, layer: dict[str, Any], rows: int) -> list[Text]:
-    """Return the first column of a group: the name, then the shape and the work if there are rows for them."""
+    """Return the first column of a group: the name, then shape and work if there are rows for them."""
     titles = [Text(name, style="bold")]
     if layer and rows > 1:
         titles.append(Text(layer["shape"], style="dim"))
@@ -133,16 +135,22 @@ def _notes(report: Report, timed: list[Row]) -> Iterable[str]:
     peaks = []
     for threads in _threads(timed):
         values = [sample.peak_gflops for row in timed if row.threads == threads for sample in row.samples]
-        peaks.append(f"{statistics.median(values):.0f} GFLOP/s on {threads} thread{'s' if threads > 1 else ''}")
-    yield f"Measured FMA peak, {report.settings['dtype']}: {', '.join(peaks)}. CPU: {report.machine.get('cpu', '?')}."
+        peaks.append(
+            f"{statistics.median(values):.0f} GFLOP/s on {threads} thread{'s' if threads > 1 else ''}"
+        )
+    dtype, cpu = report.settings["dtype"], report.machine.get("cpu", "?")
+    yield f"Measured FMA peak, {dtype}: {', '.join(peaks)}. CPU: {cpu}."
     yield (
-        "* fastest. Times are medians, spread is the interquartile range over the median, (! n%) marks a noisy one. "
-        "time / best and % peak over all layers are geometric means; total time counts repeats."
+        "* fastest. Times are medians, spread is the interquartile range over the median, (! n%) marks a "
+        "noisy one. time / best and % peak over all layers are geometric means; total time counts repeats."
     )
     sampled = len({row.layer for row in timed if not row.compared.startswith("all")})
     layers = len({row.layer for row in timed})
     compared = f"a sample of the outputs on {sampled} of {layers} layers, else " if sampled else ""
-    yield f"Error: largest absolute error against float64 over the largest output; compared: {compared}every output."
+    yield (
+        "Error: largest absolute error against float64 over the largest output; "
+        f"compared: {compared}every output."
+    )
 
 
 def _extra_columns(rows: list[Row]) -> list[str]:
@@ -161,10 +169,3 @@ def _best_rows(rows: list[Row]) -> dict[tuple[str, int], Row]:
 
 def _threads(rows: list[Row]) -> list[int]:
     return sorted({row.threads for row in rows})
-
-
-def _common_prefix(names: list[str]) -> str:
-    """Return "network/" if all layers are of one network."""
-    prefixes = {name.partition("/")[0] for name in names if "/" in name}
-    alone = len(prefixes) == 1 and all("/" in name for name in names)
-    return f"{prefixes.pop()}/" if alone else ""

@@ -249,10 +249,11 @@ class Function:
         align = ITEMSIZE.get(scalar_of(value.type), 8)
         self.do(f"store {value.type} {value.name}, ptr {self.gep(pointer, offset).name}, align {align}")
 
-    def prefetch(self, pointer: Value, offset: Index = 0, locality: int = 3) -> None:
-        """Ask for the cache line of an address to be read ahead."""
+    def prefetch(self, pointer: Value, offset: Index = 0, *, write: bool = False) -> None:
+        """Ask for the cache line of an address to be fetched, for reading or for writing."""
         name = self.module.declare("llvm.prefetch.p0", "void", ["ptr", I32, I32, I32])
-        self.do(f"call void @{name}(ptr {self.gep(pointer, offset).name}, i32 0, i32 {locality}, i32 1)")
+        where = self.gep(pointer, offset).name
+        self.do(f"call void @{name}(ptr {where}, i32 {int(write)}, i32 3, i32 1)")
 
     # -- floating point and vectors ------------------------------------------------------------------------------
 
@@ -340,6 +341,12 @@ class Function:
         )
 
     # -- control flow --------------------------------------------------------------------------------------------
+
+    def cut(self) -> None:
+        """Start a new block here: LLVM schedules instructions and spills registers block by block."""
+        label = self.new_label("cut")
+        self.do(f"br label %{label}")
+        self.label(label)
 
     def loop(
         self,

@@ -27,6 +27,7 @@ from leanconv.kernels.fields import Fields
 
 UNROLL = 4  # reduction steps in one round of the inner loop: 4 x 20 instructions at 6x2, well inside the op cache
 LONGEST_BLOCK = 36  # most steps unrolled where their number is known: 3x3 or 11x1 taps of 3 channels
+AHEAD = 2048  # bytes of weights between a prefetch and its use: about 200 cycles
 SECTION = 768  # most terms summed in one run of the accumulators
 
 
@@ -37,7 +38,8 @@ class Reduction:
     `kernel` taps per dimension; `channels` when few enough to unroll wholly, else None with `remainder` = channels mod
     UNROLL; `unit_channel`: channels are adjacent in memory; `merged`: the innermost dimension's taps follow its channels
     without a gap (dense NHWC, dilation 1), so both are one run; `flush` names the loop after which a section ends:
-    a dimension's index, "channels" (chunks of SECTION channels) or None.
+    a dimension's index, "channels" (chunks of SECTION channels) or None; `stream`: a panel of weights is
+    larger than the first-level cache can hold beside the pixels, so its lines are asked for AHEAD bytes before they are used.
     """
 
     kernel: tuple[int, ...]
@@ -46,9 +48,12 @@ class Reduction:
     unit_channel: bool
     merged: bool
     flush: int | str | None
+    stream: bool
 
     @staticmethod
-    def of(kernel: tuple[int, ...], channels: int, *, unit_channel: bool, merged: bool) -> Reduction:
+    def of(
+        kernel: tuple[int, ...], channels: int, *, unit_channel: bool, merged: bool, stream: bool
+    ) -> Reduction:
         """Choose unrolling and sections for a sum over `kernel` taps of `channels` channels each."""
         flush: int | str | None = "channels" if channels > SECTION else None
         inner = channels
@@ -60,7 +65,7 @@ class Reduction:
                 inner *= kernel[dim]
         few = channels <= 8
         merged = merged and few and flush != len(kernel) - 1
-        return Reduction(kernel, channels if few else None, channels % UNROLL, unit_channel, merged, flush)
+        return Reduction(kernel, channels if few else None, channels % UNROLL, unit_channel, merged, flush, stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +152,8 @@ class Sum:
         """One step: the element `offset` bytes behind every pixel's address times row `row` of the weights."""
         fn, tile = self.fn, self.tile
         lanes, width = tile.target.lanes(tile.dtype), tile.target.vector_bytes
+        if self.reduction.stream:
+            fn.prefetch(weights, row * tile.step_bytes + AHEAD)
         loaded = [fn.load(tile.vec, weights, row * tile.step_bytes + v * width) for v in range(tile.vectors)]
         result = []
         for i, pixel in enumerate(pixels):
@@ -171,7 +178,10 @@ class Sum:
 
     def _block(self, cursor: Cursor, count: int, weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
         for row, (pixels, offset) in enumerate(cursor.addresses(count)):
+            if row and row % UNROLL == 0:
+                self.fn.cut()  # in one long block LLVM loads far ahead, runs out of registers and spills them
             accs = self.step(pixels, offset, weights, accs, row)
+        self.fn.cut()
         return self.fn.gep(weights, count * self.tile.step_bytes), accs
 
     def _split(self, cursor: Cursor, state: list[Value]) -> tuple[Value, list[Value]]:

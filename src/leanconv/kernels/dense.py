@@ -3,7 +3,7 @@
 A chunk is one (image, group, block of pixels, group of panels).  Inside it the panels are the outer loop and the tiles the
 inner one, so that one panel of weights stays in the nearest cache that holds it while the block of pixels goes by.
 
-Fields: `{n,g,b,k}_div` and `{n,g,b,k}_count` split the chunk's number; `block` pixels a block, `pixels` in all, `panels` a
+Fields: `{n,g,b,k}_div` and `{n,g,b,k}_count` split the chunk's number; `block` pixels a block (the last one takes the rest), `pixels` in all, `panels` a
 group of panels, `panel_count` in all; `x_n x_g o_n o_g o_k o_row r_n r_g r_k r_row` bytes between images, groups, output
 channels (panels in the "rows" layout) and pixels; `w_g`, `w_panel` bytes of packed weights per group and panel.
 """
@@ -61,7 +61,7 @@ class DenseSpec:
     """Everything a dense kernel is specialised for; equal specs share one kernel, whatever the layer's extents.
 
     `rows` are the tile heights of the whole panels and of the last one; `ragged` adds tiles one row shorter, so that any
-    number of pixels splits without idle rows; `columns` stores with pixels adjacent (NCHW) instead of channels.
+    number of pixels splits into whole tiles (without it every block is a multiple of the height); `columns` stores with pixels adjacent (NCHW) instead of channels.
     """
 
     target: Target
@@ -96,7 +96,8 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
     residual = moved("residual", "r") if spec.epilogue.residual else None
     weights = fn.gep(fields.buffer("w"), fn.mul(index["g"], fields["w_g"]))
     first = fn.mul(index["b"], fields["block"])
-    end = fn.i64(fn.smin(fn.add(first, fields["block"]), fields["pixels"]))
+    is_last = fn.cmp("eq", fn.add(index["b"], 1), fields["b_count"])
+    end = fn.select(is_last, fields["pixels"], fn.add(first, fields["block"]))
     panel0 = fn.i64(fn.mul(index["k"], fields["panels"]))
     panel1 = fn.i64(fn.smin(fn.add(panel0, fields["panels"]), fields["panel_count"]))
     start = spec.source.start(fn, fields, first)
@@ -149,9 +150,8 @@ def _panel(
         sum_ = Sum(fn, fields, shape, spec.reduction)
 
         def body(pixel: Value, state: list[Value]) -> list[Value]:
-            left = fn.i64(fn.sub(end, pixel))
-            accs = spec.source.tile(sum_, x, weights, left, state)
-            shaped.store(accs, o, r, pixel, left)
+            shaped.prepare(o, pixel)
+            shaped.store(spec.source.tile(sum_, x, weights, state), o, r, pixel)
             return spec.source.next(fn, fields, shape.rows, state)
 
         return fn.loop(begin, stop, shape.rows, state, body, guard=spec.ragged, hint="tile")
@@ -159,10 +159,11 @@ def _panel(
     if not spec.ragged:
         tiles(tile, first, end, start, output)
         return
-    # n pixels in t = ceil(n / rows) tiles: rows * t - n of them are one row shorter, and those come last.
+    # n pixels in t = ceil(n / rows) tiles: rows * t - n of them are one row shorter, and those come last. The planner
+    # sees to it that there are that many, so no tile is ever partly empty.
     count = fn.sub(end, first)
     number = fn.udiv(fn.add(count, tile.rows - 1), tile.rows)
-    short = fn.smin(fn.sub(fn.mul(number, tile.rows), count), number)
+    short = fn.sub(fn.mul(number, tile.rows), count)
     turn = fn.i64(fn.add(first, fn.mul(fn.sub(number, short), tile.rows)))
     state = tiles(tile, first, turn, start, output)
     lower = Tile(tile.target, tile.dtype, tile.rows - 1, tile.vectors, tile.bias)

@@ -106,11 +106,6 @@ def transpose(fn: Function, rows: Sequence[Value]) -> list[Value]:
     return work
 
 
-def clamp_offsets(fn: Function, rows: int, left: Index, step: Value) -> list[Index]:
-    """Byte offsets of `rows` rows `step` apart of which only `left` exist: the others repeat the last one."""
-    last = fn.sub(left, 1)
-    end = fn.mul(last, step)
-    return [
-        0 if i == 0 else fn.select(fn.cmp("sle", i, last), fn.mul(i, step), end)  # a repeated row is computed twice
-        for i in range(rows)
-    ]
+def row_addresses(fn: Function, base: Value, rows: int, step: Value) -> list[Value]:
+    """Addresses of `rows` rows `step` bytes apart."""
+    return [fn.gep(base, fn.mul(step, i)) for i in range(rows)]

@@ -8,7 +8,7 @@ from typing import Protocol
 from leanconv.codegen.ir import I1, Function, Index, Value
 from leanconv.kernels.core import UNROLL, Sum
 from leanconv.kernels.cursor import Cursor, PointerCursor, SharedCursor
-from leanconv.kernels.epilogue import clamp_offsets
+from leanconv.kernels.epilogue import row_addresses
 from leanconv.kernels.fields import Fields
 
 ZERO_BYTES = 64  # a block of zeros that padded pixels read: a round of channels, 8 at the most, of 8 bytes
@@ -20,8 +20,8 @@ class Source(Protocol):
     def start(self, fn: Function, fields: Fields, pixel: Index) -> list[Value]:
         """What has to be carried from tile to tile, at a given output pixel."""
 
-    def tile(self, sum_: Sum, base: Value, weights: Value, left: Value, state: list[Value]) -> list[Value]:
-        """The sums of one tile whose first pixel is where `state` says; `left` pixels remain in this block."""
+    def tile(self, sum_: Sum, base: Value, weights: Value, state: list[Value]) -> list[Value]:
+        """The sums of one tile whose first pixel is where `state` says."""
 
     def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
         """The state `rows` output pixels further on."""
@@ -38,12 +38,12 @@ class Rows:
         """The byte offset of the row."""
         return [fn.i64(fn.mul(pixel, fields["x_row"]))]
 
-    def tile(self, sum_: Sum, base: Value, weights: Value, left: Value, state: list[Value]) -> list[Value]:
-        """Every row is inside; rows past the end of the block repeat the last one."""
+    def tile(self, sum_: Sum, base: Value, weights: Value, state: list[Value]) -> list[Value]:
+        """Every row is inside."""
         fn = sum_.fn
         first = fn.gep(base, state[0])
-        offsets = clamp_offsets(fn, sum_.tile.rows, left, sum_.fields["x_row"])
-        return whole_windows(sum_, [fn.gep(first, offset) for offset in offsets], weights)
+        pixels = row_addresses(fn, first, sum_.tile.rows, sum_.fields["x_row"])
+        return whole_windows(sum_, pixels, weights)
 
     def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
         """Rows are evenly spaced."""
@@ -127,17 +127,17 @@ class Image:
 
         return fn.if_(fn.cmp("slt", moved, width), lambda: [*outer, moved], wrap, hint="wrap")
 
-    def tile(self, sum_: Sum, base: Value, weights: Value, left: Value, state: list[Value]) -> list[Value]:
+    def tile(self, sum_: Sum, base: Value, weights: Value, state: list[Value]) -> list[Value]:
         """Choose between evenly spaced windows inside the image and the general form."""
         fn, fields, rows, last = sum_.fn, sum_.fields, sum_.tile.rows, self.dims - 1
-        even = fn.cmp("sge", left, rows)
-        for dim, at in enumerate(state):
-            if self.padded:
-                even = fn.both(even, fn.cmp("sge", at, fields[f"low{dim}"]))
-            end = fn.add(at, rows - 1) if dim == last else at
-            limit = fields[f"high{dim}"] if self.padded else fields[f"out{dim}"]
-            if self.padded or dim == last:
-                even = fn.both(even, fn.cmp("slt", end, limit))
+        tests = [fn.cmp("slt", fn.add(state[last], rows - 1), fields[f"high{last}" if self.padded else f"out{last}"])]
+        if self.padded:
+            tests.append(fn.cmp("sge", state[last], fields[f"low{last}"]))
+            for dim, at in enumerate(state[:last]):
+                tests += [fn.cmp("sge", at, fields[f"low{dim}"]), fn.cmp("slt", at, fields[f"high{dim}"])]
+        even = tests[0]
+        for test in tests[1:]:
+            even = fn.both(even, test)
 
         def first_window() -> Value:
             offset: Index = 0
@@ -150,45 +150,43 @@ class Image:
             return [fn.gep(first, fn.mul(fields[f"step{last}"], i)) for i in range(rows)]
 
         if not self.padded:
-            pixels = fn.if_(even, evenly, lambda: self._windows(sum_, base, left, state), hint="even")
+            pixels = fn.if_(even, evenly, lambda: self._windows(sum_, base, state), hint="even")
             return whole_windows(sum_, pixels, weights)
         return fn.if_(
             even,
             lambda: whole_windows(sum_, evenly(), weights),
-            lambda: self._edge(sum_, base, weights, left, state),
+            lambda: self._edge(sum_, base, weights, state),
             hint="even",
         )
 
-    def _positions(self, sum_: Sum, left: Value, state: list[Value]) -> list[list[Value]]:
-        """The output position of every row of the tile; rows past the end repeat the last one."""
+    def _positions(self, sum_: Sum, state: list[Value]) -> list[list[Value]]:
+        """The output position of every row of the tile."""
         fn, fields = sum_.fn, sum_.fields
-        last_row = fn.sub(left, 1)
         positions = [state]
-        for i in range(1, sum_.tile.rows):
+        for _ in range(1, sum_.tile.rows):
             before = positions[-1]
-            after, carry = list(before), fn.cmp("sle", i, last_row)
-            for dim in reversed(range(self.dims)):
-                grown = fn.select(carry, fn.add(before[dim], 1), before[dim])
-                if dim == 0:
-                    after[0] = grown
-                    break
+            after = list(before)
+            grown = fn.i64(fn.add(before[-1], 1))
+            for dim in reversed(range(1, self.dims)):
                 carry = fn.cmp("eq", grown, fields[f"out{dim}"])
                 after[dim] = fn.select(carry, 0, grown)
+                grown = fn.select(carry, fn.add(before[dim - 1], 1), before[dim - 1])
+            after[0] = grown
             positions.append(after)
         return positions
 
-    def _windows(self, sum_: Sum, base: Value, left: Value, state: list[Value]) -> list[Value]:
+    def _windows(self, sum_: Sum, base: Value, state: list[Value]) -> list[Value]:
         """Addresses of the first taps of windows that all lie inside the image but not in one row."""
         fn = sum_.fn
         result = []
-        for position in self._positions(sum_, left, state):
+        for position in self._positions(sum_, state):
             offset: Index = 0
             for dim, at in enumerate(position):
                 offset = fn.add(offset, fn.mul(at, sum_.fields[f"step{dim}"]))
             result.append(fn.gep(base, offset))
         return result
 
-    def _edge(self, sum_: Sum, base: Value, weights: Value, left: Value, state: list[Value]) -> list[Value]:
+    def _edge(self, sum_: Sum, base: Value, weights: Value, state: list[Value]) -> list[Value]:
         """The general form: an address per pixel and tap."""
         fn, red, fields = sum_.fn, sum_.reduction, sum_.fields
         corners = [
@@ -196,7 +194,7 @@ class Image:
                 fn.i64(fn.sub(fn.mul(at, self.stride[dim]), self.pad_low[dim]))
                 for dim, at in enumerate(position)
             ]
-            for position in self._positions(sum_, left, state)
+            for position in self._positions(sum_, state)
         ]
         first, accs = sum_.start(weights)
         true = Value("true", I1)

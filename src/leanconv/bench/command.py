@@ -1,0 +1,140 @@
+"""`leanconv bench`: from the options of the command line to table, JSON and plot."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from leanconv.bench import plot, table
+from leanconv.bench.catalogue import NETWORKS, network, resolve, select
+from leanconv.bench.layers import Layer, LayerError
+from leanconv.bench.run import ALL, Engine, Settings, run
+from leanconv.bench.run import Progress as Step
+from leanconv.errors import LeanconvError
+
+OK, TROUBLE, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+
+def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | None = None) -> int:
+    """Do what the options say and return the exit code."""
+    try:
+        if options.list and not (options.layers or options.net):
+            _list_networks()
+            return OK
+        layers = _layers(options)
+        if options.list:
+            _list_layers(layers)
+            return OK
+        _check_algorithms(options.algorithms)
+        _check_outputs(options)
+    except LeanconvError as error:
+        print(f"leanconv bench: {error}", file=sys.stderr)
+        return USAGE
+    settings = Settings(
+        algorithms=options.algorithms,
+        layouts=options.layout,
+        threads=options.threads,
+        dtype=options.dtype,
+        time=options.time,
+        rounds=options.rounds,
+    )
+    with _progress() as step:
+        report = run(layers, settings, command=command, engine=engine, progress=step)
+
+    # With JSON on standard output the table must not mix with it.
+    table.show(report, Console(stderr=options.json == "-"))
+    if options.json == "-":
+        sys.stdout.write(report.json())
+    elif options.json:
+        Path(options.json).write_text(report.json(), encoding="utf-8")
+    if options.plot and any(row.seconds for row in report.rows):
+        plot.draw(report, Path(options.plot))
+    if report.interrupted:
+        return INTERRUPTED
+    return TROUBLE if report.failures else OK
+
+
+def _layers(options: argparse.Namespace) -> list[Layer]:
+    """Return the layers that were asked for; at least one."""
+    for name in options.net:
+        network(name)  # so that a word after --net is taken for nothing but a network
+    words = [*options.layers, *options.net]
+    if not words:
+        raise LayerError(
+            "name a network, a layer, a CSV file or a oneDNN string; "
+            "leanconv bench --list shows what is built in"
+        )
+    found = resolve(words)
+    layers = select(found, pattern=options.filter, batch=options.batch)
+    if not layers:
+        raise LayerError(f"none of the {len(found)} layers has a name that matches {options.filter!r}")
+    return layers
+
+
+def _check_algorithms(wanted: Sequence[str]) -> None:
+    """Refuse names that no algorithm has, before anything is measured."""
+    from leanconv.algorithms import REGISTRY
+
+    known = [ALL, "auto", *(algorithm.name for algorithm in REGISTRY)]
+    for name in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=2)
+            hint = f"did you mean {' or '.join(near)}? " if near else ""
+            raise LayerError(f"no algorithm is called {name!r}; {hint}there are {', '.join(known)}")
+
+
+def _check_outputs(options: argparse.Namespace) -> None:
+    """Refuse files that cannot be written, before minutes are spent on measuring."""
+    if options.plot:
+        plot.check(Path(options.plot))
+    if options.json and options.json != "-":
+        path = Path(options.json)
+        if path.is_dir() or not path.parent.is_dir():
+            raise LayerError(
+                f"{path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}"
+            )
+
+
+def _list_networks() -> None:
+    """Print the built-in networks."""
+    print(f"{'network':<20}{'layers':>7}{'shapes':>8}{'GFLOP':>9}")
+    for name, title in NETWORKS.items():
+        layers, shapes = network(name), resolve([name])
+        flops = sum(layer.problem().flops * layer.repeats for layer in layers)
+        count = sum(layer.repeats for layer in layers)
+        print(f"{name:<20}{count:>7}{len(shapes):>8}{flops / 1e9:>9.2f}  {title}")
+
+
+def _list_layers(layers: Sequence[Layer]) -> None:
+    """Print layers, one a line."""
+    width = max(len(layer.name) for layer in layers)
+    shapes = [layer.short() for layer in layers]
+    for layer, shape in zip(layers, shapes, strict=True):
+        flops = layer.problem().flops
+        times = f"  {layer.repeats} times" if layer.repeats > 1 else ""
+        print(f"{layer.name:<{width}}  {shape:<{max(map(len, shapes))}}  {flops / 1e6:>9.1f} MFLOP{times}")
+
+
+@contextmanager
+def _progress() -> Iterator[Step | None]:
+    """Show a progress bar on standard error while measuring, if that is a terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Redrawn only between measurements: a thread that draws would take time from what is measured.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
+        task = bar.add_task("", total=None)
+
+        def step(description: str, done: int, total: int) -> None:
+            bar.update(task, description=description, completed=done, total=total, refresh=True)
+
+        yield step

@@ -1,0 +1,280 @@
+"""Patch matrices: im2row and im2col staging, whole or a block of output pixels at a time.
+
+im2row    row = output pixel, columns = taps, then channels: the window of each pixel laid out in one run
+im2col    row = tap and channel, columns = output pixels
+
+`channel_major` orders a window by channel, then tap, as the user's weights are; otherwise tap, then channel, as packed
+weights are.  Padding is written as zeros (or as the pixels that another pad mode names).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value, vector
+from leanconv.codegen.targets import Target
+from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.image import mapped_position
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """How windows are copied.
+
+    Fields: `out{d} in{d} at{d}` output and input sizes and input byte strides; `x_c` bytes between input channels; `channels`;
+    `m_pixel`, `m_c`, `m_tap` bytes in the matrix from pixel to pixel, channel to channel, tap to tap.
+    """
+
+    target: Target
+    dtype: str
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    dilation: tuple[int, ...]
+    pad_low: tuple[int, ...]
+    padded: bool
+    pad_mode: str
+    rows: bool
+    unit_channel: bool
+    unit_matrix: bool
+
+    @property
+    def dims(self) -> int:
+        """Spatial dimensions."""
+        return len(self.kernel)
+
+    def emit(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
+        """Copy the windows of output pixels [first, end) to the matrix, whose first pixel is `first`."""
+        if self.rows:
+            self._emit_rows(fn, fields, x, matrix, first, end)
+        else:
+            self._emit_columns(fn, fields, x, matrix, first, end)
+
+    # -- im2row --------------------------------------------------------------------------------------------------
+
+    def _emit_rows(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
+        position = []
+        rest: Index = first
+        for dim in reversed(range(1, self.dims)):
+            position.insert(0, fn.i64(fn.urem(rest, fields[f"out{dim}"])))
+            rest = fn.udiv(rest, fields[f"out{dim}"])
+        position.insert(0, fn.i64(rest))
+
+        def pixel(_: Value, state: list[Value]) -> list[Value]:
+            row, *at = state
+            self._window(fn, fields, x, row, at)
+            after = list(at)
+            grown = fn.i64(fn.add(at[-1], 1))
+            for dim in reversed(range(1, self.dims)):
+                carry = fn.cmp("eq", grown, fields[f"out{dim}"])
+                after[dim] = fn.select(carry, 0, grown)
+                grown = fn.select(carry, fn.add(at[dim - 1], 1), at[dim - 1])
+            after[0] = grown
+            return [fn.gep(row, fields["m_pixel"]), *after]
+
+        fn.loop(first, end, 1, [matrix, *position], pixel, hint="pixel")
+
+    def _window(self, fn: Function, fields: Fields, x: Value, row: Value, position: list[Value]) -> None:
+        """All taps of one output pixel."""
+
+        def taps(dim: int, source: Value, valid: Value, target: Value) -> Value:
+            if dim == self.dims:
+                copy = lambda: self._run(fn, fields, source, target)  # noqa: E731
+                clear = lambda: self._run(fn, fields, None, target)  # noqa: E731
+                if self.padded and self.pad_mode == "zeros":
+                    fn.if_(valid, copy, clear, hint="inside")
+                else:
+                    copy()
+                return fn.gep(target, fields["m_tap"])
+
+            def tap(index: Value, state: list[Value]) -> list[Value]:
+                at, ok = self._place(fn, fields, dim, position[dim], index)
+                moved = fn.gep(source, fn.mul(at, fields[f"at{dim}"]))
+                return [taps(dim + 1, moved, fn.both(valid, ok) if ok is not None else valid, state[0])]
+
+            return fn.loop(0, self.kernel[dim], 1, [target], tap, hint="tap")[0]
+
+        taps(0, x, Value("true", I1), row)
+
+    def _place(
+        self, fn: Function, fields: Fields, dim: int, at: Index, tap: Index
+    ) -> tuple[Index, Value | None]:
+        """The input position under a tap, and whether it lies inside (None if it always does)."""
+        corner = fn.sub(fn.mul(at, self.stride[dim]), self.pad_low[dim])
+        where = fn.add(corner, fn.mul(tap, self.dilation[dim]))
+        if not self.padded:
+            return where, None
+        size = fields[f"in{dim}"]
+        if self.pad_mode == "zeros":
+            return where, fn.cmp("ult", where, size)
+        return mapped_position(fn, fn.i64(where), size, self.pad_mode), None
+
+    def _run(self, fn: Function, fields: Fields, source: Value | None, target: Value) -> list[Value]:
+        """The channels of one tap of one pixel; zeros without a source."""
+        scalar = SCALARS[self.dtype]
+        item = 8 if self.dtype == "float64" else 4
+        steps: tuple[Index, Index] = (
+            item if self.unit_channel else fields["x_c"],
+            item if self.unit_matrix else fields["m_c"],
+        )
+        copy_run(
+            fn,
+            vector(scalar, self.target.lanes(self.dtype)),
+            fields["channels"],
+            source,
+            target,
+            steps,
+            self.unit_channel and self.unit_matrix,
+        )
+        return []
+
+    # -- im2col --------------------------------------------------------------------------------------------------
+
+    def _emit_columns(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
+        """Pixels [first, end) are whole output rows; every (tap, channel) is copied row by row."""
+        width = fields[f"out{self.dims - 1}"]
+        row0, row1 = fn.i64(fn.udiv(first, width)), fn.i64(fn.udiv(end, width))
+        item = 8 if self.dtype == "float64" else 4
+
+        def taps(dim: int, tap: list[Value], target: Value) -> Value:
+            if dim < self.dims:
+
+                def step(index: Value, state: list[Value]) -> list[Value]:
+                    return [taps(dim + 1, [*tap, index], state[0])]
+
+                return fn.loop(0, self.kernel[dim], 1, [target], step, hint="tap")[0]
+
+            def channel(_: Value, state: list[Value]) -> list[Value]:
+                source, target = state
+
+                def row(index: Value, state: list[Value]) -> list[Value]:
+                    self._row_of_pixels(fn, fields, source, state[0], index, tap)
+                    return [fn.gep(state[0], fn.mul(width, item))]
+
+                fn.loop(row0, row1, 1, [target], row, hint="row")
+                return [fn.gep(source, fields["x_c"]), fn.gep(target, fields["m_c"])]
+
+            fn.loop(0, fields["channels"], 1, [x, target], channel, hint="channel")
+            return fn.gep(target, fields["m_tap"])
+
+        taps(0, [], matrix)
+
+    def _row_of_pixels(
+        self, fn: Function, fields: Fields, source: Value, target: Value, row: Value, tap: list[Value]
+    ) -> None:
+        """One output row under one tap of one channel: zeros, pixels, zeros."""
+        last = self.dims - 1
+        item = 8 if self.dtype == "float64" else 4
+        width, at_last = fields[f"out{last}"], fields[f"at{last}"]
+        kind = vector(SCALARS[self.dtype], self.target.lanes(self.dtype))
+        valid = Value("true", I1)
+        rest: Index = row
+        for dim in reversed(range(last)):
+            at = rest if dim == 0 else fn.urem(rest, fields[f"out{dim}"])
+            rest = rest if dim == 0 else fn.udiv(rest, fields[f"out{dim}"])
+            where, ok = self._place(fn, fields, dim, at, tap[dim])
+            source = fn.gep(source, fn.mul(where, fields[f"at{dim}"]))
+            valid = fn.both(valid, ok) if ok is not None else valid
+        if self.padded and self.pad_mode != "zeros":
+
+            def pixel(q: Value, state: list[Value]) -> list[Value]:
+                where, _ = self._place(fn, fields, last, q, tap[last])
+                fn.store(fn.load(SCALARS[self.dtype], source, fn.mul(where, at_last)), state[0])
+                return [fn.gep(state[0], item)]
+
+            fn.loop(0, width, 1, [target], pixel, hint="pixel")
+            return
+        # Output positions [low, high) read inside the image: 0 <= q * stride + offset < size.
+        stride = self.stride[last]
+        offset = fn.sub(fn.mul(tap[last], self.dilation[last]), self.pad_low[last])
+        low: Index = 0
+        high: Index = width
+        if self.padded:
+            size = fields[f"in{last}"]
+            low = fn.smin(fn.smax(fn.udiv(fn.smax(fn.sub(stride - 1, offset), 0), stride), 0), width)
+            reach = fn.smax(fn.add(fn.sub(size, offset), stride - 1), 0)
+            high = fn.smax(fn.smin(fn.udiv(reach, stride), width), low)
+            low, high = fn.select(valid, low, width), fn.select(valid, high, width)
+        unit_source = stride == 1 and not self.unit_channel
+        start = fn.gep(source, fn.mul(fn.add(fn.mul(low, stride), offset), at_last))
+        clear: Callable[[Index, Value], None] = lambda n, p: copy_run(fn, kind, n, None, p, (item, item), True)  # noqa: E731
+        if self.padded:
+            clear(low, target)
+        step: Index = fn.mul(at_last, stride)
+        plain = fn.cmp("eq", step, item) if unit_source else None
+        to = fn.gep(target, fn.mul(low, item))
+        count = fn.sub(high, low)
+
+        def copy(adjacent: bool) -> list[Value]:
+            copy_run(fn, kind, count, start, to, (item if adjacent else step, item), adjacent)
+            return []
+
+        if plain is None:
+            copy(False)
+        else:
+            fn.if_(plain, lambda: copy(True), lambda: copy(False), hint="adjacent")
+        if self.padded:
+            clear(fn.sub(width, high), fn.gep(target, fn.mul(high, item)))
+
+
+def copy_run(
+    fn: Function,
+    kind: str,
+    count: Index,
+    source: Value | None,
+    target: Value,
+    steps: tuple[Index, Index],
+    adjacent: bool,
+) -> None:
+    """Copy `count` elements `steps` bytes apart (vectors where both ends are adjacent); zeros without a source."""
+    lanes = int(kind[1:].split(" ")[0])
+    scalar = kind[1:-1].split(" x ")[1]
+    item = 8 if scalar == "double" else 4
+    done: Index = 0
+    state = [source or target, target]
+    if adjacent:
+        done = fn.mul(fn.udiv(count, lanes), lanes)
+
+        def many(_: Value, state: list[Value]) -> list[Value]:
+            value = fn.load(kind, state[0]) if source is not None else fn.const(kind, 0.0)
+            fn.store(value, state[1])
+            return [fn.gep(state[0], lanes * item), fn.gep(state[1], lanes * item)]
+
+        state = fn.loop(0, done, lanes, state, many, guard=True, hint="copy")
+
+    def one(_: Value, state: list[Value]) -> list[Value]:
+        value = fn.load(scalar, state[0]) if source is not None else fn.const(scalar, 0.0)
+        fn.store(value, state[1])
+        return [fn.gep(state[0], steps[0]), fn.gep(state[1], steps[1])]
+
+    fn.loop(done, count, 1, state, one, guard=True, hint="copy")
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSpec:
+    """Staging as a phase of its own: one chunk is one group and block of pixels of one image.
+
+    Buffers: x, matrix.  Fields besides those of `Patches`: `g_* b_*` for the chunk, `n_first` the image, `block` pixels a
+    block, `pixels` in all, `x_n x_g m_g` bytes between images and groups.
+    """
+
+    patches: Patches
+
+    @property
+    def target(self) -> Target:
+        """The CPU it is for."""
+        return self.patches.target
+
+    def emit(self, module: Module, name: str) -> tuple[str, ...]:
+        """Emit the kernel; returns the names of its fields in order."""
+        kernel = KernelFunction(module, name)
+        fn, fields = kernel.fn, kernel.fields
+        group, block = kernel.index("g"), kernel.index("b")
+        first = fn.i64(fn.mul(block, fields["block"]))
+        end = fn.i64(fn.smin(fn.add(first, fields["block"]), fields["pixels"]))
+        offset = fn.add(fn.mul(fields["n_first"], fields["x_n"]), fn.mul(group, fields["x_g"]))
+        x = fn.gep(fields.buffer("x"), offset)
+        matrix = fn.gep(fields.buffer("matrix"), fn.mul(group, fields["m_g"]))
+        matrix = fn.gep(matrix, fn.mul(first, fields["m_pixel"]))
+        self.patches.emit(fn, fields, x, matrix, first, end)
+        return kernel.finish()
