@@ -145,8 +145,7 @@ class ObjectCache:
             return False
         try:
             for folder in (self.directory, self._objects, os.path.dirname(path)):
-                if not os.path.isdir(folder):
-                    os.makedirs(folder, mode=0o700, exist_ok=True)
+                os.makedirs(folder, mode=0o700, exist_ok=True)
             stored = self._trusted_folders(path)
             if stored:
                 _write(path, blob)

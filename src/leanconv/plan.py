@@ -36,13 +36,19 @@ class Plan:
     """
 
     def __init__(
-        self, problem: Problem, algorithm: Algorithm, threads: int, memory_limit: int | None = None
+        self,
+        problem: Problem,
+        algorithm: Algorithm,
+        threads: int,
+        memory_limit: int | None = None,
+        tunables: Mapping[str, int] | None = None,
     ) -> None:
         self.problem = problem
         self.threads = threads
         self.memory_limit = memory_limit
+        self.tunables = dict(tunables or {})
         self._algorithm = algorithm
-        self._lowering: Lowering = around_copies(problem, algorithm, this_host(), threads, memory_limit)
+        self._lowering: Lowering = around_copies(problem, algorithm, this_host(), threads, memory_limit, self.tunables)
         self.arena = _shared_arena if memory_limit is None else Arena(memory_limit)
 
     @property
@@ -306,7 +312,7 @@ class BoundPlan:
                 if len(self._siblings) >= 16:
                     self._siblings.clear()
                 sibling = object.__new__(BoundPlan)
-                sibling.plan = Plan(wanted, self.plan._algorithm, self.plan.threads, self.plan.memory_limit)
+                sibling.plan = Plan(wanted, self.plan._algorithm, self.plan.threads, self.plan.memory_limit, self.plan.tunables)
                 sibling._packed, sibling._kept = self._packed, self._kept
                 sibling._prepare()
                 self._siblings[wanted] = sibling

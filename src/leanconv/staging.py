@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 from leanconv.algorithms.base import Algorithm, Lowering
@@ -27,15 +28,15 @@ def dense_output(problem: Problem) -> Problem:
 
 
 def around_copies(
-    problem: Problem, algorithm: Algorithm, host: Host, threads: int, workspace: int | None
+    problem: Problem, algorithm: Algorithm, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
 ) -> Lowering:
     """The lowering of a problem by an algorithm, with copies around it where it refuses the output's strides."""
     if not needs_copies(problem) or algorithm.refusal(problem) is None:
-        return algorithm.lower(problem, host, threads, workspace)
+        return algorithm.lower(problem, host, threads, workspace, tunables)
     inner = dense_output(problem)
     nbytes = math.prod(inner.out_shape) * inner.itemsize
     rest = None if workspace is None else max(0, workspace - nbytes * (2 if problem.residual else 1))
-    low = algorithm.lower(inner, host, threads, rest)
+    low = algorithm.lower(inner, host, threads, rest, tunables)
     before: tuple[Phase, ...] = ()
     buffers = [Buffer("dense output", nbytes)]
     roles = {"out": "dense output"}

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from leanconv.algorithms.base import Algorithm
 from leanconv.algorithms.direct import Direct
+from leanconv.algorithms.im2col import Im2col, Im2colStrip
+from leanconv.algorithms.im2row import Im2row, Im2rowStrip
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
 
-REGISTRY: tuple[Algorithm, ...] = (Pointwise(), Direct(), Reference())
+REGISTRY: tuple[Algorithm, ...] = (
+    Pointwise(),
+    Direct(),
+    Im2rowStrip(),
+    Im2colStrip(),
+    Im2row(),
+    Im2col(),
+    Reference(),
+)
 """Every algorithm, the one preferred where several apply first."""

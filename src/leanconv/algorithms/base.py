@@ -40,21 +40,24 @@ class Algorithm(ABC):
     """One published idea.
 
     `name` is what users write; `title` a few words; `paper` where it was published; `error_class` how its rounding
-    compares with a plain sum ("plain": the same products, added in some order).
+    compares with a plain sum ("plain": the same products, added in some order); `tunables` the settings a caller may choose, with what they mean.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     paper: ClassVar[str]
     error_class: ClassVar[str] = "plain"
+    tunables: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def refusal(self, problem: Problem) -> str | None:
         """A sentence that says why the algorithm does not apply, or None if it does."""
 
     @abstractmethod
-    def lower(self, problem: Problem, host: Host, threads: int, workspace: int | None = None) -> Lowering:
-        """The program of a problem that is not refused.
+    def lower(
+        self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
+    ) -> Lowering:
+        """The program of a problem that is not refused; `tunables` holds what the caller chose of `self.tunables`.
 
         `workspace` is the most bytes of workspace the caller would like; an algorithm that can stage less at a time
         does, and one that cannot returns what it needs (the planner then looks elsewhere).

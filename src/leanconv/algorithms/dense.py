@@ -18,6 +18,7 @@ from leanconv.kernels.core import SECTION, UNROLL, Reduction
 from leanconv.kernels.dense import DenseSpec, Panels
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.patches import Patches
 from leanconv.kernels.pack import PackSpec, packed_bytes
 from leanconv.problem import Problem
 from leanconv.program import Phase
@@ -28,7 +29,10 @@ CHUNKS_A_THREAD = 16
 
 @dataclass(frozen=True, slots=True)
 class CoreInput:
-    """Where the core reads its pixels: `channels` elements for each of `kernel` taps, and the fields of the source."""
+    """Where the core reads its pixels: `channels` elements for each of `kernel` taps, and the fields of the source.
+
+    `stage` copies windows to the buffer "scratch" of each thread first; the source is then `Rows` of that.
+    """
 
     source: Rows | Image
     kernel: tuple[int, ...]
@@ -37,6 +41,7 @@ class CoreInput:
     merged: bool
     fields: Mapping[str, int]
     buffer: str = "x"
+    stage: Patches | None = None
 
 
 def image_input(problem: Problem) -> CoreInput:
@@ -164,49 +169,47 @@ def pack_weights(problem: Problem, host: Host) -> WeightPacking:
 
 def core_phase(problem: Problem, host: Host, threads: int, source: CoreInput) -> tuple[Phase, dict[str, int | str]]:
     """The phase that runs the core over a whole problem, and the settings chosen."""
-    p = problem
-    pixels = math.prod(p.out_size)
-    spec = core_spec(p, host, source, pixels)
-    cut = blocking(p, host, threads, spec.rows)
-    fields = core_fields(p, host, source, cut)
-    roles = {"x": source.buffer}
-    chunks = fields["n_count"] * fields["g_count"] * fields["b_count"] * fields["k_count"]
-    parameters: dict[str, int | str] = {
-        "tile": f"{spec.rows[0]}x{2 * host.target.lanes(p.dtype)}",
-        "block": cut.block,
-        "panels": cut.group,
-        "chunks": chunks,
-    }
-    return Phase("core", spec, fields, chunks, roles), parameters
+    rows = tile_heights(math.prod(problem.out_size), host, panels_of(problem, host))
+    return dense_phase(problem, host, source, rows, blocking(problem, host, threads, rows))
 
 
-def core_spec(problem: Problem, host: Host, source: CoreInput, pixels: int) -> DenseSpec:
-    """What the core is specialised for on `pixels` pixels a block or an image."""
+def dense_phase(
+    problem: Problem, host: Host, source: CoreInput, rows: tuple[int, int], cut: Blocking, image: int | None = None
+) -> tuple[Phase, dict[str, int | str]]:
+    """The core with tiles of `rows` over blocks as cut, on all images or on one."""
     p, panels = problem, panels_of(problem, host)
-    rows = tile_heights(pixels, host, panels)
-    ragged = any(pixels % height for height in rows)
+    last = math.prod(p.out_size) - (cut.blocks - 1) * cut.block
     panel = panel_fields(p, host)["w_panel"]
-    reduction = Reduction.of(
-        source.kernel,
-        source.channels,
-        unit_channel=source.unit_channel,
-        merged=source.merged,
-        stream=panel > host.l1 // 2,
-    )
-    return DenseSpec(
+    spec = DenseSpec(
         target=host.target,
         dtype=p.dtype,
         source=source.source,
-        reduction=reduction,
+        reduction=Reduction.of(
+            source.kernel,
+            source.channels,
+            unit_channel=source.unit_channel,
+            merged=source.merged,
+            stream=panel > host.l1 // 2,
+        ),
         whole=panels.count > 0,
         last=panels.last,
         valid=panels.valid,
         rows=rows,
-        ragged=ragged,
+        ragged=any(size % height for size in (cut.block, last) for height in rows),
         bias=p.has_bias,
         columns=store_columns(p),
         epilogue=Epilogue(p.activation, p.residual),
+        stage=source.stage,
     )
+    fields = core_fields(p, host, source, cut, image)
+    chunks = fields["n_count"] * fields["g_count"] * fields["b_count"] * fields["k_count"]
+    parameters: dict[str, int | str] = {
+        "tile": f"{rows[0]}x{2 * host.target.lanes(p.dtype)}",
+        "block": cut.block,
+        "panels": cut.group,
+        "chunks": chunks,
+    }
+    return Phase("core", spec, fields, chunks, {"x": source.buffer}), parameters
 
 
 def tile_heights(pixels: int, host: Host, panels: Panels) -> tuple[int, int]:
@@ -219,7 +222,9 @@ def tile_heights(pixels: int, host: Host, panels: Panels) -> tuple[int, int]:
     return even[0], even[1]
 
 
-def core_fields(problem: Problem, host: Host, source: CoreInput, cut: Blocking) -> dict[str, int]:
+def core_fields(
+    problem: Problem, host: Host, source: CoreInput, cut: Blocking, image: int | None
+) -> dict[str, int]:
     """All fields of the core's kernel."""
     p, item = problem, problem.itemsize
     lanes = host.target.lanes(p.dtype)
@@ -236,7 +241,8 @@ def core_fields(problem: Problem, host: Host, source: CoreInput, cut: Blocking) 
         "g_div": groups_of_panels * cut.blocks,
         "g_count": p.groups,
         "n_div": groups_of_panels * cut.blocks * p.groups,
-        "n_count": p.batch,
+        "n_count": p.batch if image is None else 1,
+        "n_first": image or 0,
         "block": cut.block,
         "pixels": pixels,
         "panels": cut.group,
@@ -271,8 +277,10 @@ class Blocking:
     group: int
 
 
-def blocking(problem: Problem, host: Host, threads: int, rows: tuple[int, int]) -> Blocking:
-    """Cut a layer into chunks; see the head of this file."""
+def blocking(
+    problem: Problem, host: Host, threads: int, rows: tuple[int, int], pixel_bytes: float | None = None
+) -> Blocking:
+    """Cut a layer into chunks; see the head of this file. `pixel_bytes` of input stand for a pixel of output."""
     p, panels = problem, panels_of(problem, host)
     lanes, item = host.target.lanes(p.dtype), p.itemsize
     pixels = math.prod(p.out_size)
@@ -280,7 +288,7 @@ def blocking(problem: Problem, host: Host, threads: int, rows: tuple[int, int]) 
     # Fewest pixels that tiles of both heights and one row less cover exactly, whatever their number.
     least = -(-max(height * (height - 1) for height in rows) // unit) * unit
     weights = p.taps * p.group_in * 2 * lanes * item * panels.total
-    per_pixel = max(1.0, p.group_in * item * math.prod(p.in_size) / pixels)  # bytes of image to a pixel of output
+    per_pixel = pixel_bytes or max(1.0, p.group_in * item * math.prod(p.in_size) / pixels)
     if weights <= host.l2 // 4:
         group, budget = panels.total, host.l2 // 4
     else:

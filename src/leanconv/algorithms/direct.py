@@ -9,6 +9,7 @@ Good for    nearly everything dense       Bad for   groups with few channels, wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
@@ -30,7 +31,9 @@ class Direct(Algorithm):
         """Any problem whose output the core can store into."""
         return output_refusal(problem)
 
-    def lower(self, problem: Problem, host: Host, threads: int, workspace: int | None = None) -> Lowering:
+    def lower(
+        self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
+    ) -> Lowering:
         """One phase: the core over the image."""
         phase, parameters = core_phase(problem, host, threads, image_input(problem))
         return Lowering(

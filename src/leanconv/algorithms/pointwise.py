@@ -7,6 +7,7 @@ Good for    every 1x1 layer       Bad for   nothing else is accepted
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
@@ -30,7 +31,9 @@ class Pointwise(Algorithm):
             return "the image is padded"
         return output_refusal(problem)
 
-    def lower(self, problem: Problem, host: Host, threads: int, workspace: int | None = None) -> Lowering:
+    def lower(
+        self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
+    ) -> Lowering:
         """One phase: the core over rows of the image if they are evenly spaced, else pixel by pixel."""
         rows = rows_input(problem) if all(s == 1 for s in problem.stride) else None
         phase, parameters = core_phase(problem, host, threads, rows or image_input(problem))

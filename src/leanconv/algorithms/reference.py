@@ -7,6 +7,7 @@ Good for    checking       Bad for   speed
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
@@ -29,7 +30,9 @@ class Reference(Algorithm):
         """Applies to everything."""
         return None
 
-    def lower(self, problem: Problem, host: Host, threads: int, workspace: int | None = None) -> Lowering:
+    def lower(
+        self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
+    ) -> Lowering:
         """One phase, a chunk for each image and output channel."""
         p, item = problem, problem.itemsize
         spec = NaiveSpec(

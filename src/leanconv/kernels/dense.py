@@ -3,7 +3,7 @@
 A chunk is one (image, group, block of pixels, group of panels).  Inside it the panels are the outer loop and the tiles the
 inner one, so that one panel of weights stays in the nearest cache that holds it while the block of pixels goes by.
 
-Fields: `{n,g,b,k}_div` and `{n,g,b,k}_count` split the chunk's number; `block` pixels a block (the last one takes the rest), `pixels` in all, `panels` a
+Fields: `{n,g,b,k}_div` and `{n,g,b,k}_count` split the chunk's number (`n_first` is the first image); `block` pixels a block (the last one takes the rest), `pixels` in all, `panels` a
 group of panels, `panel_count` in all; `x_n x_g o_n o_g o_k o_row r_n r_g r_k r_row` bytes between images, groups, output
 channels (panels in the "rows" layout) and pixels; `w_g`, `w_panel` bytes of packed weights per group and panel.
 """
@@ -19,6 +19,7 @@ from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import Image, Rows
 from leanconv.kernels.output import Output
+from leanconv.kernels.patches import Patches
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,8 @@ class DenseSpec:
     """Everything a dense kernel is specialised for; equal specs share one kernel, whatever the layer's extents.
 
     `rows` are the tile heights of the whole panels and of the last one; `ragged` adds tiles one row shorter, so that any
-    number of pixels splits into whole tiles (without it every block is a multiple of the height); `columns` stores with pixels adjacent (NCHW) instead of channels.
+    number of pixels splits into whole tiles (without it every block is a multiple of the height); `columns` stores with pixels adjacent (NCHW) instead of channels;
+    `stage` copies a block's windows to the thread's part of the buffer "scratch" first, where the core then reads rows.
     """
 
     target: Target
@@ -76,6 +78,7 @@ class DenseSpec:
     bias: bool
     columns: bool
     epilogue: Epilogue
+    stage: Patches | None = None
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit this kernel into a module; returns the names of its fields in order."""
@@ -88,8 +91,10 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
     fn, fields = kernel.fn, kernel.fields
     index = {letter: kernel.index(letter) for letter in "ngbk"}
 
+    image = fn.add(index["n"], fields["n_first"])
+
     def moved(role: str, letter: str) -> Value:
-        offset = fn.add(fn.mul(index["n"], fields[f"{letter}_n"]), fn.mul(index["g"], fields[f"{letter}_g"]))
+        offset = fn.add(fn.mul(image, fields[f"{letter}_n"]), fn.mul(index["g"], fields[f"{letter}_g"]))
         return fn.gep(fields.buffer(role), offset)
 
     x, out = moved("x", "x"), moved("out", "o")
@@ -100,7 +105,11 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
     end = fn.select(is_last, fields["pixels"], fn.add(first, fields["block"]))
     panel0 = fn.i64(fn.mul(index["k"], fields["panels"]))
     panel1 = fn.i64(fn.smin(fn.add(panel0, fields["panels"]), fields["panel_count"]))
-    start = spec.source.start(fn, fields, first)
+    if spec.stage is not None:
+        scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
+        spec.stage.emit(fn, fields, x, scratch, fn.i64(first), end)
+        x = scratch
+    start = spec.source.start(fn, fields, 0 if spec.stage is not None else first)
 
     def panel(at: Value, vectors: int, rows: int, valid: int) -> None:
         tile = Tile(spec.target, spec.dtype, rows, vectors, spec.bias)

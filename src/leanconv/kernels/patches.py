@@ -22,7 +22,7 @@ from leanconv.kernels.image import mapped_position
 class Patches:
     """How windows are copied.
 
-    Fields: `out{d} in{d} at{d}` output and input sizes and input byte strides; `x_c` bytes between input channels; `channels`;
+    Fields: `out{d} in{d} at{d}` output and input sizes and input byte strides; `s_c` bytes between input channels; `channels`;
     `m_pixel`, `m_c`, `m_tap` bytes in the matrix from pixel to pixel, channel to channel, tap to tap.
     """
 
@@ -114,7 +114,7 @@ class Patches:
         scalar = SCALARS[self.dtype]
         item = 8 if self.dtype == "float64" else 4
         steps: tuple[Index, Index] = (
-            item if self.unit_channel else fields["x_c"],
+            item if self.unit_channel else fields["s_c"],
             item if self.unit_matrix else fields["m_c"],
         )
         copy_run(
@@ -152,7 +152,7 @@ class Patches:
                     return [fn.gep(state[0], fn.mul(width, item))]
 
                 fn.loop(row0, row1, 1, [target], row, hint="row")
-                return [fn.gep(source, fields["x_c"]), fn.gep(target, fields["m_c"])]
+                return [fn.gep(source, fields["s_c"]), fn.gep(target, fields["m_c"])]
 
             fn.loop(0, fields["channels"], 1, [x, target], channel, hint="channel")
             return fn.gep(target, fields["m_tap"])

@@ -1,0 +1,171 @@
+"""im2col and im2row: copy every window into a patch matrix, then multiply (K. Chellapilla, S. Puri, P. Simard: High
+Performance Convolutional Neural Networks for Document Processing, 2006; made popular by Caffe).
+
+Shared by the four algorithms that differ in two ways: whether a window becomes a row (im2row, windows of adjacent channels
+are copied in runs) or a column (im2col, rows of the image are copied in runs), and whether the matrix is made whole, one image
+at a time, as published, or in strips of output pixels that a thread stages and multiplies while they are in its cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from leanconv.algorithms.base import Lowering
+from leanconv.algorithms.dense import (
+    Blocking,
+    CoreInput,
+    blocking,
+    dense_phase,
+    image_input,
+    pack_weights,
+    panels_of,
+    tile_heights,
+)
+from leanconv.host import Host
+from leanconv.kernels.image import Rows
+from leanconv.kernels.patches import Patches, PatchSpec
+from leanconv.memory import Buffer
+from leanconv.problem import Problem
+from leanconv.program import Phase
+
+MATRIX = "patch matrix"
+
+
+def patches(problem: Problem, host: Host, rows: bool, unit_matrix: bool) -> Patches:
+    """How the windows of a problem are copied."""
+    p = problem
+    padded = any(p.pad_low) or any(p.pad_high)
+    return Patches(
+        host.target,
+        p.dtype,
+        p.kernel,
+        p.stride,
+        p.dilation,
+        p.pad_low,
+        padded,
+        p.pad_mode,
+        rows,
+        p.x_strides[1] == 1,
+        unit_matrix,
+    )
+
+
+def patch_fields(problem: Problem, steps: Mapping[str, int]) -> dict[str, int]:
+    """Fields of the copy, with the matrix's byte steps `m_pixel`, `m_c`, `m_tap`."""
+    image = dict(image_input(problem).fields)
+    image["s_c"] = image.pop("x_c")
+    return {**image, "channels": problem.group_in, "pixels": math.prod(problem.out_size), **steps}
+
+
+def whole(problem: Problem, host: Host, threads: int, *, rows: bool) -> Lowering:
+    """The matrix of one image after the other, whole."""
+    p, item = problem, problem.itemsize
+    pixels, depth = math.prod(p.out_size), p.taps * p.group_in
+    if rows:
+        steps = {"m_pixel": depth * item, "m_c": item, "m_tap": p.group_in * item}
+    else:
+        steps = {"m_pixel": item, "m_c": pixels * item, "m_tap": p.group_in * pixels * item}
+    group_bytes = depth * pixels * item
+    spec = PatchSpec(patches(p, host, rows, rows))
+    width = p.out_size[-1]
+    lines = pixels // width
+    block = -(-lines // (8 * threads)) * width  # whole output rows: im2col copies by rows
+    blocks = -(-pixels // block)
+    source = CoreInput(
+        Rows(),
+        (1,),
+        depth,
+        rows,
+        False,
+        {"x_n": 0, "x_g": group_bytes, "x_c": steps["m_c"], "x_row": steps["m_pixel"]},
+        MATRIX,
+    )
+    heights = tile_heights(pixels, host, panels_of(p, host))
+    cut = blocking(p, host, threads, heights, depth * item)
+    phases: list[Phase] = []
+    parameters: dict[str, int | str] = {}
+    for image in range(p.batch):
+        fields = patch_fields(p, steps) | {
+            "n_first": image,
+            "b_div": 1,
+            "b_count": blocks,
+            "g_div": blocks,
+            "g_count": p.groups,
+            "block": block,
+            "m_g": group_bytes,
+        }
+        phases.append(Phase("stage", spec, fields, p.groups * blocks, {"matrix": MATRIX}))
+        core, parameters = dense_phase(p, host, source, heights, cut, image)
+        phases.append(core)
+    name = "im2row" if rows else "im2col"
+    return Lowering(
+        tuple(phases),
+        (Buffer(MATRIX, p.groups * group_bytes),),
+        pack_weights(p, host),
+        (
+            f"{name}: copy all windows of an image into a matrix of {p.groups * depth} x {pixels}",
+            f"core {parameters.get('tile', '')} multiplies it",
+        ),
+        parameters,
+    )
+
+
+def strips(
+    problem: Problem, host: Host, threads: int, workspace: int | None, chosen: int | None, *, rows: bool
+) -> Lowering:
+    """Strips of output pixels, each staged and multiplied by one thread.
+
+    `chosen` output rows a strip, else as many as fit half the second-level cache and the workspace.
+    """
+    p, item = problem, problem.itemsize
+    pixels, width, depth = math.prod(p.out_size), p.out_size[-1], p.taps * p.group_in
+    unit = 1 if rows and chosen is None else width
+    if chosen is not None:
+        size = min(chosen * width, pixels)
+    else:
+        budget = host.l2 // 2 if workspace is None else min(host.l2 // 2, workspace // threads // 64 * 64)
+        size = max(unit, min(pixels, budget // (depth * item) // unit * unit))
+        if threads > 1:  # enough strips for every thread to have several
+            size = min(size, max(unit, pixels * p.batch * p.groups // (4 * threads) // unit * unit))
+    heights, cut = fitting_strips(p, host, size, unit)
+    ld = cut.block
+    if rows:
+        steps = {"m_pixel": depth * item, "m_c": item, "m_tap": p.group_in * item}
+    else:
+        steps = {"m_pixel": item, "m_c": ld * item, "m_tap": p.group_in * ld * item}
+    image = image_input(p).fields
+    fields = patch_fields(p, steps) | {"x_n": image["x_n"], "x_g": image["x_g"]}
+    fields |= {"x_row": steps["m_pixel"], "x_c": steps["m_c"]}
+    source = CoreInput(
+        Rows(), (1,), depth, rows, False, fields, "x", patches(p, host, rows, rows)
+    )
+    core, parameters = dense_phase(p, host, source, heights, cut)
+    name = "im2row" if rows else "im2col"
+    return Lowering(
+        (core,),
+        (Buffer("scratch", cut.block * depth * item, per_thread=True),),
+        pack_weights(p, host),
+        (
+            f"{name}: each thread copies the windows of {cut.block} output pixels into its strip of the matrix",
+            f"core {parameters['tile']} multiplies the strip while it is in the cache",
+        ),
+        {**parameters, "strip": cut.block},
+    )
+
+
+def fitting_strips(problem: Problem, host: Host, size: int, unit: int) -> tuple[tuple[int, int], Blocking]:
+    """Tile heights and a strip size of at most `size` pixels that tiles cover exactly, the last strip too."""
+    pixels, panels = math.prod(problem.out_size), panels_of(problem, host)
+    for block in range(min(size, pixels) // unit * unit, 0, -unit):
+        heights = tile_heights(block, host, panels)
+        rest = pixels % block
+        if all(_covered(n, height) for n in (block, rest) for height in heights):
+            return heights, Blocking(block, -(-pixels // block), panels.total)
+    raise AssertionError("one unit divides the image, so the search ends there")
+
+
+def _covered(pixels: int, height: int) -> bool:
+    """Whether tiles of `height` and one row less can hold exactly so many pixels."""
+    tiles = -(-pixels // height)
+    return tiles * height - pixels <= tiles and (height > 1 or pixels >= 0)
