@@ -212,7 +212,8 @@ keys = [cache.make_key({"number": str(number)}) for number in range(12)]
 print("ready", flush=True)
 while True:
     number = rng.randrange(12)
-    store.put(keys[number], bytes([number]) * (100 + number * 50_000), {"version": rng.random()})
+    data = bytes([number]) * (100 + number * 50_000)
+    assert store.put(keys[number], data, {"version": rng.random()}), "writers are in each other's way"
     found = store.get(keys[rng.randrange(12)])
     assert found is None or len(found) == 100 + found[0] * 50_000, "a wrong entry was served"
 """

@@ -75,7 +75,9 @@ class Plan:
     def packed_weight_bytes(self) -> int:
         """Bytes of the weights (and bias) in the order the kernels read them; 0 if they are read as they are."""
         packing = self._lowering.packing
-        return packing.nbytes if packing else 0
+        if packing is None:
+            return 0
+        return packing.nbytes + (self.problem.out_channels * self.problem.itemsize if packing.bias_apart else 0)
 
     @property
     def extra_bytes(self) -> int:
@@ -93,7 +95,8 @@ class Plan:
     @functools.cached_property
     def compiled(self) -> Compiled:
         """The program of a bound call, compiled."""
-        return Compiled(Program(self._lowering.phases, self._lowering.workspace, self.threads))
+        low = self._lowering
+        return Compiled(Program(low.phases, low.workspace, self.threads, low.addresses))
 
     @functools.cached_property
     def compiled_unbound(self) -> Compiled:
@@ -101,11 +104,9 @@ class Plan:
         low = self._lowering
         if low.packing is None:
             return self.compiled
-        phases = tuple(
-            replace(phase, roles={**phase.roles, "w": PACKED}) for phase in (low.packing.phase, *low.phases)
-        )
+        phases = tuple(_packed_into_workspace(phase) for phase in (low.packing.phase, *low.phases))
         buffers = (*low.workspace, Buffer(PACKED, low.packing.nbytes))
-        return Compiled(Program(phases, buffers, self.threads))
+        return Compiled(Program(phases, buffers, self.threads, low.addresses))
 
     def bind(self, w: Any, bias: Any = None) -> BoundPlan:
         """Pack weights once, for many calls.
@@ -152,10 +153,19 @@ class Plan:
 def _with_weight_strides(phase: Phase, weights: Array) -> Phase:
     """The packing phase for weights that lie in memory in another way than planned."""
     strides = weights.strides
-    group_out = phase.fields["group_out"]
-    fields = {"w_k": strides[0], "w_c": strides[1], "w_g": group_out * strides[0]}
-    fields |= {f"w_{d}": step for d, step in enumerate(strides[2:])}
+    axes = range(len(strides) - 2)
+    if "w_k" in phase.fields:
+        fields = {"w_k": strides[0], "w_c": strides[1], "w_g": phase.fields["group_out"] * strides[0]}
+        fields |= {f"w_{d}": strides[2 + d] for d in axes}
+    else:
+        fields = {"s_n": strides[0], "s_c": strides[1]} | {f"s_{d}": strides[2 + d] for d in axes}
     return replace(phase, fields={**phase.fields, **fields})
+
+
+def _packed_into_workspace(phase: Phase) -> Phase:
+    """The phase with packed weights in a workspace buffer instead of a bound plan's."""
+    roles = {role: PACKED if name == "w" else name for role, name in phase.roles.items()}
+    return replace(phase, roles={"w": PACKED, **roles})
 
 
 def _need_dtype(array: Array, argument: str, problem: Problem) -> None:
@@ -202,11 +212,10 @@ class BoundPlan:
     def __init__(self, plan: Plan, weights: Array, bias: Array | None) -> None:
         self.plan = plan
         self._packed = plan.pack(weights, bias)
-        keep = None
-        if self._packed is None:  # the algorithm reads them as they are: keep our own, dense as planned
-            keep = np.empty(weights.shape, weights.dtype), None if bias is None else np.array(bias)
-            keep[0][...] = weights
-        self._kept = keep
+        packing = plan._lowering.packing
+        # What is read as it is, is kept in arrays of our own, dense as planned.
+        self._kept_weights = np.array(weights, order="C") if packing is None else None
+        self._kept_bias = None if bias is None or (packing and not packing.bias_apart) else np.array(bias)
         self._siblings: dict[Any, BoundPlan] = {}
         self._lock = threading.Lock()
         self._prepare()
@@ -219,9 +228,10 @@ class BoundPlan:
         self._x_strides = tuple(s * item for s in to_user(problem.x_strides, problem.layout))
         self._out_strides = tuple(s * item for s in to_user(problem.out_strides, problem.layout))
         self._fixed = {_W: self._packed.address} if self._packed is not None else {}
-        if self._kept:
-            self._fixed[_WEIGHTS] = address_of(self._kept[0])
-            self._fixed[_BIAS] = address_of(self._kept[1]) if self._kept[1] is not None else 0
+        if self._kept_weights is not None:
+            self._fixed[_WEIGHTS] = address_of(self._kept_weights)
+        if self._kept_bias is not None:
+            self._fixed[_BIAS] = address_of(self._kept_bias)
         self._x_span = _reach(problem.x_shape, self._x_strides, item)
         self._out_span = _reach(problem.out_shape, self._out_strides, item)[1]
         self._quick = problem.batch > 0 and problem.residual is None
@@ -313,7 +323,8 @@ class BoundPlan:
                     self._siblings.clear()
                 sibling = object.__new__(BoundPlan)
                 sibling.plan = Plan(wanted, self.plan._algorithm, self.plan.threads, self.plan.memory_limit, self.plan.tunables)
-                sibling._packed, sibling._kept = self._packed, self._kept
+                sibling._packed = self._packed
+                sibling._kept_weights, sibling._kept_bias = self._kept_weights, self._kept_bias
                 sibling._prepare()
                 self._siblings[wanted] = sibling
         return sibling

@@ -37,6 +37,7 @@ class Program:
     phases: tuple[Phase, ...]
     workspace: tuple[Buffer, ...]
     threads: int
+    addresses: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def layout(self) -> Layout:
@@ -50,7 +51,7 @@ class Compiled:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.layout = program.layout
-        self.slots = {name: i for i, name in enumerate([*ARGUMENTS, *(b.name for b in program.workspace)])}
+        self.slots = {name: i for i, name in enumerate([*ARGUMENTS, *(b.name for b in program.workspace), *program.addresses])}
         self.kernels: list[Kernel] = []
         self.fields: list[ctypes.Array[ctypes.c_int64]] = []
         for phase in program.phases:
@@ -77,6 +78,8 @@ class Job:
         self._block = AlignedBlock(runtime.JOB_RECORDS + runtime.RECORD_BYTES * max(1, len(phases)))
         self.address = self._block.address
         self.table = (ctypes.c_void_p * len(compiled.slots))()
+        for name, value in compiled.program.addresses.items():
+            self.table[compiled.slots[name]] = value
         words = {
             runtime.JOB_PHASES: len(phases),
             runtime.JOB_BUFFERS: ctypes.addressof(self.table),

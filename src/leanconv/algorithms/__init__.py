@@ -6,6 +6,7 @@ from leanconv.algorithms.base import Algorithm
 from leanconv.algorithms.direct import Direct
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
+from leanconv.algorithms.lowered_blas import Im2colBlas, Im2rowBlas
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
 
@@ -16,6 +17,8 @@ REGISTRY: tuple[Algorithm, ...] = (
     Im2colStrip(),
     Im2row(),
     Im2col(),
+    Im2rowBlas(),
+    Im2colBlas(),
     Reference(),
 )
 """Every algorithm, the one preferred where several apply first."""

@@ -15,10 +15,14 @@ from leanconv.program import Phase
 
 @dataclass(frozen=True, slots=True)
 class WeightPacking:
-    """The phase that packs weights into a buffer of `nbytes`, once if bound, at every call if not."""
+    """The phase that packs weights into a buffer of `nbytes`, once if bound, at every call if not.
+
+    `bias_apart`: the bias is not among them, a bound plan keeps a copy of it.
+    """
 
     nbytes: int
     phase: Phase
+    bias_apart: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +30,7 @@ class Lowering:
     """A problem as phases over declared workspace buffers.
 
     `packing` is None for an algorithm that reads the weights as the user has them; `steps` says in words what runs;
-    `parameters` are the settings that were chosen.
+    `parameters` are the settings that were chosen; `addresses` are buffers (or functions) that exist already.
     """
 
     phases: tuple[Phase, ...]
@@ -34,6 +38,7 @@ class Lowering:
     packing: WeightPacking | None = None
     steps: tuple[str, ...] = ()
     parameters: Mapping[str, int | str] = field(default_factory=dict)
+    addresses: Mapping[str, int] = field(default_factory=dict)
 
 
 class Algorithm(ABC):

@@ -286,7 +286,7 @@ def blocking(
     pixels = math.prod(p.out_size)
     unit = math.lcm(*rows)
     # Fewest pixels that tiles of both heights and one row less cover exactly, whatever their number.
-    least = -(-max(height * (height - 1) for height in rows) // unit) * unit
+    least = max(1, -(-max(height * (height - 1) for height in rows) // unit)) * unit
     weights = p.taps * p.group_in * 2 * lanes * item * panels.total
     per_pixel = pixel_bytes or max(1.0, p.group_in * item * math.prod(p.in_size) / pixels)
     if weights <= host.l2 // 4:
