@@ -1,6 +1,6 @@
-"""Weights for the demo: filters of a photograph, and banks of filters in the shape of a network's first layer.
+"""Weights for the demo: filters of a photograph, and banks of filters shaped like a network's first layer.
 
-All are in the order leanconv takes them, (K, C/groups, R, S), and float32.
+All are in the order leanconv takes them, (K, C, R, S), and float32.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ class Filter:
 
     Attributes:
         name: what people call it.
-        weights: (K, 3/groups, R, S).
-        groups: 3 to treat red, green and blue apart, 1 to mix them.
+        weights: (K, 3, R, S); K is 3, an RGB picture, or 2 for a gradient.
         offset: added to the result for display, so that negative values are seen.
         gradient: the two outputs are the parts of a gradient; its length is shown.
     """
 
     name: str
     weights: Array
-    groups: int = 3
     offset: float = 0.0
     gradient: bool = False
 
@@ -45,26 +43,27 @@ def photo_filters() -> list[Filter]:
     gradient = np.stack([np.multiply.outer(LUMA, sobel), np.multiply.outer(LUMA, sobel.T)])
     impulse = np.zeros((5, 5))
     impulse[2, 2] = 1
-    y, x = _pixels(15)
-    disc = np.clip(7.5 - np.hypot(x, y), 0, 1)  # soft at the rim
+    y, x = _pixels(13)
+    disc = np.clip(6.5 - np.hypot(x, y), 0, 1)  # soft at the rim
     emboss = np.array([[-2, -1, 0], [-1, 1, 1], [0, 1, 2]])
     return [
-        Filter("Gaussian blur", _each_colour(_gaussian(13, 2.5))),
+        Filter("Gaussian blur", _each_colour(_gaussian(11, 2.2))),
         Filter("defocus", _each_colour(disc / disc.sum())),
-        Filter("motion blur", _each_colour(np.eye(21) / 21)),
+        Filter("motion blur", _each_colour(np.eye(15) / 15)),
         Filter("sharpen", _each_colour(2.5 * impulse - 1.5 * _gaussian(5, 1.2))),
         Filter("emboss", _each_colour(emboss)),
         Filter("Laplacian of Gaussian", _each_colour(-0.7 * laplacian), offset=0.5),
-        Filter("Sobel edges", gradient.astype(np.float32), groups=1, gradient=True),
+        Filter("Sobel edges", gradient.astype(np.float32), gradient=True),
     ]
 
 
 def first_layer(outputs: int, size: int) -> Array:
     """Return a bank of filters like those that image networks learn in their first layer, made by a formula.
 
-    With n = outputs / 8 orientations or hues, in this order: coarse Gabor filters of brightness, odd and even (2n),
-    fine ones (2n), odd ones between red and green (n), between blue and yellow (n), and blobs of one hue against the
-    opposite hue, wide and narrow (2n). None of them responds to an even grey area; absolute weights sum to 1.
+    With n = outputs / 8 orientations or hues, in this order: coarse Gabor filters of brightness, odd and
+    even (2n), fine ones (2n), odd ones between red and green (n), between blue and yellow (n), and blobs of
+    one hue against the opposite hue, wide and narrow (2n). None of them responds to an even grey area; the
+    absolute weights of each sum to 1.
 
     Args:
         outputs: number of filters, K; a multiple of 8.
@@ -97,7 +96,7 @@ def first_layer(outputs: int, size: int) -> Array:
 
 
 def shown_channels(outputs: int) -> list[int]:
-    """Return eight channels of `first_layer` that show its kinds: four Gabors, two colour edges, two blobs."""
+    """Return eight channels of `first_layer`: four Gabor filters, two colour edges, two blobs."""
     n = outputs // 8
     return [0, n // 2, n + n // 4, 2 * n + 3 * n // 4, 4 * n, 5 * n + n // 2, 6 * n, 6 * n + 2 * n // 3]
 
@@ -110,8 +109,9 @@ def _pixels(size: int) -> tuple[Array, Array]:
 
 def _gaussian(size: int, sigma: float) -> Array:
     y, x = _pixels(size)
-    window: Array = np.exp(-(x**2 + y**2) / (2 * sigma**2))
-    return window / window.sum()
+    window = np.exp(-(x**2 + y**2) / (2 * sigma**2))
+    result: Array = window / window.sum()
+    return result
 
 
 def _gabor(size: int, period: float, angle: float, phase: float) -> Array:
@@ -124,5 +124,5 @@ def _gabor(size: int, period: float, angle: float, phase: float) -> Array:
 
 
 def _each_colour(kernel: Array) -> Array:
-    """Return weights of three groups that apply one kernel to red, green and blue alike."""
-    return np.broadcast_to(kernel.astype(np.float32), (3, 1, *kernel.shape)).copy()
+    """Return weights that apply one kernel to red, green and blue alike and do not mix them."""
+    return np.multiply.outer(np.eye(3), kernel).astype(np.float32)

@@ -17,8 +17,8 @@ from leanconv.sizes import format_bytes
 Array = NDArray[Any]
 
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; with the markers they name many series.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#999999")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def filter_sheet(tiles: Sequence[tuple[str, Array]], path: Path) -> None:
     height, width = tiles[0][1].shape[:2]
     rows = -(-len(tiles) // 4)
     figure = Figure(figsize=(10, rows * (2.5 * height / width + 0.25)), layout="constrained")
-    axes = figure.subplots(rows, 4, squeeze=False).flat
+    axes = figure.subplots(rows, 4, squeeze=False).ravel()
     for axis in axes:
         axis.set_axis_off()
     for axis, (title, image) in zip(axes, tiles, strict=False):
@@ -59,8 +59,8 @@ def feature_sheet(layers: Sequence[Responses], path: Path) -> None:
         axes = part.subplots(1, columns)
         for axis, kernel, response in zip(axes, layer.kernels, layer.maps, strict=True):
             axis.set_axis_off()
-            # The brightest pixel in a thousand is cut off: a single highlight would darken all others.
-            axis.imshow(response, cmap="inferno", vmin=0, vmax=max(np.quantile(response, 0.999), 1e-6))
+            # The brightest hundredth is cut off: a few highlights would darken all the rest.
+            axis.imshow(response, cmap="inferno", vmin=0, vmax=max(np.quantile(response, 0.99), 1e-6))
             corner = axis.inset_axes((0.0, 0.0, 0.27, 0.27))
             corner.imshow(np.moveaxis(0.5 + 0.5 * kernel / np.abs(kernel).max(), 0, -1))
             corner.set_xticks([])
@@ -71,18 +71,18 @@ def feature_sheet(layers: Sequence[Responses], path: Path) -> None:
 
 def time_against_memory(rows: Sequence[Row], facts: str, path: Path) -> None:
     """Draw a panel for each layer: every algorithm's time over its workspace and packed weights."""
-    timed = [row for row in rows if row.seconds is not None]
-    layers = list(dict.fromkeys(row.layer for row in timed))
-    algorithms = list(dict.fromkeys(row.algorithm for row in timed))
+    timed = [(row, row.seconds) for row in rows if row.seconds is not None]
+    layers = list(dict.fromkeys(row.layer for row, _ in timed))
+    algorithms = list(dict.fromkeys(row.algorithm for row, _ in timed))
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     panels = figure.subplots(1, len(layers), sharex=True, sharey=True, squeeze=False)[0]
     for panel, layer in zip(panels, layers, strict=True):
-        for row in timed:
+        for row, seconds in timed:
             if row.layer == layer:
                 number = algorithms.index(row.algorithm)
                 panel.plot(
                     row.workspace_bytes + row.packed_weight_bytes,
-                    1e3 * row.seconds,
+                    1e3 * seconds,
                     marker=MARKERS[number % len(MARKERS)],
                     color=COLOURS[number % len(COLOURS)],
                     label=row.algorithm,
@@ -92,7 +92,7 @@ def time_against_memory(rows: Sequence[Row], facts: str, path: Path) -> None:
         panel.set_title(layer, fontsize=10)
         panel.grid(color="0.92")
         panel.set_axisbelow(True)
-    most = max(row.workspace_bytes + row.packed_weight_bytes for row in timed)
+    most = max(row.workspace_bytes + row.packed_weight_bytes for row, _ in timed)
     # Linear below 4 KiB, because the least memory is none.
     panels[0].set_xscale("symlog", base=2, linthresh=4096, linscale=0.5)
     ticks = [0, *(1 << power for power in range(12, 41, 4) if 1 << power <= 2 * most)]
@@ -105,6 +105,8 @@ def time_against_memory(rows: Sequence[Row], facts: str, path: Path) -> None:
         panel.tick_params(axis="x", labelrotation=45, labelsize=8)
     figure.supxlabel("workspace and packed weights", fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=min(len(labels), 8), frameon=False, fontsize=8
+    )
     figure.text(0.995, 0.01, facts, ha="right", fontsize=7, color="0.4")
     figure.savefig(path, dpi=110)

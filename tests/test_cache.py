@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guard import run_python
 
+from guard import run_python
 from leanconv import cache
 from leanconv.cache import ObjectCache, make_key
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, CacheError

@@ -8,8 +8,8 @@ import signal
 
 import numpy as np
 import pytest
-from guard import PAGE, GuardedAllocator, check_canaries, guarded, guarded_copy, run_python
 
+from guard import PAGE, GuardedAllocator, check_canaries, guarded, guarded_copy, run_python
 from leanconv.memory import ALIGNMENT, AlignedBlock, Arena, Buffer, allocate, arena_bytes
 
 TWO = (Buffer("columns", 1000), Buffer("panel", 100, per_thread=True))

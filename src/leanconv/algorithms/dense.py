@@ -67,7 +67,8 @@ def image_input(problem: Problem) -> CoreInput:
     padded = any(p.pad_low) or any(p.pad_high)
     unit = p.x_strides[1] == 1
     merged = unit and p.dilation[-1] == 1 and p.x_strides[-1] == p.group_in
-    source = Image(p.stride, p.dilation, p.pad_low, padded, p.pad_mode)
+    width = item if p.x_strides[-1] == 1 and not unit else None
+    source = Image(p.stride, p.dilation, p.pad_low, padded, p.pad_mode, width)
     return CoreInput(source, p.kernel, p.group_in, unit, merged, fields)
 
 
@@ -84,7 +85,9 @@ def rows_input(problem: Problem) -> CoreInput | None:
         "x_c": channel,
         "x_row": row * item,
     }
-    return CoreInput(Rows(), (1,), problem.group_in, problem.x_strides[1] == 1, False, fields)
+    unit = problem.x_strides[1] == 1
+    source = Rows(item if row == 1 and not unit else None)
+    return CoreInput(source, (1,), problem.group_in, unit, False, fields)
 
 
 def even_stride(strides: tuple[int, ...], sizes: tuple[int, ...]) -> int | None:

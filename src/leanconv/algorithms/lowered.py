@@ -73,7 +73,7 @@ def whole(problem: Problem, host: Host, threads: int, *, rows: bool) -> Lowering
     block = -(-lines // (8 * threads)) * width  # whole output rows: im2col copies by rows
     blocks = -(-pixels // block)
     source = CoreInput(
-        Rows(),
+        Rows(None if rows else item),
         (1,),
         depth,
         rows,
@@ -138,7 +138,7 @@ def strips(
     fields = patch_fields(p, steps) | {"x_n": image["x_n"], "x_g": image["x_g"]}
     fields |= {"x_row": steps["m_pixel"], "x_c": steps["m_c"]}
     source = CoreInput(
-        Rows(), (1,), depth, rows, False, fields, "x", patches(p, host, rows, rows)
+        Rows(None if rows else item), (1,), depth, rows, False, fields, "x", patches(p, host, rows, rows)
     )
     core, parameters = dense_phase(p, host, source, heights, cut)
     name = "im2row" if rows else "im2col"

@@ -25,7 +25,7 @@ from leanconv.codegen.targets import Target
 from leanconv.kernels.cursor import Cursor
 from leanconv.kernels.fields import Fields
 
-UNROLL = 4  # reduction steps in one round of the inner loop: 4 x 20 instructions at 6x2, well inside the op cache
+UNROLL = Cursor.unroll
 LONGEST_BLOCK = 36  # most steps unrolled where their number is known: 3x3 or 11x1 taps of 3 channels
 AHEAD = 2048  # bytes of weights between a prefetch and its use: about 200 cycles
 SECTION = 768  # most terms summed in one run of the accumulators
@@ -194,13 +194,14 @@ class Sum:
         return [*here.advanced(count), weights, *accs]
 
     def _run_channels(self, cursor: Cursor, weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
-        """All channels of one tap: rounds of UNROLL steps, in chunks of a section, then the remainder."""
+        """All channels of one tap: rounds of some steps, in chunks of a section, then the remainder."""
         fn, red = self.fn, self.reduction
         whole = self.fields["channels_whole"]  # channels rounded down to whole rounds
         state = [*cursor.state, weights, *accs]
 
         def rounds(first: Index, end: Index, state: list[Value]) -> list[Value]:
-            return fn.loop(first, end, UNROLL, state, lambda _, s: self._round(cursor, UNROLL, s), hint="channels")
+            count = cursor.unroll
+            return fn.loop(first, end, count, state, lambda _, s: self._round(cursor, count, s), hint="channels")
 
         if red.flush == "channels":
             section = self.fields["section"]

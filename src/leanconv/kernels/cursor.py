@@ -14,6 +14,8 @@ class Cursor(ABC):
     """A place in the input for every pixel of a tile; immutable, so that it can be carried through loops as phis."""
 
     state: list[Value]
+    unroll: int = 4
+    """Steps in one round of the inner loop: 4 x 20 instructions at 6x2, well inside the op cache."""
 
     @abstractmethod
     def at(self, state: list[Value]) -> Cursor:
@@ -67,6 +69,8 @@ class PointerCursor(Cursor):
     def __init__(self, fn: Function, pixels: list[Value], strides: Sequence[Value], item: int | None) -> None:
         self._fn, self._strides, self._item = fn, strides, item
         self.state = pixels
+        if item is None:
+            self.unroll = 1  # six addresses that move at each step: LLVM would load ahead and spill
 
     def at(self, state: list[Value]) -> PointerCursor:
         """The same walk at other addresses."""

@@ -106,6 +106,6 @@ def transpose(fn: Function, rows: Sequence[Value]) -> list[Value]:
     return work
 
 
-def row_addresses(fn: Function, base: Value, rows: int, step: Value) -> list[Value]:
+def row_addresses(fn: Function, base: Value, rows: int, step: Index) -> list[Value]:
     """Addresses of `rows` rows `step` bytes apart."""
     return [fn.gep(base, fn.mul(step, i)) for i in range(rows)]

@@ -31,23 +31,29 @@ class Source(Protocol):
 class Rows:
     """Output pixel i reads row i: a patch matrix, or an image under a pointwise kernel of stride 1.
 
-    Fields: `x_row` bytes between rows, `x_c` bytes between channels (unless adjacent).
+    `row_bytes` is the distance between rows if the kernel is made for it (adjacent pixels, whose loads then share one address
+    register).  Fields: `x_row` that distance otherwise, `x_c` bytes between channels (unless adjacent).
     """
+
+    row_bytes: int | None
+
+    def _step(self, fields: Fields) -> Index:
+        return fields["x_row"] if self.row_bytes is None else self.row_bytes
 
     def start(self, fn: Function, fields: Fields, pixel: Index) -> list[Value]:
         """The byte offset of the row."""
-        return [fn.i64(fn.mul(pixel, fields["x_row"]))]
+        return [fn.i64(fn.mul(pixel, self._step(fields)))]
 
     def tile(self, sum_: Sum, base: Value, weights: Value, state: list[Value]) -> list[Value]:
         """Every row is inside."""
         fn = sum_.fn
         first = fn.gep(base, state[0])
-        pixels = row_addresses(fn, first, sum_.tile.rows, sum_.fields["x_row"])
+        pixels = row_addresses(fn, first, sum_.tile.rows, self._step(sum_.fields))
         return whole_windows(sum_, pixels, weights)
 
     def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
         """Rows are evenly spaced."""
-        return [fn.i64(fn.add(state[0], fn.mul(fields["x_row"], rows)))]
+        return [fn.i64(fn.add(state[0], fn.mul(self._step(fields), rows)))]
 
 
 def whole_windows(sum_: Sum, pixels: list[Value], weights: Value) -> list[Value]:
@@ -86,7 +92,8 @@ class Image:
 
     Fields: `out{d}` output size, `in{d}` input size, `at{d}` bytes between input pixels, `step{d}` = stride * at, `tap{d}` =
     dilation * at, `low{d}`/`high{d}` the output positions [low, high) whose windows lie inside, `w_rows{d}` rows of
-    packed weights per tap, `x_c` bytes between channels (unless adjacent).
+    packed weights per tap, `x_c` bytes between channels (unless adjacent).  `width_bytes` is the distance between pixels of the
+    last dimension if the kernel is made for it (adjacent pixels).
     """
 
     stride: tuple[int, ...]
@@ -94,6 +101,13 @@ class Image:
     pad_low: tuple[int, ...]
     padded: bool
     pad_mode: str
+    width_bytes: int | None
+
+    def step(self, fields: Fields, dim: int) -> Index:
+        """Bytes of input between neighbouring output positions."""
+        if dim == self.dims - 1 and self.width_bytes is not None:
+            return self.width_bytes * self.stride[dim]
+        return fields[f"step{dim}"]
 
     @property
     def dims(self) -> int:
@@ -142,12 +156,12 @@ class Image:
         def first_window() -> Value:
             offset: Index = 0
             for dim, at in enumerate(state):
-                offset = fn.add(offset, fn.mul(at, fields[f"step{dim}"]))
+                offset = fn.add(offset, fn.mul(at, self.step(fields, dim)))
             return fn.gep(base, fn.sub(offset, fields["pad_bytes"]) if self.padded else offset)
 
         def evenly() -> list[Value]:
             first = first_window()
-            return [fn.gep(first, fn.mul(fields[f"step{last}"], i)) for i in range(rows)]
+            return row_addresses(fn, first, rows, self.step(fields, last))
 
         if not self.padded:
             pixels = fn.if_(even, evenly, lambda: self._windows(sum_, base, state), hint="even")
@@ -182,7 +196,7 @@ class Image:
         for position in self._positions(sum_, state):
             offset: Index = 0
             for dim, at in enumerate(position):
-                offset = fn.add(offset, fn.mul(at, sum_.fields[f"step{dim}"]))
+                offset = fn.add(offset, fn.mul(at, self.step(sum_.fields, dim)))
             result.append(fn.gep(base, offset))
         return result
 
