@@ -41,8 +41,8 @@ Array = NDArray[Any]
 
 ROOT = Path(__file__).resolve().parent.parent
 LAYOUT = "NHWC"
-# Largest error against float64, relative to the largest output. Typical are some 1e-7; a blur of an even area sums
-# hundreds of equal terms, whose roundings all fall the same way. One wrong tap costs a thousand times as much.
+# Largest error against float64, relative to the largest output. Typical are some 1e-7; a blur sums hundreds
+# of terms of one sign and reaches 2e-6. A missing or wrong tap costs far more.
 TOLERANCE = 1e-5
 ROUNDS = 10
 SLOW = 20e-3  # seconds; a call that takes longer is timed in every third round only

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,10 @@ _calls_lock = threading.Lock()
 
 
 def _hashable(value: Any) -> Any:
-    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else value
+    """An option as part of a key: lists as tuples, and what equals an int but is none (True, 1.0) apart from it."""
+    if type(value) is int or value is None or type(value) is str:
+        return value
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else (type(value), value)
 
 
 def conv1d(
@@ -153,8 +156,8 @@ def _conv(
     single = image.ndim == ndim + 1  # no batch axis
     if single:
         image = image[None]
-        extra = None if extra is None else extra[None]
-        result = None if result is None else result[None]
+        extra = extra[None] if extra is not None and extra.ndim == image.ndim - 1 else extra
+        result = result[None] if result is not None and result.ndim == image.ndim - 1 else result
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
     key = (
         ndim,
@@ -170,13 +173,13 @@ def _conv(
         _hashable(stride),
         _hashable(padding),
         _hashable(dilation),
-        groups,
+        _hashable(groups),
         layout,
         pad_mode,
         _hashable(activation),
         residual_order,
         algorithm,
-        memory_limit,
+        _hashable(memory_limit),
         count,
     )
     try:
@@ -269,6 +272,7 @@ def plan(
     algorithm: str = "auto",
     memory_limit: int | str | None = None,
     threads: int | None = None,
+    parameters: Mapping[str, int] | None = None,
 ) -> Plan:
     """Decide how a convolution will be computed, without computing it.
 
@@ -290,6 +294,7 @@ def plan(
         memory_limit: most bytes (an int, or text such as "256KiB") that workspace, and packed weights beyond the size
             of the plain ones, may take together.
         threads: most threads a call uses; `get_num_threads()` if None.
+        parameters: settings of the algorithm named, such as {"strip": 4} output rows for "im2row_strip".
 
     Returns:
         A plan with `.algorithm`, `.workspace_bytes`, `.packed_weight_bytes`, `.steps` and `.bind(w, bias)`.
@@ -317,7 +322,7 @@ def plan(
         residual_order=residual_order,
     )
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
-    return choose(problem, algorithm, count, parse_bytes(memory_limit, "memory_limit"))
+    return choose(problem, algorithm, count, parse_bytes(memory_limit, "memory_limit"), parameters=parameters)
 
 
 def _ndim(x_shape: Sequence[int]) -> int:

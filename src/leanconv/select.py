@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.base import Algorithm
-from leanconv.checks import one_of
-from leanconv.errors import MemoryLimitError, NotApplicableError
+from leanconv.checks import integer, one_of
+from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableError
 from leanconv.plan import Plan
 from leanconv.problem import Problem
 from leanconv.staging import dense_output, needs_copies
@@ -69,10 +70,19 @@ def list_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo]:
     return result
 
 
-def choose(problem: Problem, name: str, threads: int, memory_limit: int | None, *, bound: bool = True) -> Plan:
+def choose(
+    problem: Problem,
+    name: str,
+    threads: int,
+    memory_limit: int | None,
+    *,
+    bound: bool = True,
+    parameters: Mapping[str, int] | None = None,
+) -> Plan:
     """The plan of the named algorithm, or of the best that fits.
 
-    `bound`: whether weights are packed beforehand; if not, all packed weights count as workspace.
+    `bound`: whether weights are packed beforehand; if not, all packed weights count as workspace. `parameters` are
+    settings of the named algorithm.
 
     Raises:
         ArgumentValueError: no algorithm of that name.
@@ -87,12 +97,26 @@ def choose(problem: Problem, name: str, threads: int, memory_limit: int | None, 
             raise NotApplicableError(name, reason)
     else:
         candidates = [a for a in REGISTRY if a.name not in NOT_AUTOMATIC and refusal(a, problem) is None]
+    tunables = _tunables(name, candidates[0], parameters)
     least: int | None = None
     for algorithm in candidates:
-        plan = Plan(problem, algorithm, threads, memory_limit)
+        plan = Plan(problem, algorithm, threads, memory_limit, tunables)
         needed = plan.extra_bytes if bound else plan.workspace_bytes + plan.packed_weight_bytes
         if memory_limit is None or needed <= memory_limit:
             return plan
         least = needed if least is None else min(least, needed)
     assert least is not None and memory_limit is not None  # direct applies to every problem
     raise MemoryLimitError(memory_limit, least, f"{name} for {problem.describe()}")
+
+
+def _tunables(name: str, algorithm: Algorithm, parameters: Mapping[str, int] | None) -> dict[str, int]:
+    """The caller's settings, checked against those that the algorithm declares."""
+    if not parameters:
+        return {}
+    if name == "auto":
+        raise ArgumentValueError("parameters", dict(parameters), "must be empty unless an algorithm is named")
+    for key in parameters:
+        if key not in algorithm.tunables:
+            known = ", ".join(algorithm.tunables) or "none"
+            raise ArgumentValueError("parameters", dict(parameters), f"{name} has no {key!r} (it has: {known})")
+    return {key: integer(f"parameters[{key!r}]", value, 1) for key, value in parameters.items()}

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from leanconv.algorithms.base import WeightPacking
 from leanconv.host import Host
 from leanconv.kernels.core import SECTION, UNROLL, Reduction
-from leanconv.kernels.dense import DenseSpec, Panels
+from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.pack import PackSpec
+from leanconv.kernels.panels import Panels
 from leanconv.kernels.patches import Patches
-from leanconv.kernels.pack import PackSpec, packed_bytes
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
@@ -136,8 +137,8 @@ def panel_fields(problem: Problem, host: Host) -> dict[str, int]:
     steps = problem.taps * problem.group_in
     rows = steps + (1 if problem.has_bias else 0)
     fields = {
-        "w_g": packed_bytes(panels, lanes, item, steps, problem.has_bias),
-        "w_panel": rows * 2 * lanes * item,
+        "w_g": panels.nbytes(lanes * item, steps, bias=problem.has_bias),
+        "w_panel": rows * panels.vectors * lanes * item,
         "panel_count": panels.total,
         "panel_whole": panels.count,
     }
@@ -148,7 +149,7 @@ def pack_weights(problem: Problem, host: Host) -> WeightPacking:
     """The packing of a problem's weights into panels."""
     p, item, panels = problem, problem.itemsize, panels_of(problem, host)
     sizes = panel_fields(problem, host)
-    spec = PackSpec(host.target, p.dtype, p.kernel, panels.count > 0, panels.last, panels.valid, p.has_bias)
+    spec = PackSpec(host.target, p.dtype, p.kernel, panels.shape, p.has_bias)
     strides = [s * item for s in p.w_strides]
     fields = {
         "g_div": panels.total,
@@ -194,9 +195,7 @@ def dense_phase(
             merged=source.merged,
             stream=panel > host.l1 // 2,
         ),
-        whole=panels.count > 0,
-        last=panels.last,
-        valid=panels.valid,
+        panels=panels.shape,
         rows=rows,
         ragged=any(size % height for size in (cut.block, last) for height in rows),
         bias=p.has_bias,
@@ -207,7 +206,7 @@ def dense_phase(
     fields = core_fields(p, host, source, cut, image)
     chunks = fields["n_count"] * fields["g_count"] * fields["b_count"] * fields["k_count"]
     parameters: dict[str, int | str] = {
-        "tile": f"{rows[0]}x{2 * host.target.lanes(p.dtype)}",
+        "tile": f"{rows[0]}x{panels.vectors * host.target.lanes(p.dtype)}",
         "block": cut.block,
         "panels": cut.group,
         "chunks": chunks,
@@ -220,7 +219,7 @@ def tile_heights(pixels: int, host: Host, panels: Panels) -> tuple[int, int]:
 
     Few pixels are spread evenly: 49 make 9 tiles of 6 or 5 rows on AVX2, and 5 of 10 or 9 rather than of 12 on AVX-512.
     """
-    most = [host.target.tile_rows(vectors) for vectors in (2, panels.last or 2)]
+    most = [host.target.tile_rows(vectors) for vectors in (panels.vectors, panels.last or panels.vectors)]
     even = [-(-pixels // -(-pixels // rows)) if pixels < rows * rows else rows for rows in most]
     return even[0], even[1]
 
@@ -265,7 +264,7 @@ def core_fields(
             f"{letter}_n": strides[0] * item,
             f"{letter}_g": p.group_out * channel,
             f"{letter}_k": channel,
-            f"{letter}_panel": 2 * lanes * channel,
+            f"{letter}_panel": panels_of(p, host).vectors * lanes * channel,
             f"{letter}_row": (row or 0) * item,
         }
     return fields
@@ -290,7 +289,7 @@ def blocking(
     unit = math.lcm(*rows)
     # Fewest pixels that tiles of both heights and one row less cover exactly, whatever their number.
     least = max(1, -(-max(height * (height - 1) for height in rows) // unit)) * unit
-    weights = p.taps * p.group_in * 2 * lanes * item * panels.total
+    weights = p.taps * p.group_in * panels.registers * lanes * item
     per_pixel = pixel_bytes or max(1.0, p.group_in * item * math.prod(p.in_size) / pixels)
     if weights <= host.l2 // 4:
         group, budget = panels.total, host.l2 // 4

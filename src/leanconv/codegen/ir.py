@@ -57,6 +57,7 @@ class Module:
         self._declared: dict[str, str] = {}
         self._constants: list[str] = []
         self._functions: list[Function] = []
+        self._notes: list[int] = []
 
     def declare(self, name: str, result: str, params: Sequence[str]) -> str:
         """Declare an external function or intrinsic once; returns its callable name."""
@@ -71,6 +72,11 @@ class Module:
             self._constants.append(line)
         return Value(f"@{name}", PTR)
 
+    def loop_note(self, align: int) -> str:
+        """Metadata for the branch that closes a loop, asking for its alignment in bytes."""
+        self._notes.append(align)
+        return f", !llvm.loop !{2 * len(self._notes) - 2}"
+
     def function(
         self, name: str, params: Sequence[tuple[str, str]], result: str = "void", *, inline: bool = False
     ) -> Function:
@@ -81,9 +87,12 @@ class Module:
 
     def text(self) -> str:
         """The whole module as LLVM assembly."""
-        return "\n".join(
-            [*self._constants, *self._declared.values(), *(function.text() for function in self._functions), ""]
-        )
+        notes = [
+            f"!{2 * i} = distinct !{{!{2 * i}, !{2 * i + 1}}}\n!{2 * i + 1} = !{{!\"llvm.loop.align\", i32 {align}}}"
+            for i, align in enumerate(self._notes)
+        ]
+        functions = [function.text() for function in self._functions]
+        return "\n".join([*self._constants, *self._declared.values(), *functions, *notes, ""])
 
 
 class Function:
@@ -358,10 +367,12 @@ class Function:
         *,
         guard: bool = False,
         hint: str = "loop",
+        align: int = 0,
     ) -> list[Value]:
         """Run `body(index, carried)` for start, start + step, ... below stop; returns the carried values after it.
 
-        Without `guard` the body runs at least once (the caller knows that start < stop).
+        Without `guard` the body runs at least once (the caller knows that start < stop). `align`: bytes that the loop's
+        first instruction is to be aligned to.
         """
         before = self._block
         head, after = self.new_label(hint), self.new_label(f"{hint}_end")
@@ -376,7 +387,8 @@ class Function:
         self._lines.extend([""] * (1 + len(phis)))
         results = list(body(index, phis))
         following = self.add(index, step)
-        self.do(f"br i1 {self.cmp('slt', following, stop).name}, label %{head}, label %{after}")
+        note = self.module.loop_note(align) if align else ""
+        self.do(f"br i1 {self.cmp('slt', following, stop).name}, label %{head}, label %{after}{note}")
         latch = self._block
         first = self.i64(start).name
         self._lines[at] = f"  {index.name} = phi i64 [ {first}, %{before} ], [ {self.i64(following).name}, %{latch} ]"

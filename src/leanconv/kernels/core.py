@@ -26,6 +26,8 @@ from leanconv.kernels.cursor import Cursor
 from leanconv.kernels.fields import Fields
 
 UNROLL = Cursor.unroll
+LOOP_ALIGN = 64  # bytes; instructions are fetched in lines of 64
+REACH = 128  # the weights' address points so far ahead that a round's displacements fit one signed byte
 LONGEST_BLOCK = 36  # most steps unrolled where their number is known: 3x3 or 11x1 taps of 3 channels
 AHEAD = 2048  # bytes of weights between a prefetch and its use: about 200 cycles
 SECTION = 768  # most terms summed in one run of the accumulators
@@ -118,6 +120,7 @@ class Sum:
         else:
             first = [fn.load(tile.vec, weights, v * tile.target.vector_bytes) for v in range(tile.vectors)]
             weights = fn.gep(weights, tile.step_bytes)
+        weights = fn.gep(weights, REACH)
         accs = first * tile.rows
         if self.reduction.flush is not None:
             if self.totals is None:
@@ -154,7 +157,8 @@ class Sum:
         lanes, width = tile.target.lanes(tile.dtype), tile.target.vector_bytes
         if self.reduction.stream:
             fn.prefetch(weights, row * tile.step_bytes + AHEAD)
-        loaded = [fn.load(tile.vec, weights, row * tile.step_bytes + v * width) for v in range(tile.vectors)]
+        at = row * tile.step_bytes - REACH
+        loaded = [fn.load(tile.vec, weights, at + v * width) for v in range(tile.vectors)]
         result = []
         for i, pixel in enumerate(pixels):
             x = fn.splat(fn.load(tile.scalar, pixel, offset), lanes)
@@ -173,7 +177,7 @@ class Sum:
         def body(_: Value, state: list[Value]) -> list[Value]:
             return self._round(cursor, unroll, state)
 
-        state = self.fn.loop(0, count, unroll, [*cursor.state, weights, *accs], body, hint="run")
+        state = self.fn.loop(0, count, unroll, [*cursor.state, weights, *accs], body, hint="run", align=LOOP_ALIGN)
         return self._split(cursor, state)
 
     def _block(self, cursor: Cursor, count: int, weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
@@ -201,7 +205,7 @@ class Sum:
 
         def rounds(first: Index, end: Index, state: list[Value]) -> list[Value]:
             count = cursor.unroll
-            return fn.loop(first, end, count, state, lambda _, s: self._round(cursor, count, s), hint="channels")
+            return fn.loop(first, end, count, state, lambda _, s: self._round(cursor, count, s), hint="channels", align=LOOP_ALIGN)
 
         if red.flush == "channels":
             section = self.fields["section"]

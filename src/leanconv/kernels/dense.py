@@ -19,42 +19,8 @@ from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import Image, Rows
 from leanconv.kernels.output import Output
+from leanconv.kernels.panels import PanelShape
 from leanconv.kernels.patches import Patches
-
-
-@dataclass(frozen=True, slots=True)
-class Panels:
-    """How output channels are split: `count` panels of `vectors` registers, then one of `last` registers (0: none).
-
-    `valid` is the number of channels in the very last register.
-    """
-
-    count: int
-    vectors: int
-    last: int
-    valid: int
-
-    @staticmethod
-    def of(channels: int, lanes: int) -> Panels:
-        """Panels of two registers; an odd register makes the last panel three wide, which runs as fast (4x3 for 6x2)."""
-        registers = -(-channels // lanes)
-        valid = channels - (registers - 1) * lanes
-        odd, partial = registers % 2 == 1, valid < lanes
-        if registers == 1:
-            return Panels(0, 2, 1, valid)
-        if odd:
-            return Panels((registers - 3) // 2, 2, 3, valid)
-        return Panels(registers // 2 - 1, 2, 2, valid) if partial else Panels(registers // 2, 2, 0, lanes)
-
-    @property
-    def total(self) -> int:
-        """All panels."""
-        return self.count + (1 if self.last else 0)
-
-    @property
-    def registers(self) -> int:
-        """All registers of output channels, filled up to whole ones."""
-        return self.count * self.vectors + self.last
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +36,7 @@ class DenseSpec:
     dtype: str
     source: Rows | Image
     reduction: Reduction
-    whole: bool
-    last: int
-    valid: int
+    panels: PanelShape
     rows: tuple[int, int]
     ragged: bool
     bias: bool
@@ -117,18 +81,18 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
         _panel(fn, fields, spec, tile, valid, x, w, out, residual, at, fn.i64(first), end, start)
 
     lanes = spec.target.lanes(spec.dtype)
-    if spec.whole:
+    if spec.panels.whole:
         whole_end = fn.i64(fn.smin(panel1, fields["panel_whole"]))
 
         def body(at: Value, _: list[Value]) -> list[Value]:
-            panel(at, 2, spec.rows[0], lanes)
+            panel(at, spec.panels.vectors, spec.rows[0], lanes)
             return []
 
         fn.loop(panel0, whole_end, 1, [], body, guard=True, hint="panel")
-    if spec.last:
+    if spec.panels.last:
 
         def last() -> list[Value]:
-            panel(fn.i64(fn.sub(fields["panel_count"], 1)), spec.last, spec.rows[1], spec.valid)
+            panel(fn.i64(fn.sub(fields["panel_count"], 1)), spec.panels.last, spec.rows[1], spec.panels.valid)
             return []
 
         fn.if_(fn.cmp("eq", panel1, fields["panel_count"]), last, lambda: [], hint="last")
@@ -159,7 +123,6 @@ def _panel(
         sum_ = Sum(fn, fields, shape, spec.reduction)
 
         def body(pixel: Value, state: list[Value]) -> list[Value]:
-            shaped.prepare(o, pixel)
             shaped.store(spec.source.tile(sum_, x, weights, state), o, r, pixel)
             return spec.source.next(fn, fields, shape.rows, state)
 

@@ -14,7 +14,7 @@ from leanconv.kernels.fields import Fields
 class Output:
     """Where and how the tiles of one panel are stored; `valid` channels count in the panel's last register.
 
-    Fields: `o_k`/`r_k` bytes between channels ("columns") or panels of two registers ("rows"); `o_row`/`r_row` bytes
+    Fields: `o_k`/`r_k` bytes between channels ("columns") or panels ("rows"); `o_row`/`r_row` bytes
     between pixels ("rows"; adjacent in "columns").
     """
 
@@ -26,16 +26,8 @@ class Output:
     columns: bool
 
     def panel(self, base: Value, panel: Value, letter: str) -> Value:
-        """The address of a panel's first channel; every panel before it is two registers wide."""
+        """The address of a panel's first channel."""
         return self.fn.gep(base, self.fn.mul(panel, self.fields[f"{letter}_panel"]))
-
-    def prepare(self, out: Value, pixel: Value) -> None:
-        """Ask for the lines that the tile at a pixel will be stored into, while it is computed."""
-        if self.columns:
-            return
-        step = self.fields["o_row"]
-        for row in row_addresses(self.fn, self.fn.gep(out, self.fn.mul(pixel, step)), self.tile.rows, step):
-            self.fn.prefetch(row, write=True)
 
     def store(self, accs: list[Value], out: Value, residual: Value | None, pixel: Value) -> None:
         """Apply the epilogue to the tile at a pixel and store it."""

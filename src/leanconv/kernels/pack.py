@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
-from leanconv.kernels.dense import Panels
 from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.panels import PanelShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +27,7 @@ class PackSpec:
     target: Target
     dtype: str
     kernel: tuple[int, ...]
-    whole: bool
-    last: int
-    valid: int
+    panels: PanelShape
     bias: bool
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
@@ -39,29 +37,30 @@ class PackSpec:
         group, panel = kernel.index("g"), fn.i64(kernel.index("p"))
         lanes = self.target.lanes(self.dtype)
         item = 8 if self.dtype == "float64" else 4
+        shape = self.panels
+        whole = shape.vectors * lanes
         source = fn.gep(fields.buffer("weights"), fn.mul(group, fields["w_g"]))
-        source = fn.gep(source, fn.mul(fn.mul(panel, 2 * lanes), fields["w_k"]))
+        source = fn.gep(source, fn.mul(fn.mul(panel, whole), fields["w_k"]))
         packed = fn.gep(fields.buffer("w"), fn.mul(group, fields["p_g"]))
         packed = fn.gep(packed, fn.mul(panel, fields["p_panel"]))
         bias = None
         if self.bias:
             bias = fn.gep(fields.buffer("bias"), fn.mul(group, fields["bias_g"]))
-            bias = fn.gep(bias, fn.mul(panel, 2 * lanes * item))
+            bias = fn.gep(bias, fn.mul(panel, whole * item))
 
         def one(width: int, count: int) -> list[Value]:
             self._panel(fn, fields, source, bias, packed, width, count)
             return []
 
         is_last = fn.cmp("eq", fn.add(panel, 1), fields["panel_count"])
-        whole = 2 * lanes
-        if not self.last:
+        if not shape.last:
             one(whole, whole)
         else:
-            tail = (self.last - 1) * lanes + self.valid
-            if self.whole:
-                fn.if_(is_last, lambda: one(self.last * lanes, tail), lambda: one(whole, whole), hint="last")
+            tail = (shape.last - 1) * lanes + shape.valid
+            if shape.whole:
+                fn.if_(is_last, lambda: one(shape.last * lanes, tail), lambda: one(whole, whole), hint="last")
             else:
-                one(self.last * lanes, tail)
+                one(shape.last * lanes, tail)
         return kernel.finish()
 
     def _panel(
@@ -111,8 +110,3 @@ class PackSpec:
             return fn.loop(0, self.kernel[dim], 1, [base, target], tap, hint="tap")[1]
 
         taps(0, source, packed)
-
-
-def packed_bytes(panels: Panels, lanes: int, itemsize: int, steps: int, bias: bool) -> int:
-    """Bytes of the packed weights of one group: `steps` = taps * channels rows, and one of bias."""
-    return panels.registers * lanes * itemsize * (steps + (1 if bias else 0))

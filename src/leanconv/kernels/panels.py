@@ -1,0 +1,58 @@
+"""How the output channels of a group are split into panels, the unit in which weights are packed and read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class PanelShape:
+    """What kernels are specialised for: panels of `vectors` registers if there are any whole ones (`whole`), then one panel
+    of `last` registers (0: none) whose last register holds `valid` channels.
+    """
+
+    vectors: int
+    whole: bool
+    last: int
+    valid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Panels:
+    """`count` panels of `vectors` registers, then one of `last` registers (0: none), `valid` channels in the very last."""
+
+    count: int
+    vectors: int
+    last: int
+    valid: int
+
+    @staticmethod
+    def of(channels: int, lanes: int) -> Panels:
+        """Panels of two registers; an odd register makes the last panel three wide, which runs as fast (4x3 for 6x2)."""
+        registers = -(-channels // lanes)
+        valid = channels - (registers - 1) * lanes
+        partial = valid < lanes
+        if registers == 1:
+            return Panels(0, 2, 1, valid)
+        if registers % 2:
+            return Panels((registers - 3) // 2, 2, 3, valid)
+        return Panels(registers // 2 - partial, 2, 2 * partial, valid)
+
+    @property
+    def shape(self) -> PanelShape:
+        """What kernels need to know."""
+        return PanelShape(self.vectors, self.count > 0, self.last, self.valid)
+
+    @property
+    def total(self) -> int:
+        """All panels."""
+        return self.count + (1 if self.last else 0)
+
+    @property
+    def registers(self) -> int:
+        """All registers of output channels, filled up to whole ones."""
+        return self.count * self.vectors + self.last
+
+    def nbytes(self, register_bytes: int, steps: int, *, bias: bool) -> int:
+        """Bytes of the packed weights of one group: `steps` = taps * channels rows, and one of bias."""
+        return self.registers * register_bytes * (steps + (1 if bias else 0))

@@ -1,0 +1,274 @@
+"""Every algorithm computes every convolution it accepts, in exactly the memory it says, and says why it refuses others."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import leanconv
+from guard import FailingAllocator, GuardedAllocator
+from leanconv.algorithms import REGISTRY
+from leanconv.errors import AllocationError, MemoryLimitError, NotApplicableError
+from leanconv.memory import ALIGNMENT, Arena
+from strategies import POINTWISE, WINDOWS, Case, Geometry, cases, check_untouched, convolve
+
+NAMES = [algorithm.name for algorithm in REGISTRY]
+ENGINE = settings(settings.get_profile("engine"), max_examples=40)
+WINDOW = Geometry((3, 3), (2, 1), (1, 1), ((1, 0), (1, 1)))
+SINGLE = Geometry((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
+PROBE = Case((1, 4, 6, 7), (8, 4, 3, 3), WINDOW)
+
+
+def applies(name: str, case: Case) -> bool:
+    return next(i for i in leanconv.algorithms(**case.plan_arguments) if i.name == name).applies
+
+
+def accepted(name: str) -> list[Geometry]:
+    """The geometries to draw from: those that an algorithm accepts in a plain case."""
+    result = []
+    for geometry in POINTWISE + WINDOWS:
+        size = tuple(n + 2 for n in geometry.smallest)
+        if applies(name, Case((1, 4, *size), (8, 4, *geometry.kernel), geometry)):
+            result.append(geometry)
+    return result
+
+
+def same_bits(a: Any, b: Any) -> bool:
+    return np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def run_every_way(name: str, case: Case) -> None:
+    """Bound and unbound, on 1, 2 and 4 threads, on dense arrays and on views: right, and the same bits each time."""
+    first = None
+    for threads, viewed in ((1, False), (2, True), (4, False), (case.threads, True)):
+        inputs = case.guarded_inputs(viewed=viewed)
+        images = {k: v for k, v in inputs.items() if k in ("x", "residual")}
+        weights = {k: v for k, v in inputs.items() if k in ("w", "bias")}
+        bound = case.plan(name, threads).bind(**weights)
+        for call in (
+            lambda out, bound=bound, images=images: bound(**images, out=out),
+            lambda out, inputs=inputs, threads=threads: convolve(
+                case, inputs, algorithm=name, threads=threads, out=out
+            ),
+        ):
+            out = case.guarded_out(viewed=viewed)
+            assert call(out) is out
+            check_untouched(out)
+            if first is None:
+                case.check(out)
+                first = out
+            assert same_bits(out, first), f"other bits: {threads} threads, viewed {viewed}"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_random_convolutions(name: str) -> None:
+    @ENGINE
+    @given(cases(geometries=accepted(name)))
+    def check(case: Case) -> None:
+        if not applies(name, case):
+            return
+        with GuardedAllocator(case.flush):
+            run_every_way(name, case)
+
+    check()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_layouts_give_the_same_bits(name: str) -> None:
+    if "blas" in name:
+        pytest.skip("BLAS multiplies other matrices in another order for the other layout")
+
+    @settings(ENGINE, max_examples=12)
+    @given(cases(geometries=accepted(name)))
+    def check(case: Case) -> None:
+        dense = replace(case, views=("dense",) * 4, layout="NCHW")
+        other = replace(dense, layout="NHWC")
+        for key, value in dense.values.items():
+            turned = np.moveaxis(value, 1, -1) if key in ("x", "residual") else value
+            other.values[key] = np.ascontiguousarray(turned)
+        if not (applies(name, dense) and applies(name, other)):
+            return
+        first, last = (convolve(c, c.values, algorithm=name, threads=c.threads) for c in (dense, other))
+        assert same_bits(np.moveaxis(last, -1, 1), first)
+
+    check()
+
+
+# Shapes that matter to how the core is cut: several blocks of pixels and groups of panels, long sums of several
+# taps, weights larger than the caches, one pixel, one channel, every width of the last panel.
+LARGE = [
+    Case((1, 3, 61, 67), (24, 3, 3, 3), WINDOW, epilogue={"bias": True, "activation": "relu"}),
+    Case((2, 40, 33, 31), (48, 40, 3, 3), WINDOW, layout="NHWC", views=("gaps", "permuted", "gaps", "gaps")),
+    Case((1, 300, 9, 8), (33, 300, 3, 3), WINDOW, layout="NHWC", epilogue={"residual": True}),
+    Case((1, 1537, 5, 5), (17, 1537, 1, 1), SINGLE, views=("permuted", "dense", "dense", "permuted")),
+    Case((1, 64, 23, 29), (512, 64, 1, 1), SINGLE, layout="NHWC", threads=4),
+    Case((1, 96, 14, 15), (192, 96, 3, 3), WINDOW, groups=1, dtype="float64", threads=2),
+    Case((1, 2, 1, 1), (1, 2, 3, 3), replace(WINDOW, pads=((1, 1), (1, 1)))),
+    Case((3, 16, 40, 9), (16, 1, 3, 3), WINDOW, groups=16, layout="NHWC", threads=2),
+]
+
+
+@pytest.mark.parametrize("case", LARGE, ids=lambda case: case.problem.describe().split(" ", 2)[2].replace(" ", "_"))
+@pytest.mark.parametrize("name", NAMES)
+def test_large_convolutions(name: str, case: Case) -> None:
+    if not applies(name, case):
+        pytest.skip("refused")
+    with GuardedAllocator():
+        run_every_way(name, case)
+
+
+@pytest.mark.parametrize("pixels", range(1, 40))
+def test_every_number_of_pixels(pixels: int) -> None:
+    """Blocks are covered exactly by tiles of two heights, whatever the number of pixels and the width of the panels."""
+    for out_channels in (5, 16, 24):
+        geometry = Geometry((3,), (1,), (1,), ((1, 1),))
+        case = Case((1, 4, pixels), (out_channels, 4, 3), geometry, threads=1 + pixels % 4, layout="NHWC")
+        out = case.guarded_out(viewed=False)
+        convolve(case, case.guarded_inputs(viewed=False), algorithm="direct", threads=case.threads, out=out)
+        case.check(out)
+        check_untouched(out)
+
+
+# -- memory ------------------------------------------------------------------------------------------------------
+
+MEMORY = [
+    PROBE,
+    replace(PROBE, layout="NHWC", x_shape=(2, 4, 9, 31), epilogue={"bias": True}),
+    replace(PROBE, groups=2, x_shape=(1, 8, 12, 5), dtype="float64", epilogue={"residual": True}),
+    Case((1, 24, 7, 9), (31, 24, 1, 1), SINGLE, epilogue={"bias": True, "residual": True}),
+]
+EACH_MEMORY = pytest.mark.parametrize("case", MEMORY, ids=range(len(MEMORY)))
+
+
+def lent(allocator: GuardedAllocator) -> int:
+    """What the allocations of an arena cost, every buffer on cache lines of its own."""
+    return sum(-(-size // ALIGNMENT) * ALIGNMENT for size in allocator.sizes)
+
+
+@EACH_MEMORY
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_workspace_is_exact(name: str, threads: int, case: Case) -> None:
+    if not applies(name, case):
+        pytest.skip("refused")
+    inputs = case.guarded_inputs(viewed=False)
+    weights = {k: inputs.pop(k) for k in ("w", "bias") if k in inputs}
+    plan = case.plan(name, threads)
+    plan.arena = Arena(plan.workspace_bytes)
+    with GuardedAllocator() as packing:
+        bound = plan.bind(**weights)
+    apart = case.problem.out_channels * case.problem.itemsize
+    assert sum(packing.sizes) in (plan.packed_weight_bytes, plan.packed_weight_bytes - apart)
+    with GuardedAllocator() as running:
+        case.check(bound(**inputs))
+    assert lent(running) == plan.workspace_bytes == plan.arena.peak_bytes
+    assert plan.arena.live_bytes == 0
+    case.check(bound(**inputs))  # with memory of the system, a spare the next time
+    case.check(bound(**inputs))
+    assert plan.arena.spare_bytes == plan.workspace_bytes
+    if plan.workspace_bytes:
+        tight = case.plan(name, threads)
+        tight.arena = Arena(plan.workspace_bytes - 1)
+        with pytest.raises(MemoryLimitError) as caught:
+            tight.bind(**weights)(**inputs)
+        assert (caught.value.limit, caught.value.needed) == (plan.workspace_bytes - 1, plan.workspace_bytes)
+
+
+@EACH_MEMORY
+@pytest.mark.parametrize("name", NAMES)
+def test_the_least_limit_is_named_and_enough(name: str, case: Case) -> None:
+    if not applies(name, case):
+        pytest.skip("refused")
+    inputs = case.guarded_inputs(viewed=False)
+    weights = {k: inputs.pop(k) for k in ("w", "bias") if k in inputs}
+    try:
+        least = case.plan(name, 2, memory_limit=0).extra_bytes
+        assert least == 0
+    except MemoryLimitError as error:
+        least = error.needed
+        with pytest.raises(MemoryLimitError) as caught:
+            case.plan(name, 2, memory_limit=least - 1)
+        assert (caught.value.limit, caught.value.needed) == (least - 1, least)
+        assert name in str(caught.value)
+    plan = case.plan(name, 2, memory_limit=least)
+    assert plan.extra_bytes <= least
+    assert plan.workspace_bytes <= case.plan(name, 2).workspace_bytes
+    with GuardedAllocator():
+        case.check(plan.bind(**weights)(**inputs))
+
+
+@EACH_MEMORY
+@pytest.mark.parametrize("name", NAMES)
+def test_limits_of_unbound_calls_count_the_packed_weights(name: str, case: Case) -> None:
+    if not applies(name, case):
+        pytest.skip("refused")
+    plan = case.plan(name)
+    all_of_it = plan.workspace_bytes + plan.packed_weight_bytes
+    inputs = case.guarded_inputs(viewed=False)
+    with GuardedAllocator() as guard:
+        case.check(convolve(case, inputs, algorithm=name, threads=1, memory_limit=all_of_it))
+    assert lent(guard) <= -(-all_of_it // ALIGNMENT) * ALIGNMENT
+    if all_of_it:
+        with pytest.raises(MemoryLimitError):
+            convolve(case, inputs, algorithm=name, threads=1, memory_limit=0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_out_of_memory_leaves_no_trace(name: str) -> None:
+    case = PROBE
+    if not applies(name, case):
+        pytest.skip("refused")
+    inputs = case.guarded_inputs(viewed=False)
+    for nth in range(1, 8):
+        # An arena of its own: the shared one may have spares to free, and then tries a second time.
+        with FailingAllocator(nth) as failing:
+            try:
+                case.check(convolve(case, inputs, algorithm=name, threads=2, memory_limit="1GiB"))
+            except AllocationError:
+                assert failing.count == nth
+                continue
+        assert failing.count < nth
+        break
+    else:
+        pytest.fail("never enough memory")
+    case.check(convolve(case, inputs, algorithm=name, threads=2, memory_limit="1GiB"))
+
+
+# -- refusals ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("geometry", POINTWISE + WINDOWS, ids=range(len(POINTWISE + WINDOWS)))
+def test_refusals_say_why(geometry: Geometry) -> None:
+    size = tuple(n + 2 for n in geometry.smallest)
+    case = Case((1, 4, *size), (8, 4, *geometry.kernel), geometry)
+    listed = leanconv.algorithms(**case.plan_arguments)
+    assert [info.name for info in listed] == NAMES
+    for info in listed:
+        assert info.title and info.paper and info.error_class in ("plain", "float64")
+        if info.applies:
+            assert info.reason is None
+            plan = case.plan(info.name, leanconv.get_num_threads())
+            assert plan.algorithm == info.name
+            assert info.workspace_bytes == plan.workspace_bytes
+            assert info.packed_weight_bytes == plan.packed_weight_bytes
+            continue
+        assert info.workspace_bytes is None and info.packed_weight_bytes is None
+        assert info.reason and len(info.reason.split()) >= 3 and info.reason.strip(" .\n") == info.reason
+        for call in (lambda: case.plan(info.name), lambda: convolve(case, case.values, algorithm=info.name)):
+            with pytest.raises(NotApplicableError) as caught:
+                call()
+            assert (caught.value.algorithm, caught.value.reason) == (info.name, info.reason)
+            assert info.reason in str(caught.value)
+
+
+def test_automatic_choice_is_one_that_applies() -> None:
+    for geometry in POINTWISE + WINDOWS:
+        size = tuple(n + 2 for n in geometry.smallest)
+        case = Case((1, 4, *size), (8, 4, *geometry.kernel), geometry)
+        plan = case.plan("auto")
+        assert plan.algorithm != "reference" and applies(plan.algorithm, case)
+        case.check(convolve(case, case.values))
