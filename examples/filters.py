@@ -86,9 +86,7 @@ def first_layer(outputs: int, size: int) -> Array:
         bank += [np.multiply.outer(axis, _gabor(size, coarse, angle, np.pi / 2)) for angle in angles]
     for width in (size / 3, size / 6):
         for hue in 2 * angles:
-            colour = np.cos(
-                hue - np.array([0, 2, 4]) * np.pi / 3
-            )  # against red, green and blue; sums to zero
+            colour = np.cos(hue - np.array([0, 2, 4]) * np.pi / 3)  # against red, green and blue; sums to zero
             bank.append(np.multiply.outer(colour, _gaussian(size, width)))
     weights = np.stack(bank)
     weights /= np.abs(weights).sum(axis=(1, 2, 3), keepdims=True)

@@ -105,8 +105,6 @@ def time_against_memory(rows: Sequence[Row], facts: str, path: Path) -> None:
         panel.tick_params(axis="x", labelrotation=45, labelsize=8)
     figure.supxlabel("workspace and packed weights", fontsize=10)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=min(len(labels), 8), frameon=False, fontsize=8
-    )
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 8), frameon=False, fontsize=8)
     figure.text(0.995, 0.01, facts, ha="right", fontsize=7, color="0.4")
     figure.savefig(path, dpi=110)

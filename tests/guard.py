@@ -34,9 +34,7 @@ def _protect(address: int, nbytes: int, access: Literal["none", "read"]) -> None
     if sys.platform == "win32":
         flag, before = {"none": 0x01, "read": 0x02}[access], ctypes.c_ulong()
         size = ctypes.c_size_t(nbytes)
-        done = ctypes.windll.kernel32.VirtualProtect(
-            ctypes.c_void_p(address), size, flag, ctypes.byref(before)
-        )
+        done = ctypes.windll.kernel32.VirtualProtect(ctypes.c_void_p(address), size, flag, ctypes.byref(before))
         assert done, "VirtualProtect failed"
     else:
         flag = {"none": 0, "read": mmap.PROT_READ}[access]
@@ -124,9 +122,7 @@ def guarded_copy(
         strides = np.empty_like(source, order="C").strides
     reach = sum((n - 1) * stride for n, stride in zip(source.shape, strides, strict=True)) + source.itemsize
     block = GuardedBlock(reach if source.size else 0, source.dtype.alignment, flush)
-    array: npt.NDArray[Any] = np.ndarray(
-        source.shape, source.dtype, buffer=np.asarray(block), strides=strides
-    )
+    array: npt.NDArray[Any] = np.ndarray(source.shape, source.dtype, buffer=np.asarray(block), strides=strides)
     array[...] = source
     return _finish(block, array, readonly)
 

@@ -17,7 +17,7 @@ from leanconv.memory import ALIGNMENT, Arena
 from strategies import POINTWISE, WINDOWS, Case, Geometry, cases, check_untouched, convolve
 
 NAMES = [algorithm.name for algorithm in REGISTRY]
-ENGINE = settings(settings.get_profile("engine"), max_examples=40)
+ENGINE = settings(settings.get_profile("engine"), max_examples=100)
 WINDOW = Geometry((3, 3), (2, 1), (1, 1), ((1, 0), (1, 1)))
 SINGLE = Geometry((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
 PROBE = Case((1, 4, 6, 7), (8, 4, 3, 3), WINDOW)

@@ -205,9 +205,7 @@ def test_strings_that_are_wrong_say_why(text, message):
     assert message in str(caught.value) and text in str(caught.value)
 
 
-axis = st.tuples(
-    st.integers(1, 20), st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.integers(0, 2)
-)
+axis = st.tuples(st.integers(1, 20), st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.integers(0, 2))
 
 
 @settings(max_examples=60, deadline=None)

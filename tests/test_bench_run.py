@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from fake_engine import FakeEngine
 from rich.console import Console
 
+from fake_engine import FakeEngine
 from leanconv import oracle
 from leanconv.bench import check, plot, report, run, table
 from leanconv.bench.benchdnn import parse
@@ -114,9 +114,7 @@ def test_failures_and_refusals_become_rows():
     rows = by_algorithm(result)
     assert rows["crash"].status == "failed"
     assert rows["crash"].reason == "ZeroDivisionError: nobody thought of this"
-    assert (
-        rows["pointwise"].status == "not applicable" and rows["pointwise"].reason == "the kernel is not 1x1"
-    )
+    assert rows["pointwise"].status == "not applicable" and rows["pointwise"].reason == "the kernel is not 1x1"
     assert rows["direct"].seconds
     assert [row.algorithm for row in result.failures] == ["crash"]
 
@@ -244,9 +242,7 @@ def shown(result, width=110):
 
 
 def test_table():
-    engine = FakeEngine(
-        {"direct": 0.001, "im2col": 0.004, "wrong": 0.0}, {"pointwise": "the kernel is not 1x1"}
-    )
+    engine = FakeEngine({"direct": 0.001, "im2col": 0.004, "wrong": 0.0}, {"pointwise": "the kernel is not 1x1"})
     settings = replace(QUICK, algorithms=("direct", "im2col", "wrong", "pointwise"))
     text = shown(measure(engine, settings, [SMALL, OTHER]))
     lines = text.splitlines()

@@ -69,9 +69,7 @@ def test_what_others_may_write_is_refused(store: ObjectCache, file: Path, level:
 
 
 @posix
-def test_what_belongs_to_others_is_refused(
-    store: ObjectCache, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_belongs_to_others_is_refused(store: ObjectCache, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     user = os.geteuid()
     if user == 0:
         os.chown(file, 12345, -1)
@@ -157,9 +155,7 @@ def test_a_file_that_may_not_grow(store: ObjectCache, file: Path) -> None:
 
 
 @posix
-def test_a_read_only_directory_is_still_read(
-    store: ObjectCache, file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_directory_is_still_read(store: ObjectCache, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if os.geteuid() == 0:  # Root may write anyway: only pretend.
         real = os.open
 

@@ -9,9 +9,9 @@ import types
 from pathlib import Path
 
 import pytest
-from fake_engine import FakeEngine
 
 import leanconv
+from fake_engine import FakeEngine
 from leanconv import cli, doctor
 from leanconv.bench import run
 
@@ -62,9 +62,7 @@ def test_help_imports_nothing_heavy():
                 pass
         print("HEAVY", sorted({"numpy", "llvmlite", "rich", "matplotlib"} & set(sys.modules)))
     """
-    done = subprocess.run(
-        [sys.executable, "-c", program, SOURCES], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program, SOURCES], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "HEAVY []"
 
 

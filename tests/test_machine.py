@@ -78,9 +78,7 @@ def test_quota_is_rounded_up(roomy: None, monkeypatch: pytest.MonkeyPatch, quota
         ("", "²", 4),
     ],
 )
-def test_environment(
-    roomy: None, monkeypatch: pytest.MonkeyPatch, own: str, openmp: str, threads: int
-) -> None:
+def test_environment(roomy: None, monkeypatch: pytest.MonkeyPatch, own: str, openmp: str, threads: int) -> None:
     monkeypatch.setenv("LEANCONV_NUM_THREADS", own)
     monkeypatch.setenv("OMP_NUM_THREADS", openmp)
     assert default_threads() == threads

@@ -286,9 +286,7 @@ def test_arena_works_in_a_forked_child() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(buffers_strategy, st.integers(1, 3), st.sampled_from(["right", "left"]))
-def test_guarded_buffers_hold_what_the_layout_says(
-    buffers: tuple[Buffer, ...], threads: int, flush: str
-) -> None:
+def test_guarded_buffers_hold_what_the_layout_says(buffers: tuple[Buffer, ...], threads: int, flush: str) -> None:
     with GuardedAllocator("left" if flush == "left" else "right"):
         lease = Arena().acquire(buffers, threads)
         if lease.layout.nbytes:

@@ -80,9 +80,7 @@ def test_other_problems_differ(options: dict[str, Any]) -> None:
         (("NHWC", "NDHWC"), (2, 9, 9, 9, 4), (8, 4, 3, 3, 3)),
     ],
 )
-def test_names_of_layouts(
-    layouts: tuple[str, ...], x_shape: tuple[int, ...], w_shape: tuple[int, ...]
-) -> None:
+def test_names_of_layouts(layouts: tuple[str, ...], x_shape: tuple[int, ...], w_shape: tuple[int, ...]) -> None:
     problems = {make(x_shape, w_shape, layout=layout) for layout in layouts}
     assert len(problems) == 1
     assert problems.pop().layout == layouts[0]
@@ -104,9 +102,7 @@ def test_an_empty_batch_is_a_problem_with_an_empty_result() -> None:
 
 def test_strides_of_single_elements_and_dilation_of_single_taps_mean_nothing() -> None:
     assert make((1, 4, 9, 1), (8, 4, 3, 1), x_strides=(-5, 9, 1, 77)) == make((1, 4, 9, 1), (8, 4, 3, 1))
-    assert make((1, 4, 9, 5), (8, 4, 1, 1), w_strides=(4, 1, 0, -1), dilation=3) == make(
-        (1, 4, 9, 5), (8, 4, 1, 1)
-    )
+    assert make((1, 4, 9, 5), (8, 4, 1, 1), w_strides=(4, 1, 0, -1), dilation=3) == make((1, 4, 9, 5), (8, 4, 1, 1))
 
 
 def test_strides_are_given_in_the_users_axis_order_and_kept_in_canonical_order() -> None:
@@ -128,9 +124,7 @@ def test_padding_same_on_an_even_kernel_puts_the_odd_element_at_the_end() -> Non
 
 @given(n=st.integers(1, 40), k=st.integers(1, 7), stride=st.integers(1, 5), dilation=st.integers(1, 4))
 @settings(max_examples=150, deadline=None)
-def test_padding_same_covers_the_input_with_the_least_padding(
-    n: int, k: int, stride: int, dilation: int
-) -> None:
+def test_padding_same_covers_the_input_with_the_least_padding(n: int, k: int, stride: int, dilation: int) -> None:
     p = make((1, 1, n), (1, 1, k), padding="same", stride=stride, dilation=dilation)
     (low,), (high,), (q,) = p.pad_low, p.pad_high, p.out_size
     assert q == math.ceil(n / stride)

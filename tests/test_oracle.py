@@ -36,9 +36,7 @@ def naive(p: Problem, x: Any, w: Any, bias: Any, residual: Any) -> Any:
         for c, *tap in itertools.product(*map(range, (p.group_in, *p.kernel))):
             pixel = [
                 source(q * s + t * d - low, size, p.pad_mode)
-                for q, s, t, d, low, size in zip(
-                    place, p.stride, tap, p.dilation, p.pad_low, p.in_size, strict=True
-                )
+                for q, s, t, d, low, size in zip(place, p.stride, tap, p.dilation, p.pad_low, p.in_size, strict=True)
             ]
             if None not in pixel:
                 channel = (k // p.group_out) * p.group_in + c
@@ -111,9 +109,7 @@ def test_agrees_with_scipy(ndim: int, padding: str, mode: str) -> None:
     x = rng.standard_normal((2, 3, *(6, 7, 8)[:ndim]))
     w = rng.standard_normal((4, 3, *(3, 5, 3)[:ndim]))
     p = make_problem(ndim, x.shape, w.shape, dtype="float64", padding=padding)
-    expected = [
-        [sum(signal.correlate(x[n, c], w[k, c], mode) for c in range(3)) for k in range(4)] for n in range(2)
-    ]
+    expected = [[sum(signal.correlate(x[n, c], w[k, c], mode) for c in range(3)) for k in range(4)] for n in range(2)]
     np.testing.assert_allclose(reference(p, x, w), expected, rtol=1e-12, atol=1e-12)
 
 

@@ -1,6 +1,7 @@
-"""Convolution on CPUs: the published algorithms side by side, each with its exact bytes, the fastest one under a limit."""
+"""Convolution on CPUs: the published algorithms side by side, each with its exact bytes and its time."""
 
 from leanconv.api import algorithms, conv1d, conv2d, conv3d, plan
+from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
 from leanconv.errors import (
     AllocationError,
@@ -14,7 +15,7 @@ from leanconv.errors import (
     NotApplicableError,
 )
 from leanconv.peak import fma_peak
-from leanconv.plan import BoundPlan, Plan
+from leanconv.plan import Plan
 from leanconv.problem import Activation, Problem
 from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads, set_num_threads, threads

@@ -2,57 +2,19 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import DTypeLike
 
-from leanconv.arrays import (
-    Array,
-    address_of,
-    as_array,
-    check_bias,
-    check_out,
-    check_overlap,
-    check_residual,
-    check_same_dtype,
-    element_strides,
-)
+from leanconv.calls import convolve
 from leanconv.checks import integer
 from leanconv.errors import ArgumentValueError
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
-from leanconv.outputs import new_output
-from leanconv.plan import Plan, Runner
+from leanconv.plan import Plan
 from leanconv.select import AlgorithmInfo, choose, list_algorithms
 from leanconv.sizes import parse_bytes
 from leanconv.threads import get_num_threads
-
-CALLS_KEPT = 1024  # plans of recent calls; a plan without workspace takes about 10 KB
-
-
-class _Call:
-    """A plan and its unbound runner, as one kind of call needs them."""
-
-    __slots__ = ("out_dtype", "out_shape", "plan", "runner")
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self.runner = Runner(plan.compiled_unbound, plan.threads, plan.arena, {})
-        self.out_shape = plan.problem.out_shape
-        self.out_dtype = np.dtype(plan.problem.dtype)
-
-
-_calls: dict[Any, _Call] = {}
-_calls_lock = threading.Lock()
-
-
-def _hashable(value: Any) -> Any:
-    """An option as part of a key: lists as tuples, and what equals an int but is none (True, 1.0) apart from it."""
-    if type(value) is int or value is None or type(value) is str:
-        return value
-    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else (type(value), value)
 
 
 def conv1d(
@@ -66,7 +28,7 @@ def conv1d(
     **options: Any,
 ) -> Any:
     """One-dimensional convolution; as `conv2d`, with x (N, C, W) and w (K, C/groups, S)."""
-    return _conv(1, x, w, bias, stride, padding, dilation, groups, **options)
+    return convolve(1, x, w, bias, stride, padding, dilation, groups, **options)
 
 
 def conv2d(
@@ -82,7 +44,8 @@ def conv2d(
     """Two-dimensional convolution (cross-correlation, as in neural networks).
 
     Args:
-        x: image, (N, C, H, W), or (N, H, W, C) with layout="NHWC"; without N for a single image. A NumPy array or
+        x: image, (N, C, H, W), or (N, H, W, C) with layout="NHWC"; without N for a single image. A NumPy
+        array or
             anything that offers DLPack on the CPU; float32 or float64; strides are taken as they are.
         w: weights, (K, C/groups, R, S) in either layout. They are packed at each call, since they may have
             changed; `plan(...).bind(w)` packs once.
@@ -91,11 +54,12 @@ def conv2d(
         padding: an int; one for each axis; (low, high) pairs; "same" or "valid".
         dilation: an int, or one for each spatial axis.
         groups: groups of channels that do not mix.
-        **options: layout ("NCHW"; or "NHWC"), pad_mode ("zeros", "reflect", "replicate", "circular"), activation (a
-            name, or ("clip", low, high), ("leaky_relu", slope)), residual (an array of the output's shape to be
-            added), residual_order ("before" or "after" the activation), algorithm ("auto" or a name from
-            `algorithms`), memory_limit (bytes or "256KiB": most that workspace and packed weights may take), threads,
-            out (array for the result).
+        **options: layout ("NCHW"; or "NHWC"), pad_mode ("zeros", "reflect", "replicate", "circular"),
+        activation (a
+            name, or ("clip", low, high), ("leaky_relu", slope)), residual (an array of the output's shape to
+            be added), residual_order ("before" or "after" the activation), algorithm ("auto" or a name from
+            `algorithms`), memory_limit (bytes or "256KiB": most that workspace and packed weights may take),
+            threads, out (array for the result).
 
     Returns:
         The output, (N, K, P, Q) or (N, P, Q, K), in the kind of array that x is; `out` if given.
@@ -107,7 +71,7 @@ def conv2d(
         MemoryLimitError: nothing fits the limit; says the least that would do.
         AllocationError: no memory for workspace or result.
     """
-    return _conv(2, x, w, bias, stride, padding, dilation, groups, **options)
+    return convolve(2, x, w, bias, stride, padding, dilation, groups, **options)
 
 
 def conv3d(
@@ -121,137 +85,7 @@ def conv3d(
     **options: Any,
 ) -> Any:
     """Three-dimensional convolution; as `conv2d`, with x (N, C, D, H, W) and w (K, C/groups, T, R, S)."""
-    return _conv(3, x, w, bias, stride, padding, dilation, groups, **options)
-
-
-def _conv(
-    ndim: int,
-    x: Any,
-    w: Any,
-    bias: Any,
-    stride: Ints,
-    padding: Padding,
-    dilation: Ints,
-    groups: int,
-    *,
-    layout: str = "NCHW",
-    pad_mode: str = "zeros",
-    activation: ActivationLike = None,
-    residual: Any = None,
-    residual_order: str = "before",
-    algorithm: str = "auto",
-    memory_limit: int | str | None = None,
-    threads: int | None = None,
-    out: Any = None,
-) -> Any:
-    image, restore = as_array(x, "x")
-    weights, _ = as_array(w, "w")
-    shift = extra = result = None
-    if bias is not None:
-        shift, _ = as_array(bias, "bias")
-    if residual is not None:
-        extra, _ = as_array(residual, "residual")
-    if out is not None:
-        result, _ = as_array(out, "out")
-    single = image.ndim == ndim + 1  # no batch axis
-    if single:
-        image = image[None]
-        extra = extra[None] if extra is not None and extra.ndim == image.ndim - 1 else extra
-        result = result[None] if result is not None and result.ndim == image.ndim - 1 else result
-    count = get_num_threads() if threads is None else integer("threads", threads, 1)
-    key = (
-        ndim,
-        image.shape,
-        image.strides,
-        image.dtype,
-        weights.shape,
-        weights.strides,
-        weights.dtype,
-        shift is not None,
-        None if extra is None else extra.strides,
-        None if result is None else result.strides,
-        _hashable(stride),
-        _hashable(padding),
-        _hashable(dilation),
-        _hashable(groups),
-        layout,
-        pad_mode,
-        _hashable(activation),
-        residual_order,
-        algorithm,
-        _hashable(memory_limit),
-        count,
-    )
-    try:
-        call = _calls.get(key)
-    except TypeError:  # an argument that cannot be hashed is one that the checks will refuse
-        call = None
-    if call is None:
-        check_same_dtype(image, w=weights, bias=shift, residual=extra, out=result)
-        problem = make_problem(
-            ndim,
-            image.shape,
-            weights.shape,
-            dtype=image.dtype,
-            bias=shift is not None,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            groups=groups,
-            layout=layout,
-            pad_mode=pad_mode,
-            activation=activation,
-            residual=extra is not None,
-            residual_order=residual_order,
-            x_strides=element_strides(image),
-            w_strides=element_strides(weights),
-            out_strides=_strides_of("out", result, image.ndim),
-            residual_strides=_strides_of("residual", extra, image.ndim),
-        )
-        _check_arrays(problem, shift, extra, result)
-        call = _Call(choose(problem, algorithm, count, parse_bytes(memory_limit, "memory_limit"), bound=False))
-        with _calls_lock:
-            if len(_calls) >= CALLS_KEPT:
-                for old in list(_calls)[: CALLS_KEPT // 4]:
-                    del _calls[old]
-            _calls[key] = call
-    else:
-        _check_arrays(call.plan.problem, shift, extra, result)
-    if result is None:
-        target = new_output(call.out_shape, call.out_dtype)
-    else:
-        target = result
-        check_overlap(target, image, weights, shift, extra)
-    if target.size:
-        if shift is not None and not shift.flags.c_contiguous:
-            shift = np.ascontiguousarray(shift)
-        call.runner.run(
-            address_of(image),
-            address_of(target),
-            0 if extra is None else address_of(extra),
-            address_of(weights),
-            0 if shift is None else address_of(shift),
-        )
-    if out is not None:
-        return out
-    return restore(target[0] if single else target)
-
-
-def _strides_of(argument: str, array: Array | None, ndim: int) -> tuple[int, ...] | None:
-    if array is None:
-        return None
-    if array.ndim != ndim:
-        raise ArgumentValueError(argument, array, f"must have {ndim} axes, as x has")
-    return element_strides(array)
-
-
-def _check_arrays(problem: Any, bias: Array | None, residual: Array | None, out: Array | None) -> None:
-    if bias is not None:
-        check_bias(bias, problem)
-    if residual is not None:
-        check_residual(residual, problem)
-    if out is not None:
-        check_out(out, problem)
+    return convolve(3, x, w, bias, stride, padding, dilation, groups, **options)
 
 
 def plan(
@@ -281,7 +115,8 @@ def plan(
         w_shape: (K, C/groups, *kernel).
         dtype: "float32" or "float64".
         bias: whether there is a bias.
-        stride: as in `conv2d`; so are padding, dilation, groups, layout, pad_mode, activation and residual_order.
+        stride: as in `conv2d`; so are padding, dilation, groups, layout, pad_mode, activation and
+        residual_order.
         padding: see there.
         dilation: see there.
         groups: see there.
@@ -291,7 +126,8 @@ def plan(
         residual: whether an array of the output's shape is added.
         residual_order: see there.
         algorithm: "auto" or a name from `algorithms`.
-        memory_limit: most bytes (an int, or text such as "256KiB") that workspace, and packed weights beyond the size
+        memory_limit: most bytes (an int, or text such as "256KiB") that workspace, and packed weights beyond
+        the size
             of the plain ones, may take together.
         threads: most threads a call uses; `get_num_threads()` if None.
         parameters: settings of the algorithm named, such as {"strip": 4} output rows for "im2row_strip".
@@ -342,11 +178,13 @@ def algorithms(
     """Every algorithm, whether it applies to a problem and in how many bytes, or why not.
 
     Args:
-        x_shape: as in `plan`; so are w_shape, dtype, threads and the further options that describe the problem.
+        x_shape: as in `plan`; so are w_shape, dtype, threads and the further options that describe the
+        problem.
         w_shape: see there.
         dtype: see there.
         threads: see there; some workspaces are per thread.
-        **options: bias, stride, padding, dilation, groups, layout, pad_mode, activation, residual, residual_order.
+        **options: bias, stride, padding, dilation, groups, layout, pad_mode, activation, residual,
+        residual_order.
 
     Raises:
         ArgumentTypeError: an argument of the wrong type.

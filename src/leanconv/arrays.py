@@ -71,8 +71,8 @@ def _address_of(array: Array) -> int:
 
 
 def _quick_address(array: Array, _offset: int = object.__basicsize__) -> int:
-    # The data pointer is the first member of every array after the object's head: NumPy's C API promises that to compiled
-    # extensions. 0.2 us instead of 1.0 us for the dictionary of __array_interface__.
+    # The data pointer is the first member of every array after the object's head: NumPy's C API promises that
+    # to compiled extensions. 0.2 us instead of 1.0 us for the dictionary of __array_interface__.
     return _pointer_at(id(array) + _offset).value or 0
 
 
@@ -137,9 +137,7 @@ def check_strides(array: Array, argument: str, strides: Sequence[int], problem: 
         raise ArgumentValueError(argument, array, rule)
 
 
-def check_overlap(
-    out: Array, x: Array, w: Array, bias: Array | None = None, residual: Array | None = None
-) -> None:
+def check_overlap(out: Array, x: Array, w: Array, bias: Array | None = None, residual: Array | None = None) -> None:
     """Check that writing `out` cannot change what is still to be read.
 
     `out` may share no element with x, w or bias. It may be the residual itself (same memory, same strides:

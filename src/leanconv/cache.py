@@ -195,9 +195,7 @@ class ObjectCache:
         # The opener's descriptor is closed even if the file turns out to be something that cannot be read.
         with open(path, "rb", opener=lambda name, flags: os.open(name, flags | _FLAGS)) as file:
             status = os.fstat(file.fileno())
-            if not self._trusted(path, status, stat.S_ISREG(status.st_mode)) or not self._trusted_folders(
-                path
-            ):
+            if not self._trusted(path, status, stat.S_ISREG(status.st_mode)) or not self._trusted_folders(path):
                 return None
             payload = _unpack(key, file.read())
         if payload is None:

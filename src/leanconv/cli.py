@@ -136,8 +136,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=_layouts,
         default=("NHWC",),
         metavar="A,B",
-        help="order of the arrays in memory: NHWC (channels last), NCHW (channels first) or both "
-        "(default: NHWC)",
+        help="order of the arrays in memory: NHWC (channels last), NCHW (channels first) or both (default: NHWC)",
     )
     add("--threads", type=_counts, default=(1,), metavar="N,M", help="numbers of threads (default: 1)")
     add(
@@ -151,8 +150,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=_seconds,
         default=0.2,
         metavar="S",
-        help="seconds for each algorithm on each layer; one that takes longer for a call is timed once "
-        "(default: 0.2)",
+        help="seconds for each algorithm on each layer; one that takes longer for a call is timed once (default: 0.2)",
     )
     add(
         "--rounds",

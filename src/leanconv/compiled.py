@@ -1,7 +1,7 @@
 """From a kernel's specification to an address: in memory, else from the cache on disk, else from LLVM.
 
-A specification is a frozen dataclass that names its target and can `emit` itself; equal specifications share one kernel in a
-process, and one file on disk between processes.
+A specification is a frozen dataclass that names its target and can `emit` itself; equal specifications share
+one kernel in a process, and one file on disk between processes.
 """
 
 from __future__ import annotations

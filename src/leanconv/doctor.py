@@ -133,18 +133,14 @@ def _threads(found: Diagnosis) -> None:
         "environment": set_by,
     }
     if usable < logical:
-        found.notes.append(
-            f"{usable} of {logical} CPUs may be used: CPU affinity or a container's quota limits it."
-        )
+        found.notes.append(f"{usable} of {logical} CPUs may be used: CPU affinity or a container's quota limits it.")
     own, openmp = (set_by.get(name) for name in _THREAD_VARIABLES)
     if own and own.isdigit() and int(own) > usable:
         found.problems.append(
             f"LEANCONV_NUM_THREADS={own}, but {usable} CPUs may be used: threads will wait for each other."
         )
     elif not own and openmp and default < usable:
-        found.notes.append(
-            f"OMP_NUM_THREADS={openmp} limits leanconv too; LEANCONV_NUM_THREADS overrides it."
-        )
+        found.notes.append(f"OMP_NUM_THREADS={openmp} limits leanconv too; LEANCONV_NUM_THREADS overrides it.")
 
 
 def _cache(found: Diagnosis) -> None:
@@ -166,9 +162,7 @@ def _cache(found: Diagnosis) -> None:
     if not existing.is_dir():
         found.problems.append(f"The cache cannot be used: {existing} is not a folder.")
     elif info.mode == "rw" and not os.access(existing, os.W_OK | os.X_OK):
-        found.problems.append(
-            f"Compiled kernels cannot be kept: {existing} is not writable. Set LEANCONV_CACHE_DIR."
-        )
+        found.problems.append(f"Compiled kernels cannot be kept: {existing} is not writable. Set LEANCONV_CACHE_DIR.")
     elif sys.platform != "win32" and folder.exists():
         status = folder.stat()
         if status.st_uid not in (os.geteuid(), 0) or status.st_mode & 0o022:
@@ -199,9 +193,7 @@ def _self_test(found: Diagnosis) -> None:
     from leanconv.bench.run import Settings, run
 
     layers = [parse("mb2ic19ih11oc23kh3ph1nodd"), parse("mb1ic32ih14oc32kh1npointwise")]
-    settings = Settings(
-        layouts=("NHWC", "NCHW"), threads=(found.threads.get("default", 1),), time=0, rounds=1
-    )
+    settings = Settings(layouts=("NHWC", "NCHW"), threads=(found.threads.get("default", 1),), time=0, rounds=1)
     report = run(layers, settings)
     for row in report.failures:
         found.problems.append(f"Self-test: {row.algorithm}, {row.layout}, {row.layer}: {row.reason}")

@@ -87,8 +87,7 @@ def cache_sizes() -> CacheSizes:
     if sys.platform == "darwin":
         # The fast cores of a CPU that has two kinds; else all are alike.
         l1d, l2 = (
-            _sysctl(f"hw.perflevel0.{name}") or _sysctl(f"hw.{name}")
-            for name in ("l1dcachesize", "l2cachesize")
+            _sysctl(f"hw.perflevel0.{name}") or _sysctl(f"hw.{name}") for name in ("l1dcachesize", "l2cachesize")
         )
         return _complete(l1d, l2, _sysctl("hw.l3cachesize"), _sysctl("hw.cachelinesize"))
     return _sys_cache_sizes(_CPUS / f"cpu{min(_allowed_cpus())}" / "cache")

@@ -144,9 +144,7 @@ def make_problem(
         x_strides=canonical_strides("x_strides", x_strides, x, layout),
         w_strides=canonical_strides("w_strides", w_strides, w, "NCHW"),
         out_strides=canonical_strides("out_strides", out_strides, out, layout, written=True),
-        residual_strides=canonical_strides("residual_strides", residual_strides, out, layout)
-        if has_residual
-        else None,
+        residual_strides=canonical_strides("residual_strides", residual_strides, out, layout) if has_residual else None,
         has_bias=flag("bias", bias),
         activation=function,
         # Without an activation the two orders are the same sum.
@@ -165,9 +163,7 @@ def make_activation(activation: Any) -> Activation | None:
     else:
         name, numbers = activation, ()
     if not isinstance(name, str):
-        raise ArgumentTypeError(
-            "activation", activation, "must be None, a name, or a tuple of name and numbers"
-        )
+        raise ArgumentTypeError("activation", activation, "must be None, a name, or a tuple of name and numbers")
     if name not in ACTIVATIONS:
         names = ", ".join(map(repr, ACTIVATIONS))
         raise ArgumentValueError("activation", activation, f"must be one of {names}")
@@ -224,9 +220,7 @@ def _padding(
             return ((0, 0),) * ndim
         if padding != "same":
             raise ArgumentValueError("padding", padding, "must be 'same', 'valid' or numbers")
-        totals = [
-            max((-(-n // s) - 1) * s + span - n, 0) for n, span, s in zip(in_size, spans, stride, strict=True)
-        ]
+        totals = [max((-(-n // s) - 1) * s + span - n, 0) for n, span, s in zip(in_size, spans, stride, strict=True)]
         return tuple((total // 2, total - total // 2) for total in totals)
     if not isinstance(padding, tuple | list):
         return ((integer("padding", padding, 0),) * 2,) * ndim
@@ -242,16 +236,12 @@ def _check_pads(padding: Any, pads: Sequence[tuple[int, int]], mode: str, in_siz
     """Check that the image has the elements that padding repeats, and that extents stay countable."""
     for axis, n, (low, high) in zip(_AXES[len(in_size)], in_size, pads, strict=True):
         if low + n + high > LARGEST_EXTENT:
-            raise ArgumentValueError(
-                "padding", padding, f"the padded {axis} must be at most {LARGEST_EXTENT}"
-            )
+            raise ArgumentValueError("padding", padding, f"the padded {axis} must be at most {LARGEST_EXTENT}")
         if mode == "reflect" and max(low, high) >= n:
             rule = f"must be less than {axis}={n} with pad_mode='reflect'"
             raise ArgumentValueError("padding", padding, rule)
         if mode == "circular" and max(low, high) > n:
-            raise ArgumentValueError(
-                "padding", padding, f"must be at most {axis}={n} with pad_mode='circular'"
-            )
+            raise ArgumentValueError("padding", padding, f"must be at most {axis}={n} with pad_mode='circular'")
 
 
 def _out_size(
@@ -263,13 +253,9 @@ def _out_size(
 ) -> tuple[int, ...]:
     """Return the extents of the output; at least one position of the kernel must fit along each axis."""
     sizes = []
-    for axis, n, span, step, (low, high) in zip(
-        _AXES[len(in_size)], in_size, spans, stride, pads, strict=True
-    ):
+    for axis, n, span, step, (low, high) in zip(_AXES[len(in_size)], in_size, spans, stride, pads, strict=True):
         if span > low + n + high:
-            rule = (
-                f"the dilated kernel spans {span} along {axis}, more than the padded input's {low + n + high}"
-            )
+            rule = f"the dilated kernel spans {span} along {axis}, more than the padded input's {low + n + high}"
             raise ArgumentValueError("w_shape", tuple(w_shape), rule)
         sizes.append((low + n + high - span) // step + 1)
     return tuple(sizes)

@@ -1,8 +1,8 @@
 """Memory for results that callers did not bring: large blocks are kept for the next result once a result is dropped.
 
-A fresh large array is not in memory until it is written: the kernel maps every page on first touch, which costs more than a
-fast convolution computes (a 1080p layer with 32 channels: 265 MB, 65,000 faults).  A loop that drops each result
-before it asks for the next gets the same pages again.  At most `KEPT_BYTES` are kept.
+A fresh large array is not in memory until it is written: the kernel maps every page on first touch, which
+costs more than a fast convolution computes (a 1080p layer with 32 channels: 265 MB, 65,000 faults).  A loop
+that drops each result before it asks for the next gets the same pages again.  At most `KEPT_BYTES` are kept.
 """
 
 from __future__ import annotations

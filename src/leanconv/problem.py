@@ -99,9 +99,7 @@ class Problem:
     @property
     def out_size(self) -> tuple[int, ...]:
         """Extent of the output along each spatial axis."""
-        axes = zip(
-            self.in_size, self.kernel, self.stride, self.dilation, self.pad_low, self.pad_high, strict=True
-        )
+        axes = zip(self.in_size, self.kernel, self.stride, self.dilation, self.pad_low, self.pad_high, strict=True)
         return tuple((n + low + high - d * (k - 1) - 1) // s + 1 for n, k, s, d, low, high in axes)
 
     @property
@@ -166,8 +164,7 @@ class Problem:
         default (dilation, groups, padding mode, dense arrays, no epilogue) is left out.
         """
         pads = [
-            f"{low}" if low == high else f"{low}:{high}"
-            for low, high in zip(self.pad_low, self.pad_high, strict=True)
+            f"{low}" if low == high else f"{low}:{high}" for low, high in zip(self.pad_low, self.pad_high, strict=True)
         ]
         words = [
             f"conv{self.ndim}d",

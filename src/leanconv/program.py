@@ -1,8 +1,8 @@
 """A Program: declared buffers and phases, everything one native call runs.
 
-A phase is a kernel, its fields and a number of chunks.  Buffers are named; a phase says which buffer plays which role of its
-kernel.  `x`, `w` (packed), `out`, `residual`, `weights` (as the user has them) and `bias` come from the caller, all others
-are declared workspace.
+A phase is a kernel, its fields and a number of chunks.  Buffers are named; a phase says which buffer plays
+which role of its kernel.  `x`, `w` (packed), `out`, `residual`, `weights` (as the user has them) and `bias`
+come from the caller, all others are declared workspace.
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ class Compiled:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.layout = program.layout
-        self.slots = {name: i for i, name in enumerate([*ARGUMENTS, *(b.name for b in program.workspace), *program.addresses])}
+        self.slots = {
+            name: i for i, name in enumerate([*ARGUMENTS, *(b.name for b in program.workspace), *program.addresses])
+        }
         self.kernels: list[Kernel] = []
         self.fields: list[ctypes.Array[ctypes.c_int64]] = []
         for phase in program.phases:

@@ -81,8 +81,8 @@ def choose(
 ) -> Plan:
     """The plan of the named algorithm, or of the best that fits.
 
-    `bound`: whether weights are packed beforehand; if not, all packed weights count as workspace. `parameters` are
-    settings of the named algorithm.
+    `bound`: whether weights are packed beforehand; if not, all packed weights count as workspace.
+    `parameters` are settings of the named algorithm.
 
     Raises:
         ArgumentValueError: no algorithm of that name.

@@ -1,4 +1,4 @@
-"""Copies around an algorithm that cannot store into (or read) an array as it lies: named steps, counted in the workspace."""
+"""Copies around an algorithm that cannot reach an array as it lies: named steps, counted in the workspace."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ def dense_output(problem: Problem) -> Problem:
 
 
 def around_copies(
-    problem: Problem, algorithm: Algorithm, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
+    problem: Problem,
+    algorithm: Algorithm,
+    host: Host,
+    threads: int,
+    workspace: int | None,
+    tunables: Mapping[str, int],
 ) -> Lowering:
     """The lowering of a problem by an algorithm, with copies around it where it refuses the output's strides."""
     if not needs_copies(problem) or algorithm.refusal(problem) is None:
@@ -54,9 +59,7 @@ def around_copies(
         roles={"source": "dense output", "target": "out"},
     )
     phases = tuple(replace(phase, roles={**phase.roles, **roles}) for phase in low.phases)
-    return replace(
-        low, phases=(*before, *phases, after), workspace=(*low.workspace, *buffers), steps=tuple(steps)
-    )
+    return replace(low, phases=(*before, *phases, after), workspace=(*low.workspace, *buffers), steps=tuple(steps))
 
 
 def _copy(problem: Problem, host: Host, source: tuple[int, ...], target: tuple[int, ...]) -> Phase:

@@ -1,8 +1,9 @@
 """The thread pool: Python threads that enter one native loop and stay there, without the interpreter's lock.
 
-How many threads a call uses: `threads=` of the call, else `with leanconv.threads(n)`, else `set_num_threads(n)`, else
-`machine.default_threads()` (LEANCONV_NUM_THREADS, OMP_NUM_THREADS, affinity, cgroup limits, physical cores).  Workers are made
-when first needed, survive as daemons, sleep in the kernel when idle, and are made anew after a fork.
+How many threads a call uses: `threads=` of the call, else `with leanconv.threads(n)`, else
+`set_num_threads(n)`, else `machine.default_threads()` (LEANCONV_NUM_THREADS, OMP_NUM_THREADS, affinity,
+cgroup limits, physical cores).  Workers are made when first needed, survive as daemons, sleep in the kernel
+when idle, and are made anew after a fork.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ class Pool:
 def _install_semaphore(pool: int) -> list[object]:
     """Put the addresses of the platform's semaphore into the pool; returns what must stay alive.
 
-    The kernel calls wait(semaphore, -1) and post(semaphore, 1, null): POSIX ignores the further arguments, dispatch
-    reads the first as "for ever", Windows reads them as time-out and count.
+    The kernel calls wait(semaphore, -1) and post(semaphore, 1, null): POSIX ignores the further arguments,
+    dispatch reads the first as "for ever", Windows reads them as time-out and count.
     """
 
     def put(offset: int, value: int | None) -> None:
@@ -131,7 +132,11 @@ def _install_semaphore(pool: int) -> list[object]:
         system = ctypes.CDLL(None)
         system.dispatch_semaphore_create.restype = ctypes.c_void_p
         put(runtime.SEMAPHORE, system.dispatch_semaphore_create(ctypes.c_long(0)))
-        wait, post, give = system.dispatch_semaphore_wait, system.dispatch_semaphore_signal, system.sched_yield
+        wait, post, give = (
+            system.dispatch_semaphore_wait,
+            system.dispatch_semaphore_signal,
+            system.sched_yield,
+        )
         keep = [system]
     else:
         system = ctypes.CDLL(None)

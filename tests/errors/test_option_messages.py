@@ -101,14 +101,12 @@ ROWS: list[Row] = [
     (
         make(padding=(1, 2, 3)),
         VALUE,
-        "padding=(1, 2, 3): must be an int or a tuple of 2: for each spatial axis an int or a (low, high) "
-        "pair",
+        "padding=(1, 2, 3): must be an int or a tuple of 2: for each spatial axis an int or a (low, high) pair",
     ),
     (
         make(padding=((1, 2, 3), 1)),
         VALUE,
-        "padding=((1, 2, 3), 1): must be an int or a tuple of 2: for each spatial axis an int or a "
-        "(low, high) pair",
+        "padding=((1, 2, 3), 1): must be an int or a tuple of 2: for each spatial axis an int or a (low, high) pair",
     ),
     (make(padding=2**31 - 1), VALUE, "padding=2147483647: the padded H must be at most 2147483647"),
     (

@@ -29,8 +29,9 @@ class WeightPacking:
 class Lowering:
     """A problem as phases over declared workspace buffers.
 
-    `packing` is None for an algorithm that reads the weights as the user has them; `steps` says in words what runs;
-    `parameters` are the settings that were chosen; `addresses` are buffers (or functions) that exist already.
+    `packing` is None for an algorithm that reads the weights as the user has them; `steps` says in words what
+    runs; `parameters` are the settings that were chosen; `addresses` are buffers (or functions) that exist
+    already.
     """
 
     phases: tuple[Phase, ...]
@@ -44,8 +45,9 @@ class Lowering:
 class Algorithm(ABC):
     """One published idea.
 
-    `name` is what users write; `title` a few words; `paper` where it was published; `error_class` how its rounding
-    compares with a plain sum ("plain": the same products, added in some order); `tunables` the settings a caller may choose, with what they mean.
+    `name` is what users write; `title` a few words; `paper` where it was published; `error_class` how its
+    rounding compares with a plain sum ("plain": the same products, added in some order); `tunables` the
+    settings a caller may choose, with what they mean.
     """
 
     name: ClassVar[str]
@@ -64,6 +66,6 @@ class Algorithm(ABC):
     ) -> Lowering:
         """The program of a problem that is not refused; `tunables` holds what the caller chose of `self.tunables`.
 
-        `workspace` is the most bytes of workspace the caller would like; an algorithm that can stage less at a time
-        does, and one that cannot returns what it needs (the planner then looks elsewhere).
+        `workspace` is the most bytes of workspace the caller would like; an algorithm that can stage less at
+        a time does, and one that cannot returns what it needs (the planner then looks elsewhere).
         """

@@ -1,9 +1,12 @@
-"""im2col and im2row: copy every window into a patch matrix, then multiply (K. Chellapilla, S. Puri, P. Simard: High
-Performance Convolutional Neural Networks for Document Processing, 2006; made popular by Caffe).
+"""im2col and im2row: copy every window into a patch matrix, then multiply.
 
-Shared by the four algorithms that differ in two ways: whether a window becomes a row (im2row, windows of adjacent channels
-are copied in runs) or a column (im2col, rows of the image are copied in runs), and whether the matrix is made whole, one image
-at a time, as published, or in strips of output pixels that a thread stages and multiplies while they are in its cache.
+K. Chellapilla, S. Puri, P. Simard: High Performance Convolutional Neural Networks for Document Processing, 2006; made
+popular by Caffe.
+
+Shared by the four algorithms that differ in two ways: whether a window becomes a row (im2row, windows of
+adjacent channels are copied in runs) or a column (im2col, rows of the image are copied in runs), and whether
+the matrix is made whole, one image at a time, as published, or in strips of output pixels that a thread
+stages and multiplies while they are in its cache.
 """
 
 from __future__ import annotations
@@ -12,16 +15,8 @@ import math
 from collections.abc import Mapping
 
 from leanconv.algorithms.base import Lowering
-from leanconv.algorithms.dense import (
-    Blocking,
-    CoreInput,
-    blocking,
-    dense_phase,
-    image_input,
-    pack_weights,
-    panels_of,
-    tile_heights,
-)
+from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
+from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, pack_weights
 from leanconv.host import Host
 from leanconv.kernels.image import Rows
 from leanconv.kernels.patches import Patches, PatchSpec

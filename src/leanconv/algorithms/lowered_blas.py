@@ -1,7 +1,7 @@
 """im2col + BLAS and im2row + BLAS, as the papers measure them: the whole matrix of an image, then SciPy's ?GEMM.
 
-The baseline that most papers compare with.  BLAS uses as many threads as it is set to (OPENBLAS_NUM_THREADS, threadpoolctl),
-which is not ours to change in a user's process.
+The baseline that most papers compare with.  BLAS uses as many threads as it is set to (OPENBLAS_NUM_THREADS,
+threadpoolctl), which is not ours to change in a user's process.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class _Blas(Algorithm):
         weights = {"g": p.group_out * depth * item, "ld": depth}
         matrix = {"g": group_bytes, "ld": depth if self.rows else pixels}
         first, second = (matrix, weights) if columns else (weights, matrix)
-        # Column-major: C is (pixels x K) for "columns" and (K x pixels) for "rows"; weights are (depth x K) as they lie.
+        # Column-major: C is (pixels x K) for "columns" and (K x pixels) for "rows"; weights are (depth x K)
+        # as they lie.
         transpose_matrix = self.rows if columns else not self.rows
         gemm = GemmSpec(
             host.target,

@@ -83,9 +83,7 @@ def read_file(path: Path) -> list[Layer]:
         if not line or line.startswith("#"):
             continue
         if line.startswith("--"):
-            raise LayerError(
-                f"{path}:{number}: {line!r}: options of benchdnn are not understood, only layers"
-            )
+            raise LayerError(f"{path}:{number}: {line!r}: options of benchdnn are not understood, only layers")
         try:
             layers.append(parse(line))
         except LayerError as error:

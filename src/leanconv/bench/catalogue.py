@@ -39,9 +39,7 @@ def network(name: str) -> tuple[Layer, ...]:
     """
     known = _known_network(name)
     if known is None:
-        raise LayerError(
-            f"no network is called {name!r}{_near(name, NETWORKS)}; there are {', '.join(NETWORKS)}"
-        )
+        raise LayerError(f"no network is called {name!r}{_near(name, NETWORKS)}; there are {', '.join(NETWORKS)}")
     with as_file(files("leanconv.bench") / "networks" / f"{known}.csv") as path:
         layers = read_csv(path)
     return tuple(replace(layer, name=f"{known}/{layer.name}") for layer in layers)

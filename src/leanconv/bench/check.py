@@ -48,9 +48,7 @@ class Expectation:
         """
         if np.isnan(out).any():
             return math.inf
-        got = (
-            out if self.positions is None else out[(self.positions[:, 0], slice(None), *self.positions.T[1:])]
-        )
+        got = out if self.positions is None else out[(self.positions[:, 0], slice(None), *self.positions.T[1:])]
         scale = float(np.abs(self.values).max())
         return float(np.abs(got - self.values).max()) / (scale or 1.0)
 
@@ -129,6 +127,4 @@ def _at(
             window[(slice(None), *inside)] = x[(image, slice(None), *source)]
     single = replace(layer, batch=len(positions), in_size=spans, padding=((0, 0),) * layer.ndim)
     shape = (len(positions), problem.out_channels)
-    return oracle.reference(
-        single.problem("NCHW", "float64", bias=bias is not None), windows, w, bias
-    ).reshape(shape)
+    return oracle.reference(single.problem("NCHW", "float64", bias=bias is not None), windows, w, bias).reshape(shape)

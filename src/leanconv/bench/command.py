@@ -68,8 +68,7 @@ def _layers(options: argparse.Namespace) -> list[Layer]:
     words = [*options.layers, *options.net]
     if not words:
         raise LayerError(
-            "name a network, a layer, a CSV file or a oneDNN string; "
-            "leanconv bench --list shows what is built in"
+            "name a network, a layer, a CSV file or a oneDNN string; leanconv bench --list shows what is built in"
         )
     found = resolve(words)
     layers = select(found, pattern=options.filter, batch=options.batch)
@@ -97,9 +96,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
     if options.json and options.json != "-":
         path = Path(options.json)
         if path.is_dir() or not path.parent.is_dir():
-            raise LayerError(
-                f"{path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}"
-            )
+            raise LayerError(f"{path}: {'is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
 
 
 def _list_networks() -> None:

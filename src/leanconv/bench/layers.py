@@ -103,9 +103,7 @@ class Layer:
         from leanconv.options import make_problem
 
         if self.groups < 1 or self.in_channels % self.groups:
-            raise LayerError(
-                f"layer {self.name!r}: groups={self.groups}: must divide {self.in_channels} channels"
-            )
+            raise LayerError(f"layer {self.name!r}: groups={self.groups}: must divide {self.in_channels} channels")
         x_shape, w_shape = self.shapes(layout)
         try:
             return make_problem(self.ndim, x_shape, w_shape, dtype=dtype, bias=bias, **self.options(layout))
@@ -210,9 +208,7 @@ def _layer(cells: dict[str, str], where: str, default_name: str) -> Layer:
         if given and columns[2] not in given:
             sizes.append(sizes[-1])
         if not given or (columns[0] in given and columns[1] not in given):
-            raise LayerError(
-                f"{where}: needs the {what}'s extent: {', '.join(columns)} (the last two for images)"
-            )
+            raise LayerError(f"{where}: needs the {what}'s extent: {', '.join(columns)} (the last two for images)")
         return tuple(sizes)
 
     in_size = extents(("D", "H", "W"), "image")
@@ -228,9 +224,7 @@ def _layer(cells: dict[str, str], where: str, default_name: str) -> Layer:
             raise LayerError(f"{where}: {column}={text(column)!r}: {rule}")
         return parts * (ndim if len(parts) == 1 else 1)
 
-    stride, dilation = (
-        tuple(number(column, part) for part in per_axis(column)) for column in ("stride", "dilation")
-    )
+    stride, dilation = (tuple(number(column, part) for part in per_axis(column)) for column in ("stride", "dilation"))
     if text("pad").lower() == "same":
         spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
         padding = tuple(_same(n, span, s) for n, span, s in zip(in_size, spans, stride, strict=True))

@@ -195,9 +195,7 @@ def _prepare(
     return lambda: bound(x, out=out)
 
 
-def _check(
-    row: Row, call: Callable[[], object], out: NDArray[Any], expected: Expectation, dtype: str
-) -> None:
+def _check(row: Row, call: Callable[[], object], out: NDArray[Any], expected: Expectation, dtype: str) -> None:
     """Run once into an output full of NaN and compare."""
     out.fill(np.nan)
     call()
@@ -209,9 +207,7 @@ def _check(
         row.reason = (
             f"{unwritten:,} of {out.size:,} outputs are NaN"
             if unwritten
-            else (
-                f"largest error is {row.error:.1e} of the largest output, {TOLERANCE[dtype]:.0e} is allowed"
-            )
+            else (f"largest error is {row.error:.1e} of the largest output, {TOLERANCE[dtype]:.0e} is allowed")
         )
 
 

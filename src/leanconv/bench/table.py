@@ -38,9 +38,7 @@ def results(report: Report, console: Console) -> None:
     groups = []
     for name, group in groupby(report.rows, key=lambda row: row.layer):
         rows = list(group)
-        best = {
-            threads: fastest([row for row in rows if row.threads == threads]) for threads in _threads(rows)
-        }
+        best = {threads: fastest([row for row in rows if row.threads == threads]) for threads in _threads(rows)}
         titles = _titles(name.removeprefix(prefix), known.get(name, {}), len(rows))
         groups.append(
             [
@@ -135,9 +133,7 @@ def _notes(report: Report, timed: list[Row]) -> Iterable[str]:
     peaks = []
     for threads in _threads(timed):
         values = [sample.peak_gflops for row in timed if row.threads == threads for sample in row.samples]
-        peaks.append(
-            f"{statistics.median(values):.0f} GFLOP/s on {threads} thread{'s' if threads > 1 else ''}"
-        )
+        peaks.append(f"{statistics.median(values):.0f} GFLOP/s on {threads} thread{'s' if threads > 1 else ''}")
     dtype, cpu = report.settings["dtype"], report.machine.get("cpu", "?")
     yield f"Measured FMA peak, {dtype}: {', '.join(peaks)}. CPU: {cpu}."
     yield (
@@ -147,10 +143,7 @@ def _notes(report: Report, timed: list[Row]) -> Iterable[str]:
     sampled = len({row.layer for row in timed if not row.compared.startswith("all")})
     layers = len({row.layer for row in timed})
     compared = f"a sample of the outputs on {sampled} of {layers} layers, else " if sampled else ""
-    yield (
-        "Error: largest absolute error against float64 over the largest output; "
-        f"compared: {compared}every output."
-    )
+    yield (f"Error: largest absolute error against float64 over the largest output; compared: {compared}every output.")
 
 
 def _extra_columns(rows: list[Row]) -> list[str]:

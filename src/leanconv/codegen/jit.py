@@ -1,8 +1,8 @@
 """The only module that talks to LLVM: IR text to object bytes, object bytes to callable addresses.
 
-Kept to what survives LLVM's releases: parse, verify, emit an object without any pass pipeline (the IR is already unrolled
-and vectorised; LLVM's default pipeline costs 9 to 20 ms a kernel, leaks about 70 KB a module and gains nothing), then
-link the object through LLJIT.  See docs/decisions/0001-lljit-and-object-bytes.md.
+Kept to what survives LLVM's releases: parse, verify, emit an object without any pass pipeline (the IR is
+already unrolled and vectorised; LLVM's default pipeline costs 9 to 20 ms a kernel, leaks about 70 KB a module
+and gains nothing), then link the object through LLJIT.  See docs/decisions/0001-lljit-and-object-bytes.md.
 """
 
 from __future__ import annotations

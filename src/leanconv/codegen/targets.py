@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Target:
     """An instruction set as the generators see it.
 
-    `registers` vector registers of `vector_bytes` bytes; `pointers` general registers that may hold pixel addresses in the
-    inner loop (the rest hold the weights' address, the loop counter and the stack); `masks` whether a store under a mask
-    costs about what a plain one costs.  `fma` whether multiply-add is one
+    `registers` vector registers of `vector_bytes` bytes; `pointers` general registers that may hold pixel
+    addresses in the inner loop (the rest hold the weights' address, the loop counter and the stack); `masks`
+    whether a store under a mask costs about what a plain one costs.  `fma` whether multiply-add is one
     instruction.  `cpu` and `features` go to LLVM as they are.
     """
 
@@ -32,8 +32,9 @@ class Target:
     def tile_rows(self, vectors: int) -> int:
         """The most rows of a register tile that is `vectors` vector registers wide.
 
-        Accumulators take rows * vectors registers, one row of weights takes `vectors` and one broadcast pixel takes 1;
-        each row also needs an address.  AVX2: 6x2, 4x3, 12x1; AVX-512: 12x2, 9x3, 12x1; NEON: 14x2, 9x3, 20x1.
+        Accumulators take rows * vectors registers, one row of weights takes `vectors` and one broadcast pixel
+        takes 1; each row also needs an address.  AVX2: 6x2, 4x3, 12x1; AVX-512: 12x2, 9x3, 12x1; NEON: 14x2,
+        9x3, 20x1.
         """
         return max(1, min((self.registers - 1 - vectors) // vectors, self.pointers))
 

@@ -1,7 +1,8 @@
 """Activations on vector registers, with polynomials of our own (LLVM has no vector exp or erf to call).
 
-Errors against float64, tested: at most 2 units in the last place of the largest magnitude involved for exp; sigmoid, silu,
-tanh and gelu within 4e-7 (float32) and 1e-14 (float64) of the exact value relative to max(1, |x|).
+Errors against float64, tested: at most 2 units in the last place of the largest magnitude involved for exp;
+sigmoid, silu, tanh and gelu within 4e-7 (float32) and 1e-14 (float64) of the exact value relative to max(1,
+|x|).
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import math
 from leanconv.codegen.ir import I32, I64, Function, Value, lanes_of, scalar_of, vector
 from leanconv.problem import Activation
 
-# erfc(x) * exp(x * x) on x >= 0 as a Chebyshev series in t = 4 / (2 + x) - 1 (W. H. Press et al., Numerical Recipes, 3rd
-# edition, section 6.2.2: the substitution; the coefficients are computed below from math.erfc).
+# erfc(x) * exp(x * x) on x >= 0 as a Chebyshev series in t = 4 / (2 + x) - 1 (W. H. Press et al., Numerical
+# Recipes, 3rd edition, section 6.2.2: the substitution; the coefficients are computed below from math.erfc).
 _ERFC_TERMS = {"float": 12, "double": 28}
 
 
@@ -98,7 +99,7 @@ def _tanh(fn: Function, x: Value) -> Value:
 
 
 def _gelu(fn: Function, x: Value) -> Value:
-    """x * erfc(-x / sqrt(2)) / 2, with erfc(|y|) = t * exp(-y * y + series(t)) and t = 2 / (2 + |y|)."""
+    """X * erfc(-x / sqrt(2)) / 2, with erfc(|y|) = t * exp(-y * y + series(t)) and t = 2 / (2 + |y|)."""
     kind = x.type
     two = fn.const(kind, 2.0)
     y = fn.binary("fmul", x, fn.const(kind, math.sqrt(0.5)))

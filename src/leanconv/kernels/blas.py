@@ -14,8 +14,8 @@ from leanconv.kernels.fields import KernelFunction
 class GemmSpec:
     """One Fortran ?GEMM a chunk (a group): C = op(A) op(B), matrices column by column, C overwritten.
 
-    Buffers: a, b, c, and "gemm", the function itself.  Fields: `g_*` for the chunk; `m n k lda ldb ldc`; `a_g b_g c_g` bytes
-    between groups; `c_first` bytes to the image.
+    Buffers: a, b, c, and "gemm", the function itself.  Fields: `g_*` for the chunk; `m n k lda ldb ldc`; `a_g
+    b_g c_g` bytes between groups; `c_first` bytes to the image.
     """
 
     target: Target
@@ -74,8 +74,9 @@ class GemmSpec:
 class FinishSpec:
     """Bias, residual and activation over an output in place; one chunk is one line of adjacent elements.
 
-    Lines are the channels of a pixel (`columns` false) or the pixels of a channel.  Buffers: out, residual, bias.  Fields:
-    `n_* l_*` for the chunk (image, line); `length`; `o_n o_l r_n r_l` byte strides of images and lines.
+    Lines are the channels of a pixel (`columns` false) or the pixels of a channel.  Buffers: out, residual,
+    bias.  Fields: `n_* l_*` for the chunk (image, line); `length`; `o_n o_l r_n r_l` byte strides of images
+    and lines.
     """
 
     target: Target
@@ -110,12 +111,18 @@ class FinishSpec:
 
         kind = vector(scalar, lanes)
         fn.loop(0, whole, lanes, [], lambda i, _: step(kind, fn.mul(i, item)), guard=True, hint="vector")
-        fn.loop(whole, fields["length"], 1, [], lambda i, _: step(scalar, fn.mul(i, item)), guard=True, hint="rest")
+        fn.loop(
+            whole,
+            fields["length"],
+            1,
+            [],
+            lambda i, _: step(scalar, fn.mul(i, item)),
+            guard=True,
+            hint="rest",
+        )
         return kernel.finish()
 
-    def _add_bias(
-        self, fn: Function, kind: str, value: Value, bias: Value | None, line: Index, at: Index
-    ) -> Value:
+    def _add_bias(self, fn: Function, kind: str, value: Value, bias: Value | None, line: Index, at: Index) -> Value:
         if bias is None:
             return value
         if not self.columns:
@@ -125,5 +132,3 @@ class FinishSpec:
         if kind != scalar:
             one = fn.splat(one, self.target.lanes(self.dtype))
         return fn.binary("fadd", value, one)
-
-

@@ -13,7 +13,8 @@ from leanconv.kernels.fields import KernelFunction
 class CopySpec:
     """Copy (N, C, *spatial) elements between any byte strides; one chunk is one image and channel.
 
-    Buffers: source, target.  Fields: `n_* c_*` for the chunk; `size{d}`; `s_n s_c s_{d}`, `t_n t_c t_{d}` byte strides.
+    Buffers: source, target.  Fields: `n_* c_*` for the chunk; `size{d}`; `s_n s_c s_{d}`, `t_n t_c t_{d}`
+    byte strides.
     """
 
     target: Target

@@ -1,7 +1,8 @@
 """The register-tiled core: every dense algorithm ends here, and most differ only in where it reads its pixels.
 
-A tile is `rows` output pixels by `vectors` vector registers of output channels.  One step of the reduction loads one row
-of packed weights (`vectors` registers), broadcasts one element of each pixel and does rows * vectors multiply-adds:
+A tile is `rows` output pixels by `vectors` vector registers of output channels.  One step of the reduction
+loads one row of packed weights (`vectors` registers), broadcasts one element of each pixel and does rows *
+vectors multiply-adds:
 
             weights  [panel][tap][channel][NR]            NR = vectors * lanes
                         |  w0      |  w1
@@ -9,10 +10,10 @@ of packed weights (`vectors` registers), broadcasts one element of each pixel an
     pixel 1 --x1-->  acc[1][0]  acc[1][1]     (phi nodes, never memory)
       ...
 
-The order of every output's sum is taps outermost, channels innermost, whatever the tile, the layout, the blocking or the
-number of threads, so none of them changes a bit of the result.  Long sums are cut into sections of at most 768 terms
-that are added up apart (on the stack, once a section): the error grows with the square root of the section, not of
-the whole sum.
+The order of every output's sum is taps outermost, channels innermost, whatever the tile, the layout, the
+blocking or the number of threads, so none of them changes a bit of the result.  Long sums are cut into
+sections of at most 768 terms that are added up apart (on the stack, once a section): the error grows with the
+square root of the section, not of the whole sum.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ SECTION = 768  # most terms summed in one run of the accumulators
 class Reduction:
     """The sum as the kernel is specialised for it.
 
-    `kernel` taps per dimension; `channels` when few enough to unroll wholly, else None with `remainder` = channels mod
-    UNROLL; `unit_channel`: channels are adjacent in memory; `merged`: the innermost dimension's taps follow its channels
-    without a gap (dense NHWC, dilation 1), so both are one run; `flush` names the loop after which a section ends:
-    a dimension's index, "channels" (chunks of SECTION channels) or None; `stream`: a panel of weights is
-    larger than the first-level cache can hold beside the pixels, so its lines are asked for AHEAD bytes before they are used.
+    `kernel` taps per dimension; `channels` when few enough to unroll wholly, else None with `remainder` =
+    channels mod UNROLL; `unit_channel`: channels are adjacent in memory; `merged`: the innermost dimension's
+    taps follow its channels without a gap (dense NHWC, dilation 1), so both are one run; `flush` names the
+    loop after which a section ends: a dimension's index, "channels" (chunks of SECTION channels) or None;
+    `stream`: a panel of weights is larger than the first-level cache can hold beside the pixels, so its lines
+    are asked for AHEAD bytes before they are used.
     """
 
     kernel: tuple[int, ...]
@@ -53,9 +55,7 @@ class Reduction:
     stream: bool
 
     @staticmethod
-    def of(
-        kernel: tuple[int, ...], channels: int, *, unit_channel: bool, merged: bool, stream: bool
-    ) -> Reduction:
+    def of(kernel: tuple[int, ...], channels: int, *, unit_channel: bool, merged: bool, stream: bool) -> Reduction:
         """Choose unrolling and sections for a sum over `kernel` taps of `channels` channels each."""
         flush: int | str | None = "channels" if channels > SECTION else None
         inner = channels
@@ -205,7 +205,15 @@ class Sum:
 
         def rounds(first: Index, end: Index, state: list[Value]) -> list[Value]:
             count = cursor.unroll
-            return fn.loop(first, end, count, state, lambda _, s: self._round(cursor, count, s), hint="channels", align=LOOP_ALIGN)
+            return fn.loop(
+                first,
+                end,
+                count,
+                state,
+                lambda _, s: self._round(cursor, count, s),
+                hint="channels",
+                align=LOOP_ALIGN,
+            )
 
         if red.flush == "channels":
             section = self.fields["section"]

@@ -62,8 +62,8 @@ class SharedCursor(Cursor):
 class PointerCursor(Cursor):
     """Every pixel has an address and a stride of its own: those outside the image stay on a block of zeros.
 
-    `strides` are zero for such a pixel.  With adjacent channels (`item` bytes apart) the steps of one round read behind the
-    same address, so the block of zeros must hold as many elements as a round.
+    `strides` are zero for such a pixel.  With adjacent channels (`item` bytes apart) the steps of one round
+    read behind the same address, so the block of zeros must hold as many elements as a round.
     """
 
     def __init__(self, fn: Function, pixels: list[Value], strides: Sequence[Value], item: int | None) -> None:

@@ -1,11 +1,13 @@
 """The kernel of one phase: a block of output pixels by a group of panels of output channels, tile by tile.
 
-A chunk is one (image, group, block of pixels, group of panels).  Inside it the panels are the outer loop and the tiles the
-inner one, so that one panel of weights stays in the nearest cache that holds it while the block of pixels goes by.
+A chunk is one (image, group, block of pixels, group of panels).  Inside it the panels are the outer loop and
+the tiles the inner one, so that one panel of weights stays in the nearest cache that holds it while the block
+of pixels goes by.
 
-Fields: `{n,g,b,k}_div` and `{n,g,b,k}_count` split the chunk's number (`n_first` is the first image); `block` pixels a block (the last one takes the rest), `pixels` in all, `panels` a
-group of panels, `panel_count` in all; `x_n x_g o_n o_g o_k o_row r_n r_g r_k r_row` bytes between images, groups, output
-channels (panels in the "rows" layout) and pixels; `w_g`, `w_panel` bytes of packed weights per group and panel.
+Fields: `{n,g,b,k}_div` and `{n,g,b,k}_count` split the chunk's number (`n_first` is the first image); `block`
+pixels a block (the last one takes the rest), `pixels` in all, `panels` a group of panels, `panel_count` in
+all; `x_n x_g o_n o_g o_k o_row r_n r_g r_k r_row` bytes between images, groups, output channels (panels in
+the "rows" layout) and pixels; `w_g`, `w_panel` bytes of packed weights per group and panel.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from leanconv.kernels.patches import Patches
 class DenseSpec:
     """Everything a dense kernel is specialised for; equal specs share one kernel, whatever the layer's extents.
 
-    `rows` are the tile heights of the whole panels and of the last one; `ragged` adds tiles one row shorter, so that any
-    number of pixels splits into whole tiles (without it every block is a multiple of the height); `columns` stores with pixels adjacent (NCHW) instead of channels;
-    `stage` copies a block's windows to the thread's part of the buffer "scratch" first, where the core then reads rows.
+    `rows` are the tile heights of the whole panels and of the last one; `ragged` adds tiles one row shorter,
+    so that any number of pixels splits into whole tiles (without it every block is a multiple of the height);
+    `columns` stores with pixels adjacent (NCHW) instead of channels; `stage` copies a block's windows to the
+    thread's part of the buffer "scratch" first, where the core then reads rows.
     """
 
     target: Target
@@ -131,8 +134,8 @@ def _panel(
     if not spec.ragged:
         tiles(tile, first, end, start, output)
         return
-    # n pixels in t = ceil(n / rows) tiles: rows * t - n of them are one row shorter, and those come last. The planner
-    # sees to it that there are that many, so no tile is ever partly empty.
+    # n pixels in t = ceil(n / rows) tiles: rows * t - n of them are one row shorter, and those come last. The
+    # planner sees to it that there are that many, so no tile is ever partly empty.
     count = fn.sub(end, first)
     number = fn.udiv(fn.add(count, tile.rows - 1), tile.rows)
     short = fn.sub(fn.mul(number, tile.rows), count)

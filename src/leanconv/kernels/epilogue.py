@@ -1,7 +1,7 @@
 """The output step of every kernel: residual add and activation on registers, then stores in either layout.
 
-Bias is not here: accumulators start from it.  An epilogue works on vectors that are about to be stored, so it costs no
-extra pass over the output.
+Bias is not here: accumulators start from it.  An epilogue works on vectors that are about to be stored, so it
+costs no extra pass over the output.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class Epilogue:
 def store_lanes(fn: Function, value: Value, pointer: Value, count: int, *, masks: bool) -> None:
     """Store the first `count` lanes (known when the kernel is made); touches no byte beyond them.
 
-    Without cheap masks the lanes are stored in pieces of 4, 2 and 1: a masked store costs 42 micro-operations on Zen 3.
+    Without cheap masks the lanes are stored in pieces of 4, 2 and 1: a masked store costs 42 micro-operations
+    on Zen 3.
     """
     lanes = lanes_of(value.type)
     if count == lanes:
@@ -83,8 +84,8 @@ def item_bytes(value: Value) -> int:
 def transpose(fn: Function, rows: Sequence[Value]) -> list[Value]:
     """Transpose up to L vectors of L lanes; missing rows give undefined lanes.
 
-    First L/2-lane halves are exchanged, then quarters, and so on; every step is one two-operand shuffle that x86 and NEON
-    have as one or two instructions.
+    First L/2-lane halves are exchanged, then quarters, and so on; every step is one two-operand shuffle that
+    x86 and NEON have as one or two instructions.
     """
     lanes = lanes_of(rows[0].type)
     work = [*rows, *[Value("poison", rows[0].type)] * (lanes - len(rows))]

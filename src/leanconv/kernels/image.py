@@ -31,8 +31,9 @@ class Source(Protocol):
 class Rows:
     """Output pixel i reads row i: a patch matrix, or an image under a pointwise kernel of stride 1.
 
-    `row_bytes` is the distance between rows if the kernel is made for it (adjacent pixels, whose loads then share one address
-    register).  Fields: `x_row` that distance otherwise, `x_c` bytes between channels (unless adjacent).
+    `row_bytes` is the distance between rows if the kernel is made for it (adjacent pixels, whose loads then
+    share one address register).  Fields: `x_row` that distance otherwise, `x_c` bytes between channels
+    (unless adjacent).
     """
 
     row_bytes: int | None
@@ -86,14 +87,15 @@ def whole_windows(sum_: Sum, pixels: list[Value], weights: Value) -> list[Value]
 class Image:
     """Output pixels are windows of an image, counted along the last dimension first.
 
-    Windows inside the image along one output row are evenly spaced (the usual case, no work per pixel); other tiles may
-    wrap from row to row and hang over the edges: every pixel then gets an address per tap, and one outside the image
-    reads zeros (or, in another pad mode, the pixel that the mode names).
+    Windows inside the image along one output row are evenly spaced (the usual case, no work per pixel); other
+    tiles may wrap from row to row and hang over the edges: every pixel then gets an address per tap, and one
+    outside the image reads zeros (or, in another pad mode, the pixel that the mode names).
 
-    Fields: `out{d}` output size, `in{d}` input size, `at{d}` bytes between input pixels, `step{d}` = stride * at, `tap{d}` =
-    dilation * at, `low{d}`/`high{d}` the output positions [low, high) whose windows lie inside, `w_rows{d}` rows of
-    packed weights per tap, `x_c` bytes between channels (unless adjacent).  `width_bytes` is the distance between pixels of the
-    last dimension if the kernel is made for it (adjacent pixels).
+    Fields: `out{d}` output size, `in{d}` input size, `at{d}` bytes between input pixels, `step{d}` = stride *
+    at, `tap{d}` = dilation * at, `low{d}`/`high{d}` the output positions [low, high) whose windows lie
+    inside, `w_rows{d}` rows of packed weights per tap, `x_c` bytes between channels (unless adjacent).
+    `width_bytes` is the distance between pixels of the last dimension if the kernel is made for it (adjacent
+    pixels).
     """
 
     stride: tuple[int, ...]
@@ -132,7 +134,11 @@ class Image:
         width = fields[f"out{self.dims - 1}"]
 
         def wrap() -> list[Value]:
-            position = [*outer[:-1], fn.i64(fn.add(outer[-1], fn.udiv(moved, width))), fn.i64(fn.urem(moved, width))]
+            position = [
+                *outer[:-1],
+                fn.i64(fn.add(outer[-1], fn.udiv(moved, width))),
+                fn.i64(fn.urem(moved, width)),
+            ]
             for dim in reversed(range(1, self.dims - 1)):
                 size = fields[f"out{dim}"]
                 position[dim - 1] = fn.i64(fn.add(position[dim - 1], fn.udiv(position[dim], size)))
@@ -204,18 +210,13 @@ class Image:
         """The general form: an address per pixel and tap."""
         fn, red, fields = sum_.fn, sum_.reduction, sum_.fields
         corners = [
-            [
-                fn.i64(fn.sub(fn.mul(at, self.stride[dim]), self.pad_low[dim]))
-                for dim, at in enumerate(position)
-            ]
+            [fn.i64(fn.sub(fn.mul(at, self.stride[dim]), self.pad_low[dim])) for dim, at in enumerate(position)]
             for position in self._positions(sum_, state)
         ]
         first, accs = sum_.start(weights)
         true = Value("true", I1)
 
-        def taps(
-            dim: int, offsets: list[Index], valid: list[Value], weights: Value, accs: list[Value]
-        ) -> list[Value]:
+        def taps(dim: int, offsets: list[Index], valid: list[Value], weights: Value, accs: list[Value]) -> list[Value]:
             if dim == self.dims:
                 cursor = self._cursor(sum_, base, offsets, valid)
                 return sum_.run(cursor, red.channels, weights, accs)[1]

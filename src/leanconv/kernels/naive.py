@@ -1,7 +1,7 @@
 """The definition as a kernel: one output element at a time, summed in float64, no memory beyond the arrays.
 
-It reads and writes any strides and any pad mode, so it stands beside every other algorithm as the one to compare
-with; nothing ever falls back to it silently.
+It reads and writes any strides and any pad mode, so it stands beside every other algorithm as the one to
+compare with; nothing ever falls back to it silently.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from leanconv.kernels.image import mapped_position
 class NaiveSpec:
     """One chunk is one image and output channel; buffers: x, weights, bias, out, residual.
 
-    Fields: `n_*`, `k_*` for the chunk; `out{d} in{d} at{d} o_{d} r_{d} w_{d}` sizes and byte strides per dimension; `x_n x_c
-    o_n o_k r_n r_k w_k w_c` byte strides; `channels` and `group_out` channels of a group.
+    Fields: `n_*`, `k_*` for the chunk; `out{d} in{d} at{d} o_{d} r_{d} w_{d}` sizes and byte strides per
+    dimension; `x_n x_c o_n o_k r_n r_k w_k w_c` byte strides; `channels` and `group_out` channels of a group.
     """
 
     target: Target
@@ -78,7 +78,14 @@ class NaiveSpec:
         return value if value.type == "double" else fn.op("double", f"fpext float {value.name} to double")
 
     def _taps(
-        self, fn: Function, kernel: KernelFunction, dim: int, position: list[Value], x: Value, w: Value, total: Value
+        self,
+        fn: Function,
+        kernel: KernelFunction,
+        dim: int,
+        position: list[Value],
+        x: Value,
+        w: Value,
+        total: Value,
     ) -> Value:
         """Add all taps from dimension `dim` on."""
         fields = kernel.fields

@@ -1,8 +1,8 @@
 """Packed weights: [group][panel][bias NR][taps][channels][NR], what the register-tiled core reads from end to end.
 
-NR is the width of a panel (`Panels`); output channels past the last are zeros.  The bias heads its panel, so that
-accumulators start from it.  A convolution is bound to its weights by running this kernel once; a call with weights
-that may change runs it first.
+NR is the width of a panel (`Panels`); output channels past the last are zeros.  The bias heads its panel, so
+that accumulators start from it.  A convolution is bound to its weights by running this kernel once; a call
+with weights that may change runs it first.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from leanconv.kernels.panels import PanelShape
 class PackSpec:
     """Weights to panels. One chunk is one panel of one group; buffers: weights, bias, w (packed).
 
-    Fields: `g_*`, `p_*` for the chunk; `panel_count`; `channels`; `w_k w_c w_{d}` bytes between weights along output
-    channels, input channels and kernel dimensions; `w_g` bytes between groups; `p_g`, `p_panel` packed bytes per group and
-    whole panel; `bias_g` bytes of bias per group.
+    Fields: `g_*`, `p_*` for the chunk; `panel_count`; `channels`; `w_k w_c w_{d}` bytes between weights along
+    output channels, input channels and kernel dimensions; `w_g` bytes between groups; `p_g`, `p_panel` packed
+    bytes per group and whole panel; `bias_g` bytes of bias per group.
     """
 
     target: Target

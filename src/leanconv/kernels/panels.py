@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PanelShape:
-    """What kernels are specialised for: panels of `vectors` registers if there are any whole ones (`whole`), then one panel
-    of `last` registers (0: none) whose last register holds `valid` channels.
+    """What kernels are specialised for.
+
+    Panels of `vectors` registers if there are any whole ones (`whole`), then one panel of `last` registers (0: none)
+    whose last register holds `valid` channels.
     """
 
     vectors: int
@@ -19,7 +21,7 @@ class PanelShape:
 
 @dataclass(frozen=True, slots=True)
 class Panels:
-    """`count` panels of `vectors` registers, then one of `last` registers (0: none), `valid` channels in the very last."""
+    """`count` panels of `vectors` registers, then one of `last` (0: none), `valid` channels in the very last one."""
 
     count: int
     vectors: int
@@ -28,7 +30,7 @@ class Panels:
 
     @staticmethod
     def of(channels: int, lanes: int) -> Panels:
-        """Panels of two registers; an odd register makes the last panel three wide, which runs as fast (4x3 for 6x2)."""
+        """Panels of two registers; an odd one makes the last panel three wide, which runs as fast (4x3 for 6x2)."""
         registers = -(-channels // lanes)
         valid = channels - (registers - 1) * lanes
         partial = valid < lanes

@@ -3,13 +3,12 @@
 im2row    row = output pixel, columns = taps, then channels: the window of each pixel laid out in one run
 im2col    row = tap and channel, columns = output pixels
 
-`channel_major` orders a window by channel, then tap, as the user's weights are; otherwise tap, then channel, as packed
-weights are.  Padding is written as zeros (or as the pixels that another pad mode names).
+`channel_major` orders a window by channel, then tap, as the user's weights are; otherwise tap, then channel,
+as packed weights are.  Padding is written as zeros (or as the pixels that another pad mode names).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value, vector
@@ -22,8 +21,9 @@ from leanconv.kernels.image import mapped_position
 class Patches:
     """How windows are copied.
 
-    Fields: `out{d} in{d} at{d}` output and input sizes and input byte strides; `s_c` bytes between input channels; `channels`;
-    `m_pixel`, `m_c`, `m_tap` bytes in the matrix from pixel to pixel, channel to channel, tap to tap.
+    Fields: `out{d} in{d} at{d}` output and input sizes and input byte strides; `s_c` bytes between input
+    channels; `channels`; `m_pixel`, `m_c`, `m_tap` bytes in the matrix from pixel to pixel, channel to
+    channel, tap to tap.
     """
 
     target: Target
@@ -50,10 +50,8 @@ class Patches:
         else:
             self._emit_columns(fn, fields, x, matrix, first, end)
 
-    # -- im2row --------------------------------------------------------------------------------------------------
-
     def _emit_rows(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
-        position = []
+        position: list[Value] = []
         rest: Index = first
         for dim in reversed(range(1, self.dims)):
             position.insert(0, fn.i64(fn.urem(rest, fields[f"out{dim}"])))
@@ -79,8 +77,13 @@ class Patches:
 
         def taps(dim: int, source: Value, valid: Value, target: Value) -> Value:
             if dim == self.dims:
-                copy = lambda: self._run(fn, fields, source, target)  # noqa: E731
-                clear = lambda: self._run(fn, fields, None, target)  # noqa: E731
+
+                def copy() -> list[Value]:
+                    return self._run(fn, fields, source, target)
+
+                def clear() -> list[Value]:
+                    return self._run(fn, fields, None, target)
+
                 if self.padded and self.pad_mode == "zeros":
                     fn.if_(valid, copy, clear, hint="inside")
                 else:
@@ -96,9 +99,7 @@ class Patches:
 
         taps(0, x, Value("true", I1), row)
 
-    def _place(
-        self, fn: Function, fields: Fields, dim: int, at: Index, tap: Index
-    ) -> tuple[Index, Value | None]:
+    def _place(self, fn: Function, fields: Fields, dim: int, at: Index, tap: Index) -> tuple[Index, Value | None]:
         """The input position under a tap, and whether it lies inside (None if it always does)."""
         corner = fn.sub(fn.mul(at, self.stride[dim]), self.pad_low[dim])
         where = fn.add(corner, fn.mul(tap, self.dilation[dim]))
@@ -127,8 +128,6 @@ class Patches:
             self.unit_channel and self.unit_matrix,
         )
         return []
-
-    # -- im2col --------------------------------------------------------------------------------------------------
 
     def _emit_columns(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
         """Pixels [first, end) are whole output rows; every (tap, channel) is copied row by row."""
@@ -197,7 +196,10 @@ class Patches:
             low, high = fn.select(valid, low, width), fn.select(valid, high, width)
         unit_source = stride == 1 and not self.unit_channel
         start = fn.gep(source, fn.mul(fn.add(fn.mul(low, stride), offset), at_last))
-        clear: Callable[[Index, Value], None] = lambda n, p: copy_run(fn, kind, n, None, p, (item, item), True)  # noqa: E731
+
+        def clear(count: Index, place: Value) -> None:
+            copy_run(fn, kind, count, None, place, (item, item), True)
+
         if self.padded:
             clear(low, target)
         step: Index = fn.mul(at_last, stride)
@@ -254,8 +256,8 @@ def copy_run(
 class PatchSpec:
     """Staging as a phase of its own: one chunk is one group and block of pixels of one image.
 
-    Buffers: x, matrix.  Fields besides those of `Patches`: `g_* b_*` for the chunk, `n_first` the image, `block` pixels a
-    block, `pixels` in all, `x_n x_g m_g` bytes between images and groups.
+    Buffers: x, matrix.  Fields besides those of `Patches`: `g_* b_*` for the chunk, `n_first` the image,
+    `block` pixels a block, `pixels` in all, `x_n x_g m_g` bytes between images and groups.
     """
 
     patches: Patches

@@ -1,13 +1,15 @@
-"""The native side of the thread pool: workers wait for jobs, a caller posts one, and all take chunks until none is left.
+"""The native side of the thread pool: workers wait for jobs, a caller posts one, all take chunks until none is left.
 
-A *job* is a block of memory: the number of phases, the table of buffer addresses, then a record a phase (function,
-parameters, number of chunks, and on lines of their own the counter that hands out chunks and the count of those done).  Every thread
-in a job runs the phases in order; a phase starts when every chunk of the one before is done.  Chunks are handed out by an
-atomic counter, never split beforehand, so a thread whose core is taken by somebody else delays one chunk only.
+A *job* is a block of memory: the number of phases, the table of buffer addresses, then a record a phase
+(function, parameters, number of chunks, and on lines of their own the counter that hands out chunks and the
+count of those done).  Every thread in a job runs the phases in order; a phase starts when every chunk of the
+one before is done.  Chunks are handed out by an atomic counter, never split beforehand, so a thread whose
+core is taken by somebody else delays one chunk only.
 
-A *pool* is a block of memory shared with the workers.  `STATE` holds a sequence number, an open bit and the number of
-workers that have joined; joining is one compare-and-swap that fails once the caller has closed the job, so a late worker never
-touches a job whose caller has returned.  Idle workers spin for some tens of microseconds, then sleep in the kernel.
+A *pool* is a block of memory shared with the workers.  `STATE` holds a sequence number, an open bit and the
+number of workers that have joined; joining is one compare-and-swap that fails once the caller has closed the
+job, so a late worker never touches a job whose caller has returned.  Idle workers spin for some tens of
+microseconds, then sleep in the kernel.
 """
 
 from __future__ import annotations
@@ -132,9 +134,7 @@ def _run_job(module: Module, target: Target) -> None:
         chunk = _atomic(fn, "add", following, 1)
         blocks.branch(fn.cmp("slt", chunk, chunks), work, end)
         blocks.at(work)
-        fn.do(
-            f"call void {function.name}(ptr {buffers.name}, ptr {fields.name}, i64 {chunk.name}, i64 {thread.name})"
-        )
+        fn.do(f"call void {function.name}(ptr {buffers.name}, ptr {fields.name}, i64 {chunk.name}, i64 {thread.name})")
         _atomic(fn, "add", done, 1, "acq_rel")
         blocks.jump(take)
         blocks.at(end)

@@ -1,0 +1,84 @@
+"""How a layer is cut into chunks and tiles.
+
+A chunk takes a block of pixels through a group of panels.  Weights that fit a quarter of the
+second-level cache stay there while every block of pixels passes through all panels; larger ones are taken a
+panel at a time, over blocks of pixels as large as half of that cache, so that a panel is fetched once a
+block.  With several threads blocks are cut until each thread can expect sixteen chunks, but none below about
+two microseconds of work.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from leanconv.host import Host
+from leanconv.kernels.panels import Panels
+from leanconv.problem import Problem
+
+SMALLEST_CHUNK = 400_000  # multiply-adds times two: 2 us at 200 GFLOP/s, against 0.1 us to fetch a chunk
+CHUNKS_A_THREAD = 16
+
+
+def panels_of(problem: Problem, host: Host) -> Panels:
+    """How the output channels of one group are split."""
+    return Panels.of(problem.group_out, host.target.lanes(problem.dtype))
+
+
+def tile_heights(pixels: int, host: Host, panels: Panels) -> tuple[int, int]:
+    """Rows of the tiles of whole panels and of the last one.
+
+    Few pixels are spread evenly: 49 make 9 tiles of 6 or 5 rows on AVX2, and 5 of 10 or 9 rather than of 12
+    on AVX-512.
+    """
+    most = [host.target.tile_rows(vectors) for vectors in (panels.vectors, panels.last or panels.vectors)]
+    even = [-(-pixels // -(-pixels // rows)) if pixels < rows * rows else rows for rows in most]
+    return even[0], even[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Pixels a block (the last block has the rest), blocks an image, and panels of weights a group."""
+
+    block: int
+    blocks: int
+    group: int
+
+
+def blocking(
+    problem: Problem, host: Host, threads: int, rows: tuple[int, int], pixel_bytes: float | None = None
+) -> Blocking:
+    """Cut a layer into chunks; see the head of this file. `pixel_bytes` of input stand for a pixel of output."""
+    p, panels = problem, panels_of(problem, host)
+    lanes, item = host.target.lanes(p.dtype), p.itemsize
+    pixels = math.prod(p.out_size)
+    unit = math.lcm(*rows)
+    # Fewest pixels that tiles of both heights and one row less cover exactly, whatever their number.
+    least = max(1, -(-max(height * (height - 1) for height in rows) // unit)) * unit
+    weights = p.taps * p.group_in * panels.registers * lanes * item
+    per_pixel = pixel_bytes or max(1.0, p.group_in * item * math.prod(p.in_size) / pixels)
+    if weights <= host.l2 // 4:
+        group, budget = panels.total, host.l2 // 4
+    else:
+        group, budget = 1, host.l2 // 2
+    wanted = 1
+    if threads > 1:
+        wanted = min(CHUNKS_A_THREAD * threads, max(threads, p.flops // SMALLEST_CHUNK))
+
+    def cut(size: int, group: int) -> Blocking:
+        size = max(least, size // unit * unit)
+        count, rest = divmod(pixels, size)
+        if count == 0 or (count == 1 and rest < least):
+            return Blocking(pixels, 1, group)
+        return Blocking(size, count + (1 if rest >= least else 0), group)
+
+    result = cut(int(budget / per_pixel), group)
+    while p.batch * p.groups * result.blocks * -(-panels.total // result.group) < wanted:
+        halves = cut(result.block // 2, result.group)
+        if halves.blocks > result.blocks and (result.block > 4 * least or result.group == 1):
+            result = halves
+        elif result.group > 1:
+            result = cut(result.block, -(-result.group // 2))
+        else:
+            break
+    return result

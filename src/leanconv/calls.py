@@ -1,0 +1,186 @@
+"""What happens between a call of `conv2d` and the native code: arrays seen, a plan found, a program run."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from leanconv.arrays import (
+    Array,
+    address_of,
+    as_array,
+    check_bias,
+    check_out,
+    check_overlap,
+    check_residual,
+    check_same_dtype,
+    element_strides,
+)
+from leanconv.bound import Runner
+from leanconv.checks import integer
+from leanconv.errors import ArgumentValueError
+from leanconv.options import ActivationLike, Ints, Padding, make_problem
+from leanconv.outputs import new_output
+from leanconv.plan import Plan
+from leanconv.problem import Problem
+from leanconv.select import choose
+from leanconv.sizes import parse_bytes
+from leanconv.threads import get_num_threads
+
+CALLS_KEPT = 1024  # plans of recent calls; a plan without workspace takes about 10 KB
+
+
+class _Call:
+    """A plan and its unbound runner, as one kind of call needs them."""
+
+    __slots__ = ("out_dtype", "out_shape", "plan", "runner")
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.runner = Runner(plan.compiled_unbound, plan.threads, plan.arena, {})
+        self.out_shape = plan.problem.out_shape
+        self.out_dtype = np.dtype(plan.problem.dtype)
+
+
+_calls: dict[Any, _Call] = {}
+_calls_lock = threading.Lock()
+
+
+def _hashable(value: Any) -> Any:
+    """An option as part of a key: lists as tuples, and what equals an int but is none (True, 1.0) apart from it."""
+    if type(value) is int or value is None or type(value) is str:
+        return value
+    return tuple(map(_hashable, value)) if isinstance(value, list | tuple) else (type(value), value)
+
+
+def convolve(
+    ndim: int,
+    x: Any,
+    w: Any,
+    bias: Any,
+    stride: Ints,
+    padding: Padding,
+    dilation: Ints,
+    groups: int,
+    *,
+    layout: str = "NCHW",
+    pad_mode: str = "zeros",
+    activation: ActivationLike = None,
+    residual: Any = None,
+    residual_order: str = "before",
+    algorithm: str = "auto",
+    memory_limit: int | str | None = None,
+    threads: int | None = None,
+    out: Any = None,
+) -> Any:
+    """`conv1d`, `conv2d` and `conv3d`; the arguments are described there."""
+    image, restore = as_array(x, "x")
+    weights, _ = as_array(w, "w")
+    shift = extra = result = None
+    if bias is not None:
+        shift, _ = as_array(bias, "bias")
+    if residual is not None:
+        extra, _ = as_array(residual, "residual")
+    if out is not None:
+        result, _ = as_array(out, "out")
+    single = image.ndim == ndim + 1  # no batch axis
+    if single:
+        image = image[None]
+        extra = extra[None] if extra is not None and extra.ndim == image.ndim - 1 else extra
+        result = result[None] if result is not None and result.ndim == image.ndim - 1 else result
+    count = get_num_threads() if threads is None else integer("threads", threads, 1)
+    key = (
+        ndim,
+        image.shape,
+        image.strides,
+        image.dtype,
+        weights.shape,
+        weights.strides,
+        weights.dtype,
+        shift is not None,
+        None if extra is None else extra.strides,
+        None if result is None else result.strides,
+        _hashable(stride),
+        _hashable(padding),
+        _hashable(dilation),
+        _hashable(groups),
+        layout,
+        pad_mode,
+        _hashable(activation),
+        residual_order,
+        algorithm,
+        _hashable(memory_limit),
+        count,
+    )
+    try:
+        call = _calls.get(key)
+    except TypeError:  # an argument that cannot be hashed is one that the checks will refuse
+        call = None
+    if call is None:
+        check_same_dtype(image, w=weights, bias=shift, residual=extra, out=result)
+        problem = make_problem(
+            ndim,
+            image.shape,
+            weights.shape,
+            dtype=image.dtype,
+            bias=shift is not None,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            layout=layout,
+            pad_mode=pad_mode,
+            activation=activation,
+            residual=extra is not None,
+            residual_order=residual_order,
+            x_strides=element_strides(image),
+            w_strides=element_strides(weights),
+            out_strides=_strides_of("out", result, image.ndim),
+            residual_strides=_strides_of("residual", extra, image.ndim),
+        )
+        _check_arrays(problem, shift, extra, result)
+        call = _Call(choose(problem, algorithm, count, parse_bytes(memory_limit, "memory_limit"), bound=False))
+        with _calls_lock:
+            if len(_calls) >= CALLS_KEPT:
+                for old in list(_calls)[: CALLS_KEPT // 4]:
+                    del _calls[old]
+            _calls[key] = call
+    else:
+        _check_arrays(call.plan.problem, shift, extra, result)
+    if result is None:
+        target = new_output(call.out_shape, call.out_dtype)
+    else:
+        target = result
+        check_overlap(target, image, weights, shift, extra)
+    if target.size:
+        if shift is not None and not shift.flags.c_contiguous:
+            shift = np.ascontiguousarray(shift)
+        call.runner.run(
+            address_of(image),
+            address_of(target),
+            0 if extra is None else address_of(extra),
+            address_of(weights),
+            0 if shift is None else address_of(shift),
+        )
+    if out is not None:
+        return out
+    return restore(target[0] if single else target)
+
+
+def _strides_of(argument: str, array: Array | None, ndim: int) -> tuple[int, ...] | None:
+    if array is None:
+        return None
+    if array.ndim != ndim:
+        raise ArgumentValueError(argument, array, f"must have {ndim} axes, as x has")
+    return element_strides(array)
+
+
+def _check_arrays(problem: Problem, bias: Array | None, residual: Array | None, out: Array | None) -> None:
+    if bias is not None:
+        check_bias(bias, problem)
+    if residual is not None:
+        check_residual(residual, problem)
+    if out is not None:
+        check_out(out, problem)

@@ -1,0 +1,172 @@
+"""The straight-line half of the builder: names, integers, addresses, loads and stores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from leanconv.codegen.types import I1, I32, I64, ITEMSIZE, PTR, Index, Value, scalar_of
+
+if TYPE_CHECKING:
+    from leanconv.codegen.ir import Module
+
+
+class Body:
+    """One function under construction; every method appends instructions at the current point."""
+
+    def __init__(
+        self, module: Module, name: str, params: Sequence[tuple[str, str]], result: str, *, internal: bool
+    ) -> None:
+        self.module = module
+        self.args = [Value(f"%{label.rstrip('!')}", kind) for kind, label in params]
+        shown = ", ".join(
+            f"{kind}{' noalias' if label.endswith('!') else ''} %{label.rstrip('!')}" for kind, label in params
+        )
+        linkage = "internal " if internal else ""
+        self._head = f"define {linkage}{result} @{name}({shown}) nounwind {{\nentry:"
+        self._allocas: list[str] = []
+        self._lines: list[str] = []
+        self._count = 0
+        self._block = "entry"
+
+    def text(self) -> str:
+        """The function as LLVM assembly."""
+        return "\n".join([self._head, *self._allocas, *self._lines, "}"])
+
+    def _name(self) -> str:
+        self._count += 1
+        return f"%v{self._count}"
+
+    def op(self, type_: str, text: str) -> Value:
+        """Append `%new = text`, a value of the given type."""
+        name = self._name()
+        self._lines.append(f"  {name} = {text}")
+        return Value(name, type_)
+
+    def do(self, text: str) -> None:
+        """Append an instruction without a result."""
+        self._lines.append(f"  {text}")
+
+    def label(self, label: str) -> None:
+        """Start a block; the one before must have ended with a branch."""
+        self._lines.append(f"{label}:")
+        self._block = label
+
+    def new_label(self, hint: str) -> str:
+        """A block label that is free in this function."""
+        self._count += 1
+        return f"{hint}{self._count}"
+
+    def alloca(self, nbytes: int) -> Value:
+        """A block on the stack, aligned to 64 bytes, for the whole life of the function."""
+        name = self._name()
+        self._allocas.append(f"  {name} = alloca [{nbytes} x i8], align 64")
+        return Value(name, PTR)
+
+    def entry_load(self, type_: str, pointer: Value, offset: Index) -> Value:
+        """Load in the entry block, whatever the current point is, from an argument or what was loaded from one.
+
+        A constant offset counts bytes, a value counts elements of 8 bytes.
+        """
+        address, name = self._name(), self._name()
+        unit = "i8" if isinstance(offset, int) else "i64"
+        self._allocas.append(f"  {address} = getelementptr {unit}, ptr {pointer.name}, i64 {self.i64(offset).name}")
+        self._allocas.append(f"  {name} = load {type_}, ptr {address}, align {ITEMSIZE.get(scalar_of(type_), 8)}")
+        return Value(name, type_)
+
+    def i64(self, value: Index) -> Value:
+        """The value as an i64 operand."""
+        return Value(str(value), I64) if isinstance(value, int) else value
+
+    def _int(self, opcode: str, a: Index, b: Index) -> Value:
+        return self.op(I64, f"{opcode} i64 {self.i64(a).name}, {self.i64(b).name}")
+
+    def add(self, a: Index, b: Index) -> Index:
+        """A + b."""
+        if isinstance(a, int) and isinstance(b, int):
+            return a + b
+        if b == 0:
+            return a
+        return b if a == 0 else self._int("add", a, b)
+
+    def sub(self, a: Index, b: Index) -> Index:
+        """A - b."""
+        if isinstance(a, int) and isinstance(b, int):
+            return a - b
+        return a if b == 0 else self._int("sub", a, b)
+
+    def mul(self, a: Index, b: Index) -> Index:
+        """A * b."""
+        if isinstance(a, int) and isinstance(b, int):
+            return a * b
+        if a == 0 or b == 0:
+            return 0
+        if b == 1:
+            return a
+        return b if a == 1 else self._int("mul", a, b)
+
+    def udiv(self, a: Index, b: Index) -> Index:
+        """A // b for unsigned operands."""
+        if b == 1:
+            return a
+        return a // b if isinstance(a, int) and isinstance(b, int) else self._int("udiv", a, b)
+
+    def urem(self, a: Index, b: Index) -> Index:
+        """A % b for unsigned operands."""
+        if b == 1:
+            return 0
+        return a % b if isinstance(a, int) and isinstance(b, int) else self._int("urem", a, b)
+
+    def cmp(self, predicate: str, a: Index, b: Index) -> Value:
+        """Compare two i64: predicate is one of eq ne ult ule ugt uge slt sle sgt sge."""
+        return self.op(I1, f"icmp {predicate} i64 {self.i64(a).name}, {self.i64(b).name}")
+
+    def both(self, a: Value, b: Value) -> Value:
+        """Logical and of two i1."""
+        return self.op(I1, f"and i1 {a.name}, {b.name}")
+
+    def either(self, a: Value, b: Value) -> Value:
+        """Logical or of two i1."""
+        return self.op(I1, f"or i1 {a.name}, {b.name}")
+
+    def negate(self, a: Value) -> Value:
+        """Logical not of an i1."""
+        return self.op(I1, f"xor i1 {a.name}, true")
+
+    def select(self, condition: Value, a: Index, b: Index) -> Value:
+        """A if condition else b (any type; integers are i64)."""
+        x, y = self.i64(a), self.i64(b)
+        return self.op(x.type, f"select {condition.type} {condition.name}, {x.type} {x.name}, {y.type} {y.name}")
+
+    def smin(self, a: Index, b: Index) -> Index:
+        """The lesser of two signed i64."""
+        if isinstance(a, int) and isinstance(b, int):
+            return min(a, b)
+        return self.select(self.cmp("slt", a, b), a, b)
+
+    def smax(self, a: Index, b: Index) -> Index:
+        """The greater of two signed i64."""
+        if isinstance(a, int) and isinstance(b, int):
+            return max(a, b)
+        return self.select(self.cmp("sgt", a, b), a, b)
+
+    def gep(self, pointer: Value, offset: Index) -> Value:
+        """Pointer plus an offset in bytes."""
+        if offset == 0:
+            return pointer
+        return self.op(PTR, f"getelementptr i8, ptr {pointer.name}, i64 {self.i64(offset).name}")
+
+    def load(self, type_: str, pointer: Value, offset: Index = 0) -> Value:
+        """Load a scalar or vector aligned to its element only."""
+        align = ITEMSIZE.get(scalar_of(type_), 8)
+        return self.op(type_, f"load {type_}, ptr {self.gep(pointer, offset).name}, align {align}")
+
+    def store(self, value: Value, pointer: Value, offset: Index = 0) -> None:
+        """Store a scalar or vector aligned to its element only."""
+        align = ITEMSIZE.get(scalar_of(value.type), 8)
+        self.do(f"store {value.type} {value.name}, ptr {self.gep(pointer, offset).name}, align {align}")
+
+    def prefetch(self, pointer: Value, offset: Index = 0) -> None:
+        """Ask for the cache line of an address to be fetched."""
+        name = self.module.declare("llvm.prefetch.p0", "void", ["ptr", I32, I32, I32])
+        self.do(f"call void @{name}(ptr {self.gep(pointer, offset).name}, i32 0, i32 3, i32 1)")

@@ -1,0 +1,232 @@
+"""What a bound plan remembers, how arrays of other libraries come and go, and arrays that lie otherwise than planned."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import leanconv
+from guard import GuardedAllocator
+from leanconv.algorithms import REGISTRY
+from leanconv.errors import ArgumentError, ArgumentTypeError
+from strategies import READ_VIEWS, WRITE_VIEWS, Case, Geometry, check_untouched, convolve, spread
+
+EACH = pytest.mark.parametrize("name", [algorithm.name for algorithm in REGISTRY])
+WINDOW = Geometry((3, 2), (1, 2), (1, 1), ((1, 1), (0, 1)))
+SINGLE = Geometry((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
+
+
+def case_for(name: str, layout: str = "NCHW", epilogue: dict[str, Any] | None = None) -> Case:
+    """3x2 windows, or 1x1 for an algorithm that refuses those."""
+    for geometry in (WINDOW, SINGLE):
+        case = Case(
+            (2, 6, 8, 9), (17, 6, *geometry.kernel), geometry, layout=layout, epilogue=epilogue or {"bias": True}
+        )
+        if {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].applies:
+            return case
+    raise AssertionError(f"{name} refuses both")
+
+
+# -- weights -----------------------------------------------------------------------------------------------------
+
+
+@EACH
+def test_a_bound_plan_keeps_its_weights(name: str) -> None:
+    case = case_for(name)
+    x, w, b = (case.values[key].copy() for key in ("x", "w", "bias"))
+    bound = case.plan(name).bind(w, b)
+    w[...], b[...] = np.nan, np.nan
+    case.check(bound(x))
+    del w, b
+    for _ in range(50):
+        np.empty((17, 6, 3, 2), np.float32)[...] = np.nan  # whatever memory was freed
+    case.check(bound(x))
+    view = spread(x, "gaps", "right", 3)
+    case.check(bound(view))
+
+
+@EACH
+def test_an_unbound_call_sees_changed_weights(name: str) -> None:
+    case = case_for(name)
+    values = {key: value.copy() for key, value in case.values.items()}
+    first = convolve(case, values, algorithm=name)
+    case.check(first)
+    values["w"] *= 2
+    values["bias"] *= 2
+    np.testing.assert_array_equal(convolve(case, values, algorithm=name), 2 * first)
+
+
+@EACH
+@pytest.mark.parametrize("view", READ_VIEWS)
+def test_weights_in_any_memory_order(name: str, view: str) -> None:
+    case = case_for(name)
+    x, w, b = (case.values[key] for key in ("x", "w", "bias"))
+    shift = spread(np.stack([b, b * np.nan], axis=1), "dense", "right", 0)[:, 0]
+    for seed in range(4):
+        turned = spread(w, view, "left", seed)
+        with GuardedAllocator():
+            case.check(case.plan(name, 2).bind(turned, shift)(x))
+            case.check(convolve(case, {"x": x, "w": turned, "bias": shift}, algorithm=name))
+
+
+# -- strides other than planned ----------------------------------------------------------------------------------
+
+
+@EACH
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_a_bound_plan_takes_other_strides(name: str, layout: str, order: str) -> None:
+    case = case_for(name, layout, {"residual": True, "residual_order": order, "activation": "relu"})
+    values = case.values
+    bound = case.plan(name, 2).bind(values["w"])
+    first = bound(values["x"], residual=values["residual"])
+    case.check(first)
+    seed = 0
+    for x_view in ("dense", "gaps", "permuted", "negative"):
+        for out_view in WRITE_VIEWS:
+            for r_view in ("dense", "gaps", "permuted", "negative"):
+                seed += 1
+                x, residual = (
+                    spread(values["x"], x_view, "left", seed),
+                    spread(values["residual"], r_view, "right", seed),
+                )
+                out = spread(np.full_like(first, np.nan), out_view, "right", seed, writable=True)
+                assert bound(x, out=out, residual=residual) is out
+                np.testing.assert_array_equal(out, first)
+                check_untouched(out)
+    np.testing.assert_array_equal(bound(values["x"], residual=values["residual"]), first)
+
+
+def test_broadcast_images_and_residuals() -> None:
+    case = case_for("direct", "NHWC", {"residual": True})
+    rng = np.random.default_rng(1)
+    shape = case.problem.out_shape
+    for axis in range(4):
+        x = rng.standard_normal([1 if i == axis else n for i, n in enumerate(case.user_x_shape)]).astype("f4")
+        r = rng.standard_normal([1 if i == axis else n for i, n in enumerate(shape)]).astype("f4")
+        wide = {"x": np.broadcast_to(x, case.user_x_shape), "residual": np.broadcast_to(r, shape)}
+        dense = {key: value.copy() for key, value in wide.items()}
+        bound = case.plan("direct").bind(case.values["w"])
+        np.testing.assert_array_equal(bound(**wide), bound(**dense))
+        np.testing.assert_array_equal(convolve(case, {**wide, "w": case.values["w"]}), bound(**dense))
+
+
+def test_many_kinds_of_strides_stay_bounded() -> None:
+    case = case_for("direct")
+    x, bound = case.values["x"], case.plan("direct").bind(case.values["w"], case.values["bias"])
+    for seed in range(60):
+        case.check(bound(spread(x, "gaps", "right", seed)))
+    assert len(bound._siblings) <= 16
+
+
+# -- other libraries ---------------------------------------------------------------------------------------------
+
+
+class Foreign:
+    """An array of a library that offers DLPack and nothing else of NumPy's."""
+
+    def __init__(self, array: Any, device: tuple[int, int] = (1, 0)) -> None:
+        self.array, self.device = np.asarray(array), device
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.device
+
+    def __array_namespace__(self) -> Any:
+        class Namespace:
+            @staticmethod
+            def from_dlpack(array: Any) -> Foreign:
+                return Foreign(array)
+
+        return Namespace
+
+
+def test_foreign_arrays_in_and_out() -> None:
+    case = case_for("direct", epilogue={"bias": True, "residual": True})
+    wrapped = {key: Foreign(value.copy()) for key, value in case.values.items()}
+    result = convolve(case, wrapped)
+    assert type(result) is Foreign
+    case.check(result.array)
+    out = Foreign(np.empty(case.problem.out_shape, np.float32))
+    assert convolve(case, wrapped, out=out) is out
+    case.check(out.array)
+
+    bound = case.plan("direct").bind(wrapped["w"], wrapped["bias"])
+    result = bound(wrapped["x"], residual=wrapped["residual"])
+    assert type(result) is Foreign
+    case.check(result.array)
+    out.array[...] = np.nan
+    assert bound(case.values["x"], out=out, residual=wrapped["residual"]) is out
+    case.check(out.array)
+
+    strided = Foreign(spread(case.values["x"], "gaps", "right", 5, writable=True))
+    case.check(convolve(case, {**case.values, "x": strided}).array)
+
+
+def test_foreign_arrays_that_cannot_be_read() -> None:
+    case = case_for("direct")
+    values = case.values
+    bound = case.plan("direct").bind(values["w"], values["bias"])
+    for bad in (
+        Foreign(values["x"], (2, 0)),  # a GPU
+        Foreign(values["x"].astype(np.float16)),
+        Foreign(values["x"].astype(np.int32)),
+        values["x"].astype(">f4"),
+        values["x"].tolist(),
+        memoryview(values["x"]),
+        None,
+    ):
+        with pytest.raises(ArgumentTypeError) as caught:
+            convolve(case, {**values, "x": bad})
+        assert caught.value.argument == "x"
+        with pytest.raises(ArgumentError):
+            bound(bad)
+    raw = np.empty(values["x"].nbytes + 1, np.uint8)
+    crooked = raw[1:].view(np.float32).reshape(values["x"].shape)
+    for call in (bound, lambda x: convolve(case, {**values, "x": x})):
+        with pytest.raises(ArgumentError, match="multiples of their size"):
+            call(crooked)
+    room = np.empty(4 * np.prod(case.problem.out_shape) + 1, np.uint8)
+    with pytest.raises(ArgumentError, match="multiples of their size"):
+        bound(values["x"], out=room[1:].view(np.float32).reshape(case.problem.out_shape))
+
+
+def test_torch_tensors() -> None:
+    torch = pytest.importorskip("torch")
+    case = case_for("direct")
+    tensors = {key: torch.from_numpy(value) for key, value in case.values.items()}
+    result = convolve(case, tensors)
+    assert isinstance(result, torch.Tensor)
+    case.check(result.numpy())
+    last = tensors["x"].to(memory_format=torch.channels_last)
+    case.check(convolve(case, {**tensors, "x": last}).numpy())
+    options = {"stride": case.geometry.stride, "padding": [1, 0]}
+    image = torch.nn.functional.pad(tensors["x"], (0, 1, 0, 0))
+    theirs = torch.nn.functional.conv2d(image, tensors["w"], tensors["bias"], **options)
+    case.check(theirs.numpy())
+    bound = case.plan("direct").bind(tensors["w"], tensors["bias"])
+    out = torch.empty(case.problem.out_shape)
+    assert bound(tensors["x"], out=out) is out
+    case.check(out.numpy())
+    needs = tensors["w"].clone().requires_grad_()
+    with pytest.raises(ArgumentTypeError, match="detach"):
+        convolve(case, {**tensors, "w": needs})
+
+
+def test_subclasses_of_ndarray() -> None:
+    class Tagged(np.ndarray[Any, Any]):
+        pass
+
+    case = case_for("direct")
+    tagged = {key: value.view(Tagged) for key, value in case.values.items()}
+    case.check(np.asarray(convolve(case, tagged)))
+    out = np.empty(case.problem.out_shape, np.float32).view(Tagged)
+    assert convolve(case, tagged, out=out) is out
+    case.check(np.asarray(out))
+    masked = np.ma.masked_array(case.values["x"])
+    with pytest.raises(ArgumentTypeError, match="masked"):
+        convolve(case, {**case.values, "x": masked})
