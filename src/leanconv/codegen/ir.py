@@ -41,19 +41,6 @@ __all__ = [
     "scalar_of",
     "vector",
 ]
-    "I1",
-    "I32",
-    "I64",
-    "PTR",
-    "SCALARS",
-    "Function",
-    "Index",
-    "Module",
-    "Value",
-    "lanes_of",
-    "scalar_of",
-    "vector",
-]
 
 
 class Module:
