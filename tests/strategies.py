@@ -209,6 +209,11 @@ class Case:
         assert error <= bound, f"error {error:.3g}, allowed {bound:.3g}; {self.problem.describe()}"
 
 
+def is_blas(name: str) -> bool:
+    """Whether an algorithm multiplies with BLAS: its sums have another order for another memory order."""
+    return name.endswith("_blas")
+
+
 def convolve(case: Case, inputs: dict[str, Array], **more: Any) -> Any:
     """Call `conv1d`, `conv2d` or `conv3d`."""
     function = (leanconv.conv1d, leanconv.conv2d, leanconv.conv3d)[len(case.w_shape) - 3]

@@ -11,7 +11,7 @@ import leanconv
 from guard import GuardedAllocator
 from leanconv.algorithms import REGISTRY
 from leanconv.errors import ArgumentError, ArgumentTypeError
-from strategies import READ_VIEWS, WRITE_VIEWS, Case, Geometry, check_untouched, convolve, spread
+from strategies import READ_VIEWS, WRITE_VIEWS, Case, Geometry, check_untouched, convolve, is_blas, spread
 
 EACH = pytest.mark.parametrize("name", [algorithm.name for algorithm in REGISTRY])
 WINDOW = Geometry((3, 2), (1, 2), (1, 1), ((1, 1), (0, 1)))
@@ -94,7 +94,8 @@ def test_a_bound_plan_takes_other_strides(name: str, layout: str, order: str) ->
                 )
                 out = spread(np.full_like(first, np.nan), out_view, "right", seed, writable=True)
                 assert bound(x, out=out, residual=residual) is out
-                np.testing.assert_array_equal(out, first)
+                case.check(out)
+                assert is_blas(name) or out.tobytes() == first.tobytes()
                 check_untouched(out)
     np.testing.assert_array_equal(bound(values["x"], residual=values["residual"]), first)
 

@@ -7,17 +7,19 @@ one kernel in a process, and one file on disk between processes.
 from __future__ import annotations
 
 import functools
-import hashlib
+import glob
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from leanconv.cache import CacheInfo, ObjectCache, make_key
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
 from leanconv.codegen.targets import Target
+
+if TYPE_CHECKING:
+    from leanconv.cache import CacheInfo, ObjectCache
 
 
 class KernelSpec(Protocol):
@@ -48,6 +50,8 @@ _lock = threading.RLock()
 @functools.cache
 def object_cache() -> ObjectCache:
     """The cache on disk of this process."""
+    from leanconv.cache import ObjectCache
+
     return ObjectCache()
 
 
@@ -64,11 +68,14 @@ def cache_clear() -> None:
 @functools.cache
 def generator_digest() -> str:
     """A digest of every source file that decides what machine code a specification becomes."""
-    here = Path(__file__).parent
-    files = sorted([*here.glob("codegen/*.py"), *here.glob("kernels/*.py"), here / "compiled.py"])
+    import hashlib
+
+    here = os.path.dirname(__file__)
+    files = sorted(glob.glob(f"{here}/codegen/*.py") + glob.glob(f"{here}/kernels/*.py"))
     digest = hashlib.sha256()
-    for file in files:
-        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    for file in [*files, __file__]:
+        with open(file, "rb") as source:
+            digest.update(os.path.basename(file).encode() + b"\0" + source.read())
     return digest.hexdigest()
 
 
@@ -104,6 +111,8 @@ def _obtain(
     target: Target, identity: str, emit: Callable[[Module], tuple[str, ...]], names: tuple[str, ...]
 ) -> tuple[tuple[str, ...], jit.Linked]:
     """Field names and linked code of one module, from the disk or from LLVM (then stored)."""
+    from leanconv.cache import make_key
+
     store = object_cache()
     key = make_key({"generator": generator_digest(), "llvm": jit.llvm_version(), "spec": identity})
     stored = store.get(key)

@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import contextvars
 import ctypes
-import ctypes.util
 import functools
 import os
 import sys
@@ -21,7 +20,6 @@ from collections.abc import Callable, Iterator
 
 from leanconv.checks import integer
 from leanconv.kernels import runtime
-from leanconv.machine import default_threads
 from leanconv.memory import AlignedBlock
 
 _chosen: int | None = None
@@ -35,6 +33,8 @@ def get_num_threads() -> int:
 
 @functools.cache
 def _default() -> int:
+    from leanconv.machine import default_threads
+
     return default_threads()
 
 
