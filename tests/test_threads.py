@@ -165,7 +165,7 @@ def test_more_threads_than_chunks_and_cores() -> None:
 # -- forks -----------------------------------------------------------------------------------------------------------
 
 
-def child_status(work: Any) -> int:
+def child_status(work: Any, seconds: float = 30.0) -> int:
     """Run `work` in a forked child; its exit status, 0 if it returned True."""
     pid = os.fork()
     if pid == 0:
@@ -174,7 +174,7 @@ def child_status(work: Any) -> int:
             status = 0 if work() else 2
         finally:
             os._exit(status)
-    until = time.monotonic() + 30
+    until = time.monotonic() + seconds
     while time.monotonic() < until:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -201,7 +201,7 @@ def test_a_forked_child_computes_and_so_does_its_parent() -> None:
 @FORKS
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_while_another_thread_computes() -> None:
-    x, w, want = problem()
+    x, w, want = problem(2, 60)
     bound = leanconv.plan(x.shape, w.shape, algorithm="im2row_strip", threads=2).bind(w)
     stop, failures = threading.Event(), []
 
@@ -219,6 +219,43 @@ def test_a_fork_while_another_thread_computes() -> None:
         stop.set()
         thread.join(30)
     assert not thread.is_alive() and not failures
+
+
+@FORKS
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_while_another_thread_holds_our_locks() -> None:
+    """The child has no other thread that would release them."""
+    x, w, want = problem(2, 60)  # a result of 430 KB, beyond what the C library's heap keeps
+    bound = leanconv.plan(x.shape, w.shape, algorithm="im2row_strip", threads=2).bind(w)
+    bound(x)
+    kinds = type(threading.Lock()), type(threading.RLock())
+    modules = [module for name, module in sys.modules.items() if name.startswith("leanconv.")]
+    owners = [*modules, bound, bound.plan.arena, leanconv.compiled.object_cache()]
+    locks = {id(lock): lock for owner in owners for lock in vars(owner).values() if isinstance(lock, kinds)}
+    assert len(locks) >= 5
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        for lock in locks.values():
+            lock.acquire()
+        held.set()
+        release.wait()
+        for lock in locks.values():
+            lock.release()
+
+    def compute() -> bool:
+        strided = np.repeat(x, 2, axis=3)[..., ::2]
+        fresh = leanconv.conv2d(x, w, activation=("clip", -1.5, 2.5), threads=3)  # a plan and a kernel not made yet
+        return right(bound(x), want) and right(bound(strided), want) and right(fresh, np.clip(want, -1.5, 2.5))
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    try:
+        assert child_status(compute, 10) == 0
+    finally:
+        release.set()
+        holder.join()
 
 
 # -- idling and ending -----------------------------------------------------------------------------------------------

@@ -45,6 +45,13 @@ class Blocking:
     group: int
 
 
+def wanted_chunks(problem: Problem, threads: int) -> int:
+    """How many chunks a layer should have at least."""
+    if threads == 1:
+        return 1
+    return min(CHUNKS_A_THREAD * threads, max(threads, problem.flops // SMALLEST_CHUNK))
+
+
 def blocking(
     problem: Problem, host: Host, threads: int, rows: tuple[int, int], pixel_bytes: float | None = None
 ) -> Blocking:
@@ -61,9 +68,7 @@ def blocking(
         group, budget = panels.total, host.l2 // 4
     else:
         group, budget = 1, host.l2 // 2
-    wanted = 1
-    if threads > 1:
-        wanted = min(CHUNKS_A_THREAD * threads, max(threads, p.flops // SMALLEST_CHUNK))
+    wanted = wanted_chunks(p, threads)
 
     def cut(size: int, group: int) -> Blocking:
         size = max(least, size // unit * unit)

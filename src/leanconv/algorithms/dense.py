@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
 from leanconv.host import Host
-from leanconv.kernels.core import SECTION, UNROLL, Reduction
+from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Image, Rows
@@ -212,8 +212,6 @@ def core_fields(problem: Problem, host: Host, source: CoreInput, cut: Blocking, 
     pixels = math.prod(p.out_size)
     fields = {**panel_fields(p, host), **source.fields}
     groups_of_panels = -(-fields["panel_count"] // cut.group)
-    whole = source.channels // UNROLL * UNROLL
-    sections = -(-source.channels // SECTION)
     fields |= {
         "k_div": 1,
         "k_count": groups_of_panels,
@@ -227,8 +225,7 @@ def core_fields(problem: Problem, host: Host, source: CoreInput, cut: Blocking, 
         "block": cut.block,
         "pixels": pixels,
         "panels": cut.group,
-        "channels_whole": whole,
-        "section": -(-source.channels // (sections * UNROLL)) * UNROLL,
+        **reduction_fields(source.channels),
     }
     tap = source.channels
     for d in reversed(range(len(source.kernel))):

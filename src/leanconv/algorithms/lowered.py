@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from leanconv.algorithms import columns
 from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
 from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, pack_weights
@@ -78,6 +79,7 @@ def whole(problem: Problem, host: Host, threads: int, *, rows: bool) -> Lowering
     )
     heights = tile_heights(pixels, host, panels_of(p, host))
     cut = blocking(p, host, threads, heights, depth * item)
+    turned = columns.applies(p, source)
     phases: list[Phase] = []
     parameters: dict[str, int | str] = {}
     for image in range(p.batch):
@@ -91,13 +93,16 @@ def whole(problem: Problem, host: Host, threads: int, *, rows: bool) -> Lowering
             "m_g": group_bytes,
         }
         phases.append(Phase("stage", spec, fields, p.groups * blocks, {"matrix": MATRIX}))
-        core, parameters = dense_phase(p, host, source, heights, cut, image)
+        if turned:
+            core, parameters = columns.column_phase(p, host, source, columns.blocking(p, host, threads), image)
+        else:
+            core, parameters = dense_phase(p, host, source, heights, cut, image)
         phases.append(core)
     name = "im2row" if rows else "im2col"
     return Lowering(
         tuple(phases),
         (Buffer(MATRIX, p.groups * group_bytes),),
-        pack_weights(p, host),
+        columns.pack_rows(p, host) if turned else pack_weights(p, host),
         (
             f"{name}: copy all windows of an image into a matrix of {p.groups * depth} x {pixels}",
             f"core {parameters.get('tile', '')} multiplies it",
@@ -135,12 +140,17 @@ def strips(
     source = CoreInput(
         Rows(None if rows else item), (1,), depth, rows, False, fields, "x", patches(p, host, rows, rows)
     )
-    core, parameters = dense_phase(p, host, source, heights, cut)
+    turned = columns.applies(p, source)
+    if turned:
+        cut = Blocking(cut.block, cut.blocks, columns.heights(p, host)[1])
+        core, parameters = columns.column_phase(p, host, source, cut)
+    else:
+        core, parameters = dense_phase(p, host, source, heights, cut)
     name = "im2row" if rows else "im2col"
     return Lowering(
         (core,),
         (Buffer("scratch", cut.block * depth * item, per_thread=True),),
-        pack_weights(p, host),
+        columns.pack_rows(p, host) if turned else pack_weights(p, host),
         (
             f"{name}: each thread copies the windows of {cut.block} output pixels into its strip of the matrix",
             f"core {parameters['tile']} multiplies the strip while it is in the cache",

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from leanconv.algorithms import columns
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.dense import core_phase, image_input, output_refusal, pack_weights, rows_input
 from leanconv.host import Host
@@ -36,6 +37,17 @@ class Pointwise(Algorithm):
     ) -> Lowering:
         """One phase: the core over rows of the image if they are evenly spaced, else pixel by pixel."""
         rows = rows_input(problem) if all(s == 1 for s in problem.stride) else None
+        # Vectors of pixels while a tile of them, one line of cache a channel, stays in half the first-level cache beside
+        # the weights; channels lie a whole plane apart, and more of them displace each other there.
+        line = 2 * host.target.vector_bytes
+        if rows and columns.applies(problem, rows) and problem.group_in * line < host.l1 // 2:
+            phase, parameters = columns.column_phase(problem, host, rows, columns.blocking(problem, host, threads))
+            return Lowering(
+                phases=(phase,),
+                packing=columns.pack_rows(problem, host),
+                steps=(f"core {parameters['tile']} reads the image in place as columns of a matrix",),
+                parameters=parameters,
+            )
         phase, parameters = core_phase(problem, host, threads, rows or image_input(problem))
         how = "rows of a matrix" if rows else "strided pixels"
         return Lowering(

@@ -120,15 +120,18 @@ class Sum:
         else:
             first = [fn.load(tile.vec, weights, v * tile.target.vector_bytes) for v in range(tile.vectors)]
             weights = fn.gep(weights, tile.step_bytes)
-        weights = fn.gep(weights, REACH)
-        accs = first * tile.rows
+        return fn.gep(weights, REACH), self.begin(first * tile.rows)
+
+    def begin(self, accs: list[Value]) -> list[Value]:
+        """Accumulators that start from these values, put by as the first totals if the sum has sections."""
+        fn, tile = self.fn, self.tile
         if self.reduction.flush is not None:
             if self.totals is None:
                 self.totals = fn.alloca(len(accs) * tile.target.vector_bytes)
             for i, acc in enumerate(accs):
                 fn.store(acc, self.totals, i * tile.target.vector_bytes)
-            accs = [zero] * len(accs)
-        return weights, accs
+            accs = [fn.const(tile.vec, 0.0)] * len(accs)
+        return accs
 
     def end_section(self, level: int | str, accs: list[Value]) -> list[Value]:
         """Where a section ends: add the accumulators to the totals and start again from zero."""
@@ -154,17 +157,26 @@ class Sum:
     def step(self, pixels: Sequence[Value], offset: Index, weights: Value, accs: list[Value], row: int) -> list[Value]:
         """One step: the element `offset` bytes behind every pixel's address times row `row` of the weights."""
         fn, tile = self.fn, self.tile
-        lanes, width = tile.target.lanes(tile.dtype), tile.target.vector_bytes
-        if self.reduction.stream:
-            fn.prefetch(weights, row * tile.step_bytes + AHEAD)
-        at = row * tile.step_bytes - REACH
-        loaded = [fn.load(tile.vec, weights, at + v * width) for v in range(tile.vectors)]
+        lanes = tile.target.lanes(tile.dtype)
+        loaded = self.vectors(weights, row)
         result = []
         for i, pixel in enumerate(pixels):
             x = fn.splat(fn.load(tile.scalar, pixel, offset), lanes)
             for v, w in enumerate(loaded):
                 result.append(fn.multiply_add(x, w, accs[i * tile.vectors + v], fused=tile.target.fma))
         return result
+
+    def vectors(self, weights: Value, row: int) -> list[Value]:
+        """Row `row` of the operand that is read in whole vectors."""
+        fn, tile, width = self.fn, self.tile, self.tile.target.vector_bytes
+        if self.reduction.stream:
+            fn.prefetch(weights, row * tile.step_bytes + AHEAD)
+        at = row * tile.step_bytes - REACH
+        return [fn.load(tile.vec, weights, at + v * width) for v in range(tile.vectors)]
+
+    def moved(self, weights: Value, count: int) -> Value:
+        """That operand's address `count` rows further on."""
+        return self.fn.gep(weights, count * self.tile.step_bytes)
 
     def run(self, cursor: Cursor, count: int | None, weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
         """The steps along one cursor: `count` of them if known, else all channels; returns the weights' new address."""
@@ -186,7 +198,7 @@ class Sum:
                 self.fn.cut()  # in one long block LLVM loads far ahead, runs out of registers and spills them
             accs = self.step(pixels, offset, weights, accs, row)
         self.fn.cut()
-        return self.fn.gep(weights, count * self.tile.step_bytes), accs
+        return self.moved(weights, count), accs
 
     def _split(self, cursor: Cursor, state: list[Value]) -> tuple[Value, list[Value]]:
         return state[len(cursor.state)], state[len(cursor.state) + 1 :]
@@ -230,3 +242,12 @@ class Sum:
         if red.remainder:
             return self._block(cursor.at(state[: len(cursor.state)]), red.remainder, weights, accs)
         return weights, accs
+
+
+def reduction_fields(channels: int) -> dict[str, int]:
+    """The fields of a reduction over so many channels: whole rounds, and the length of a section."""
+    sections = -(-channels // SECTION)
+    return {
+        "channels_whole": channels // UNROLL * UNROLL,
+        "section": -(-channels // (sections * UNROLL)) * UNROLL,
+    }
