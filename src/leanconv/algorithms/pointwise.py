@@ -37,11 +37,12 @@ class Pointwise(Algorithm):
     ) -> Lowering:
         """One phase: the core over rows of the image if they are evenly spaced, else pixel by pixel."""
         rows = rows_input(problem) if all(s == 1 for s in problem.stride) else None
-        # Vectors of pixels while a tile of them, one line of cache a channel, stays in half the first-level cache beside
-        # the weights; channels lie a whole plane apart, and more of them displace each other there.
+        # Vectors of pixels while a tile of them, one line of cache a channel, stays in half the first-level cache
+        # beside the weights; channels lie a whole plane apart, and more of them displace each other there.
         line = 2 * host.target.vector_bytes
         if rows and columns.applies(problem, rows) and problem.group_in * line < host.l1 // 2:
-            phase, parameters = columns.column_phase(problem, host, rows, columns.blocking(problem, host, threads))
+            cut = columns.blocking(problem, host, threads)
+            phase, parameters = columns.column_phase(problem, host, rows, cut)
             return Lowering(
                 phases=(phase,),
                 packing=columns.pack_rows(problem, host),

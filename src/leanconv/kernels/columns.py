@@ -1,7 +1,7 @@
-"""The core turned round, for matrices whose columns are pixels: a tile is output channels by vectors of adjacent pixels.
+"""The core turned round, for matrices whose columns are pixels: a tile is channels by vectors of adjacent pixels.
 
-A pointwise layer with channels first, and every im2col matrix, have the pixels of one channel side by side.  Here these are
-loaded as vectors and weights are broadcast, so that a tile is stored as it stands:
+A pointwise layer with channels first, and every im2col matrix, have the pixels of one channel side by side.  Here these
+are loaded as vectors and weights are broadcast, so that a tile is stored as it stands:
 
                 matrix  [depth][pixels]
                         |  16 pixels
@@ -29,9 +29,10 @@ from leanconv.kernels.patches import Patches
 class ColumnSpec:
     """A dense kernel over pixel columns; one chunk is one (image, group, block of pixels, group of panels).
 
-    `rows` output channels a tile, `short` whether the last panels are one row shorter; `tail` vectors hold the pixels that
-    whole tiles leave over at the end of a block (0: none).  Buffers: x, w (packed), out, residual.  Fields: as in `DenseSpec`, with
-    `x_c` bytes between rows of the matrix, `panel_long` panels of full height, `w_row` bytes of weights a channel.
+    `rows` output channels a tile, `short` whether the last panels are one row shorter; `tail` vectors hold the pixels
+    that whole tiles leave over at the end of a block (0: none).  Buffers: x, w (packed), out, residual.  Fields: as in
+    `DenseSpec`, with `x_c` bytes between rows of the matrix, `panel_long` panels of full height, `w_row` bytes of
+    weights a channel.
     """
 
     target: Target
@@ -195,8 +196,9 @@ class ColumnSum(Sum):
 class RowPackSpec:
     """Weights for `ColumnSpec`: [group][panel][bias][taps][channels][rows]; one chunk is one panel of one group.
 
-    Buffers: weights, bias, w (packed).  Fields: `g_* p_*` for the chunk; `panel_long`; `channels`; `w_k w_c w_{d}` and `w_g`
-    bytes between weights and groups; `p_g` packed bytes a group, `p_row` a channel; `bias_g` bytes of bias a group.
+    Buffers: weights, bias, w (packed).  Fields: `g_* p_*` for the chunk; `panel_long`; `channels`; `w_k w_c w_{d}` and
+    `w_g` bytes between weights and groups; `p_g` packed bytes a group, `p_row` a channel; `bias_g` bytes of bias a
+    group.
     """
 
     target: Target
