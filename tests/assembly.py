@@ -9,7 +9,7 @@ _LABEL = re.compile(r"^([.\w$]+):")
 _JUMP = re.compile(r"^(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)$")
 _FUSED = re.compile(r"^(?:vfn?m(?:add|sub)\d+p[sd]|fml[as])$")
 _VECTOR = re.compile(r"%[xyz]mm\d+|\b[qv]\d+\b")
-_STACK = re.compile(r"\(%r[sb]p[,)]|\[(?:sp|x29)\b")
+_STACK = re.compile(r"\(%rsp[,)]|\[sp\b")
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def parse(text: str) -> tuple[list[Instruction], dict[str, int]]:
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
-        line = re.split(r"\s(?:#|//|;)|^(?:#|//|;)", line)[0].rstrip()
+        line = re.split(r"(?:^|\s)(?:##?(?=\s)|//|;)", line)[0].rstrip()
         label = _LABEL.match(line)
         if label:
             labels[label[1]] = len(instructions)

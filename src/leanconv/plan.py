@@ -17,7 +17,7 @@ from leanconv.host import this_host
 from leanconv.memory import Arena, Block, Buffer, allocate, arena_bytes
 from leanconv.problem import Problem
 from leanconv.program import ARGUMENTS, Compiled, Job, Phase, Program
-from leanconv.staging import around_copies
+from leanconv.staging import around_copies, needs_copies
 from leanconv.threads import pool
 
 PACKED = "packed weights"
@@ -42,20 +42,31 @@ class Plan:
         threads: int,
         memory_limit: int | None = None,
         tunables: Mapping[str, int] | None = None,
+        inner: Problem | None = None,
     ) -> None:
         self.problem = problem
         self.threads = threads
         self.memory_limit = memory_limit
         self.tunables = dict(tunables or {})
         self._algorithm = algorithm
-        self._lowering: Lowering = around_copies(problem, algorithm, this_host(), threads, memory_limit, self.tunables)
+        self._lowering: Lowering = around_copies(
+            problem, algorithm, this_host(), threads, memory_limit, self.tunables, inner
+        )
         # A limit counts packed weights too; what they leave is what all concurrent calls may use together.
         packed = self.extra_bytes - self.workspace_bytes
         self.arena = _shared_arena if memory_limit is None else Arena(max(0, memory_limit - packed))
 
     def for_problem(self, problem: Problem) -> Plan:
-        """The same choice for arrays that lie otherwise in memory."""
-        return Plan(problem, self._algorithm, self.threads, self.memory_limit, self.tunables)
+        """The same choice, on the same packed weights, for arrays that lie otherwise in memory.
+
+        Where such arrays would want weights in another order they are copied instead, a step counted in the workspace.
+        """
+        options = (self._algorithm, self.threads, self.memory_limit, self.tunables)
+        if needs_copies(problem) or self._algorithm.refusal(problem) is None:
+            plan = Plan(problem, *options)
+            if _same_packing(plan.packing, self.packing):
+                return plan
+        return Plan(problem, *options, inner=replace(self.problem, residual_strides=_dense_residual(problem, self)))
 
     @property
     def packing(self) -> WeightPacking | None:
@@ -117,7 +128,7 @@ class Plan:
         low = self._lowering
         if low.packing is None:
             return self.compiled
-        phases = tuple(_packed_into_workspace(phase) for phase in (low.packing.phase, *low.phases))
+        phases = tuple(phase.renamed({"w": PACKED}) for phase in (low.packing.phase, *low.phases))
         buffers = (*low.workspace, Buffer(PACKED, low.packing.nbytes))
         return Compiled(Program(phases, buffers, self.threads, low.addresses))
 
@@ -176,10 +187,15 @@ def _with_weight_strides(phase: Phase, weights: Array) -> Phase:
     return replace(phase, fields={**phase.fields, **fields})
 
 
-def _packed_into_workspace(phase: Phase) -> Phase:
-    """The phase with packed weights in a workspace buffer instead of a bound plan's."""
-    roles = {role: PACKED if name == "w" else name for role, name in phase.roles.items()}
-    return replace(phase, roles={"w": PACKED, **roles})
+def _same_packing(a: WeightPacking | None, b: WeightPacking | None) -> bool:
+    """Whether two plans read their weights in the same order."""
+    if a is None or b is None:
+        return a is b
+    return a.nbytes == b.nbytes and a.phase.spec == b.phase.spec
+
+
+def _dense_residual(problem: Problem, plan: Plan) -> tuple[int, ...] | None:
+    return None if problem.residual is None else plan.problem.out_strides
 
 
 def _need_dtype(array: Array, argument: str, problem: Problem) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from leanconv.compiled import Kernel, KernelSpec, kernel
 from leanconv.kernels import runtime
@@ -28,6 +28,11 @@ class Phase:
     fields: Mapping[str, int]
     chunks: int
     roles: Mapping[str, str] = field(default_factory=dict)
+
+    def renamed(self, names: Mapping[str, str]) -> Phase:
+        """The same phase on other buffers: for the buffer that a key names it uses the one of the value."""
+        roles = {role: names.get(name, name) for role, name in self.roles.items()}
+        return replace(self, roles={**{k: v for k, v in names.items() if k not in roles}, **roles})
 
 
 @dataclass(frozen=True, slots=True)

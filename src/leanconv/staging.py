@@ -10,7 +10,7 @@ from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.dense import output_refusal
 from leanconv.host import Host
 from leanconv.kernels.copy import CopySpec
-from leanconv.memory import Buffer
+from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem, dense_strides
 from leanconv.program import Phase
 
@@ -34,40 +34,66 @@ def around_copies(
     threads: int,
     workspace: int | None,
     tunables: Mapping[str, int],
+    inner: Problem | None = None,
 ) -> Lowering:
-    """The lowering of a problem by an algorithm, with copies around it where it refuses the output's strides."""
-    if not needs_copies(problem) or algorithm.refusal(problem) is None:
-        return algorithm.lower(problem, host, threads, workspace, tunables)
-    inner = dense_output(problem)
-    nbytes = math.prod(inner.out_shape) * inner.itemsize
-    rest = None if workspace is None else max(0, workspace - nbytes * (2 if problem.residual else 1))
+    """The lowering of a problem by an algorithm, with copies around it where arrays do not lie as it needs them.
+
+    `inner` is the same problem on dense arrays if the caller wants that one computed; otherwise copies are made only
+    where the algorithm refuses the output's strides.
+    """
+    if inner is None:
+        if not needs_copies(problem) or algorithm.refusal(problem) is None:
+            return algorithm.lower(problem, host, threads, workspace, tunables)
+        inner = dense_output(problem)
+    p = problem
+    image = ((p.batch, p.in_channels, *p.in_size), p.x_strides, inner.x_strides)
+    shape = (p.batch, p.out_channels, *p.out_size)
+    wanted = {
+        "x": image,
+        "residual": (shape, p.residual_strides, inner.residual_strides),
+        "out": (shape, p.out_strides, inner.out_strides),
+    }
+    moved = {name: entry for name, entry in wanted.items() if entry[1] != entry[2]}
+    buffers = tuple(Buffer(f"dense {name}", math.prod(entry[0]) * p.itemsize) for name, entry in moved.items())
+    rest = None if workspace is None else max(0, workspace - arena_bytes(buffers))
     low = algorithm.lower(inner, host, threads, rest, tunables)
-    before: tuple[Phase, ...] = ()
-    buffers = [Buffer("dense output", nbytes)]
-    roles = {"out": "dense output"}
-    steps = list(low.steps)
-    if problem.residual and problem.residual_strides is not None and inner.residual_strides is not None:
-        buffers.append(Buffer("dense residual", nbytes))
-        roles["residual"] = "dense residual"
-        copy = _copy(problem, host, problem.residual_strides, inner.residual_strides)
-        before = (replace(copy, name="copy residual", roles={"source": "residual", "target": "dense residual"}),)
-        steps.insert(0, "copy the residual into a dense array")
-    steps.append("copy the dense output to where it was asked for")
-    after = replace(
-        _copy(problem, host, inner.out_strides, problem.out_strides),
-        name="copy output",
-        roles={"source": "dense output", "target": "out"},
+    before: list[Phase] = []
+    after: list[Phase] = []
+    for name, (shape, outside, inside) in moved.items():
+        assert outside is not None and inside is not None
+        if name == "out":
+            roles = {"source": "dense out", "target": "out"}
+            after.append(_copy(p, host, shape, inside, outside, roles))
+        else:
+            roles = {"source": name, "target": f"dense {name}"}
+            before.append(_copy(p, host, shape, outside, inside, roles))
+    names = {name: f"dense {name}" for name in moved}
+    return replace(
+        low,
+        phases=(*before, *(phase.renamed(names) for phase in low.phases), *after),
+        workspace=(*low.workspace, *buffers),
+        steps=(
+            *(f"copy {name} into a dense array" for name in moved if name != "out"),
+            *low.steps,
+            *(["copy the dense output to where it was asked for"] if "out" in moved else []),
+        ),
     )
-    phases = tuple(replace(phase, roles={**phase.roles, **roles}) for phase in low.phases)
-    return replace(low, phases=(*before, *phases, after), workspace=(*low.workspace, *buffers), steps=tuple(steps))
 
 
-def _copy(problem: Problem, host: Host, source: tuple[int, ...], target: tuple[int, ...]) -> Phase:
-    """A phase that copies an array shaped like the output."""
-    item, c = problem.itemsize, problem.out_channels
-    fields = {"c_div": 1, "c_count": c, "n_div": c, "n_count": problem.batch}
+def _copy(
+    problem: Problem,
+    host: Host,
+    shape: tuple[int, ...],
+    source: tuple[int, ...],
+    target: tuple[int, ...],
+    roles: Mapping[str, str],
+) -> Phase:
+    """A phase that copies an array of a shape (N, C, *spatial) from one set of strides to another."""
+    item = problem.itemsize
+    fields = {"c_div": 1, "c_count": shape[1], "n_div": shape[1], "n_count": shape[0]}
     for letter, strides in (("s", source), ("t", target)):
         for axis, stride in zip(["n", "c", *range(problem.ndim)], strides, strict=True):
             fields[f"{letter}_{axis}"] = stride * item
-    fields |= {f"size{d}": size for d, size in enumerate(problem.out_size)}
-    return Phase("copy", CopySpec(host.target, problem.dtype, problem.ndim), fields, problem.batch * c)
+    fields |= {f"size{d}": size for d, size in enumerate(shape[2:])}
+    spec = CopySpec(host.target, problem.dtype, problem.ndim)
+    return Phase("copy", spec, fields, shape[0] * shape[1], roles)
