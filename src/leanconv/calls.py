@@ -23,7 +23,7 @@ from leanconv.checks import integer
 from leanconv.errors import ArgumentValueError
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.outputs import new_output
-from leanconv.plan import Plan
+from leanconv.plan import Plan, arena_for
 from leanconv.problem import Problem
 from leanconv.select import choose
 from leanconv.sizes import parse_bytes
@@ -39,7 +39,7 @@ class _Call:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.runner = Runner(plan.compiled_unbound, plan.threads, plan.arena, {})
+        self.runner = Runner(plan.compiled_unbound, plan.threads, arena_for(plan.memory_limit), {})
         self.out_shape = plan.problem.out_shape
         self.out_dtype = np.dtype(plan.problem.dtype)
 

@@ -25,6 +25,11 @@ _, _W, _, _, _WEIGHTS, _BIAS = range(len(ARGUMENTS))
 _shared_arena = Arena()
 
 
+def arena_for(limit: int | None) -> Arena:
+    """The arena that all calls without a limit share, or one of its own for a limit."""
+    return _shared_arena if limit is None else Arena(limit)
+
+
 class Plan:
     """One convolution, decided: which algorithm, with which settings, on how many threads, in how many bytes.
 
@@ -54,7 +59,7 @@ class Plan:
         )
         # A limit counts packed weights too; what they leave is what all concurrent calls may use together.
         packed = self.extra_bytes - self.workspace_bytes
-        self.arena = _shared_arena if memory_limit is None else Arena(max(0, memory_limit - packed))
+        self.arena = arena_for(None if memory_limit is None else max(0, memory_limit - packed))
 
     def for_problem(self, problem: Problem) -> Plan:
         """The same choice, on the same packed weights, for arrays that lie otherwise in memory.
@@ -109,6 +114,16 @@ class Plan:
         )
         return self.workspace_bytes + max(0, self.packed_weight_bytes - plain)
 
+    @property
+    def unbound_bytes(self) -> int:
+        """Workspace of a call that packs its weights itself: that of a bound call, and all packed weights."""
+        return arena_bytes(self._unbound_workspace, self.threads)
+
+    @property
+    def _unbound_workspace(self) -> tuple[Buffer, ...]:
+        low = self._lowering
+        return (*low.workspace, Buffer(PACKED, low.packing.nbytes)) if low.packing else low.workspace
+
     def __repr__(self) -> str:
         """One line: problem, algorithm, threads, bytes."""
         return (
@@ -129,8 +144,7 @@ class Plan:
         if low.packing is None:
             return self.compiled
         phases = tuple(phase.renamed({"w": PACKED}) for phase in (low.packing.phase, *low.phases))
-        buffers = (*low.workspace, Buffer(PACKED, low.packing.nbytes))
-        return Compiled(Program(phases, buffers, self.threads, low.addresses))
+        return Compiled(Program(phases, self._unbound_workspace, self.threads, low.addresses))
 
     def bind(self, w: Any, bias: Any = None) -> BoundPlan:
         """Pack weights once, for many calls.

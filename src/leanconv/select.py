@@ -101,7 +101,7 @@ def choose(
     least: int | None = None
     for algorithm in candidates:
         plan = Plan(problem, algorithm, threads, memory_limit, tunables)
-        needed = plan.extra_bytes if bound else plan.workspace_bytes + plan.packed_weight_bytes
+        needed = plan.extra_bytes if bound else plan.unbound_bytes
         if memory_limit is None or needed <= memory_limit:
             return plan
         least = needed if least is None else min(least, needed)

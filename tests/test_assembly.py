@@ -1,0 +1,216 @@
+"""The machine code of every kernel on every target: it compiles, its inner loops multiply and add, and spill nothing."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from assembly import Loop, count_fused, innermost_loops, parse, spills
+from leanconv.algorithms import REGISTRY
+from leanconv.codegen import jit
+from leanconv.codegen.ir import Module
+from leanconv.codegen.targets import TARGETS, Target
+from leanconv.compiled import KernelSpec
+from leanconv.host import Host
+from leanconv.options import make_problem
+from leanconv.problem import Problem, to_user
+from strategies import EPILOGUES, POINTWISE, WINDOWS, Case
+
+EACH_TARGET = pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+BY_NAME = {algorithm.name: algorithm for algorithm in REGISTRY}
+
+
+def lowered(problem: Problem, name: str, target: Target) -> list[tuple[str, KernelSpec]]:
+    """Name and kernel of each phase of a problem on a machine with that target."""
+    host = Host(target, 32 << 10, 512 << 10, 8 << 20)
+    low = BY_NAME[name].lower(problem, host, 1, None, {})
+    phases = [*low.phases, *([low.packing.phase] if low.packing else [])]
+    return [(phase.name, phase.spec) for phase in phases]
+
+
+@functools.cache
+def assembly(spec: KernelSpec) -> str:
+    module = Module()
+    spec.emit(module, "kernel")
+    return jit.compile_assembly(module.text(), spec.target)
+
+
+def multiplying(spec: KernelSpec) -> list[Loop]:
+    """The innermost loops with multiply-adds, the busiest first."""
+    loops = [loop for loop in innermost_loops(assembly(spec)) if count_fused(loop)]
+    return sorted(loops, key=count_fused, reverse=True)
+
+
+# -- everything compiles ---------------------------------------------------------------------------------------------
+
+
+def every_problem() -> list[Problem]:
+    """One of each geometry, each with other channels, epilogue, layout and element type."""
+    channels = [(3, 40), (8, 8), (13, 24), (32, 17), (800, 16), (1, 1), (20, 33)]
+    result = []
+    for i, geometry in enumerate(POINTWISE + WINDOWS):
+        c, k = channels[i % len(channels)]
+        size = tuple(n + 9 for n in geometry.smallest)
+        case = Case(
+            (2, c, *size),
+            (k, c, *geometry.kernel),
+            geometry,
+            dtype=("float32", "float64")[i % 3 == 2],
+            layout=("NCHW", "NHWC")[i % 2],
+            epilogue=EPILOGUES[i % len(EPILOGUES)],
+        )
+        result.append(case.problem)
+    return result
+
+
+@EACH_TARGET
+@pytest.mark.parametrize("name", BY_NAME)
+def test_every_kernel_compiles_for_every_target(name: str, target: Target) -> None:
+    problems = [p for p in every_problem() if BY_NAME[name].refusal(p) is None]
+    assert problems
+    for problem in problems:
+        for phase, spec in lowered(problem, name, target):
+            instructions, labels = parse(assembly(spec))
+            assert "kernel" in labels, phase
+            assert any(i.operation.startswith("ret") for i in instructions)
+            calls = {i.operands.removesuffix("@PLT") for i in instructions if i.operation in ("call", "callq", "bl")}
+            if not target.fma:  # the C library has what the instruction set lacks
+                calls -= {"fma", "fmaf", "rint", "rintf"}
+            if phase == "gemm":
+                calls = {name for name in calls if not name.startswith("*")}
+            assert not calls, f"{phase} calls {calls}"
+
+
+@EACH_TARGET
+def test_the_runtime_compiles_for_every_target(target: Target) -> None:
+    from leanconv.kernels.runtime import emit_runtime
+
+    module = Module()
+    names = emit_runtime(module, target)
+    _, labels = parse(jit.compile_assembly(module.text(), target))
+    assert set(names) <= set(labels)
+
+
+def test_assembly_and_object_agree() -> None:
+    """What these tests read is what runs: the object of the same module has the same symbols."""
+    module = Module()
+    spec = lowered(every_problem()[0], "direct", jit.host_target())[0][1]
+    spec.emit(module, "kernel")
+    assert b"kernel" in jit.compile_object(module.text(), spec.target)
+    linked = jit.Linked(jit.compile_object(module.text(), spec.target), ("kernel",))
+    assert linked.addresses["kernel"]
+
+
+# -- inner loops -----------------------------------------------------------------------------------------------------
+
+
+def typical(channels: int, filters: int, layout: str, kernel: int = 3, **options: Any) -> Problem:
+    x_shape = to_user((1, channels, 28, 28), layout)
+    return make_problem(
+        2, x_shape, (filters, channels, kernel, kernel), dtype="float32", padding=kernel // 2, layout=layout, **options
+    )
+
+
+TYPICAL = {
+    "adjacent": typical(64, 64, "NHWC"),  # 6x2 on AVX2, 12x2 on AVX-512, 14x2 on NEON
+    "strided": typical(64, 64, "NCHW"),
+    "stride2": typical(64, 128, "NHWC", stride=2),
+    "odd-panel": typical(64, 24, "NHWC"),  # 4x3 on AVX2
+    "narrow": typical(64, 8, "NHWC"),  # 12x1 on AVX2
+    "narrow-strided": typical(64, 4, "NCHW"),
+    "sections": typical(1024, 64, "NHWC", kernel=1),
+    "float64": replace(typical(64, 32, "NHWC"), dtype="float64"),
+}
+FUSED_TARGETS = [target for target in TARGETS.values() if target.fma]
+EACH_FUSED = pytest.mark.parametrize("target", FUSED_TARGETS, ids=[t.name for t in FUSED_TARGETS])
+
+
+def tiles(spec: Any) -> set[int]:
+    """Accumulators of the tiles that a kernel has."""
+    if hasattr(spec, "panels"):
+        shapes = {(spec.rows[0], spec.panels.vectors)} if spec.panels.whole else set()
+        shapes |= {(spec.rows[1], spec.panels.last)} if spec.panels.last else set()
+    else:
+        shapes = {(spec.rows, 2)} | ({(spec.rows, spec.tail)} if spec.tail else set())
+    low = {(rows - 1, vectors) for rows, vectors in shapes if rows > 1}
+    return {rows * vectors for rows, vectors in shapes | low}
+
+
+def cores(case: str, name: str, target: Target) -> list[KernelSpec]:
+    if BY_NAME[name].refusal(TYPICAL[case]) is not None:
+        pytest.skip("refused")
+    found = [spec for phase, spec in lowered(TYPICAL[case], name, target) if phase == "core"]
+    assert found
+    return found
+
+
+CORE_NAMES = ["direct", "pointwise", "im2row", "im2col", "im2row_strip", "im2col_strip"]
+
+
+@EACH_FUSED
+@pytest.mark.parametrize("name", CORE_NAMES)
+@pytest.mark.parametrize("case", TYPICAL)
+def test_inner_loops_hold_whole_tiles(case: str, name: str, target: Target) -> None:
+    for spec in cores(case, name, target):
+        loops = multiplying(spec)
+        allowed = tiles(spec)
+        assert loops
+        assert count_fused(loops[0]) >= max(allowed)
+        if target.masks or hasattr(spec, "panels"):  # masked loads without masks are loops over lanes, in pieces
+            for loop in loops:
+                assert any(count_fused(loop) % tile == 0 for tile in allowed), (count_fused(loop), allowed)
+
+
+@EACH_FUSED
+@pytest.mark.parametrize("name", CORE_NAMES)
+@pytest.mark.parametrize("case", TYPICAL)
+def test_inner_loops_spill_nothing(case: str, name: str, target: Target) -> None:
+    """Whole windows (the busiest loop of each tile): no vector goes to the stack. At edges: fewer than multiply-adds."""
+    for spec in cores(case, name, target):
+        loops = multiplying(spec)
+        busiest = {tile: max((count_fused(l) for l in loops if count_fused(l) % tile == 0), default=0) for tile in tiles(spec)}
+        for loop in loops:
+            found = spills(loop)
+            if count_fused(loop) in busiest.values():
+                assert not found, f"{len(found)} beside {count_fused(loop)} multiply-adds: {found[:4]}"
+            assert len(found) < count_fused(loop)
+
+
+def test_the_reader_of_assembly() -> None:
+    x86 = """
+kernel:                                 # @kernel
+# %bb.0:
+    vmovups %ymm1, 32(%rsp)
+.LBB0_1:                                # outer
+    xorl %ecx, %ecx
+.LBB0_2:
+    vfmadd231ps (%rax), %ymm0, %ymm1    # ymm1 = (ymm0 * mem) + ymm1
+    vmovups 32(%rsp), %ymm2             # 32-byte Reload
+    movq 8(%rsp), %rdx
+    jle .LBB0_3
+    vfmadd231ss (%rax), %xmm0, %xmm1
+.LBB0_3:
+    jne .LBB0_2
+    jne .LBB0_1
+    retq
+"""
+    (loop,) = innermost_loops(x86)
+    assert [i.operation for i in loop][0::6] == ["vfmadd231ps"] and len(loop) == 6
+    assert count_fused(loop) == 1
+    assert spills(loop) == ["vmovups 32(%rsp), %ymm2"]
+    neon = """
+kernel:
+.LBB0_1:
+    ldp q0, q1, [sp, #16]               // 32-byte Folded Reload
+    ldr x0, [sp, #8]
+    fmla v2.4s, v0.4s, v1.s[0]
+    fmadd s0, s1, s2, s3
+    cbnz x1, .LBB0_1
+    ret
+"""
+    (loop,) = innermost_loops(neon)
+    assert count_fused(loop) == 1
+    assert spills(loop) == ["ldp q0, q1, [sp, #16]"]
