@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from leanconv.arrays import Array, address_of, as_array, check_out, check_overlap, check_residual
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
+from leanconv.locks import new_lock
 from leanconv.memory import Arena
 from leanconv.outputs import new_output
 from leanconv.problem import Problem, to_canonical, to_user
@@ -67,7 +67,7 @@ class BoundPlan:
         self._kept_weights = np.array(weights, order="C") if packing is None else None
         self._kept_bias = None if bias is None or (packing and not packing.bias_apart) else np.array(bias)
         self._siblings: dict[Any, BoundPlan] = {}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._prepare()
 
     def _prepare(self) -> None:

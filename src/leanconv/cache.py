@@ -20,13 +20,13 @@ import os
 import stat
 import struct
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, CacheError
+from leanconv.locks import new_lock
 
 _MODES = ("off", "ro", "rw")
 _MAGIC = b"LEANCO\x00\x01"
@@ -107,7 +107,7 @@ class ObjectCache:
         self.max_bytes = max_bytes
         self._warned = False
         self._counts = {"hits": 0, "misses": 0, "rejected": 0, "write_errors": 0}
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         # At random, so that many short processes together look at the size as often as a long one does.
         self._writes_until_tidy = os.urandom(1)[0] % _TIDY_EVERY
         chosen = os.path.expanduser(directory or os.environ.get("LEANCONV_CACHE_DIR", ""))

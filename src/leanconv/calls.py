@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from leanconv.arrays import (
 from leanconv.bound import Runner
 from leanconv.checks import integer
 from leanconv.errors import ArgumentValueError
+from leanconv.locks import new_lock
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.outputs import new_output
 from leanconv.plan import Plan, arena_for
@@ -45,7 +45,7 @@ class _Call:
 
 
 _calls: dict[Any, _Call] = {}
-_calls_lock = threading.Lock()
+_calls_lock = new_lock()
 
 
 def _hashable(value: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import glob
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
 from leanconv.codegen.targets import Target
+from leanconv.locks import new_lock
 
 if TYPE_CHECKING:
     from leanconv.cache import CacheInfo, ObjectCache
@@ -44,7 +44,7 @@ class Kernel:
 
 _NAME = "kernel"
 _kernels: dict[KernelSpec, Kernel] = {}
-_lock = threading.RLock()
+_lock = new_lock()
 
 
 @functools.cache

@@ -7,18 +7,18 @@ that drops each result before it asks for the next gets the same pages again.  A
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from leanconv.locks import new_lock
 from leanconv.memory import AlignedBlock
 
 SMALLEST = 256 << 10  # bytes; below, the C library's own heap keeps its pages
 KEPT_BYTES = 512 << 20
 
-_lock = threading.Lock()
+_lock = new_lock()
 _spares: dict[int, list[AlignedBlock]] = {}
 _kept = 0
 

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 
 from leanconv.checks import integer
 from leanconv.kernels import runtime
+from leanconv.locks import new_lock
 from leanconv.memory import AlignedBlock
 
 _chosen: int | None = None
@@ -80,7 +81,7 @@ class Pool:
         )(submit)
         self._worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(worker)
         self._workers: list[threading.Thread] = []
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def run(self, job: int, count: int) -> None:
         """Run the job at an address on `count` threads, the caller being one of them."""
@@ -154,7 +155,7 @@ def _install_semaphore(pool: int) -> list[object]:
 
 
 _pool: Pool | None = None
-_pool_lock = threading.Lock()
+_pool_lock = new_lock()
 
 
 def pool() -> Pool:
@@ -169,9 +170,9 @@ def pool() -> Pool:
 
 def _after_fork() -> None:
     """The child has none of the parent's workers: forget the pool (its memory stays, a worker may have been in it)."""
-    global _pool, _pool_lock
+    global _pool
     _abandoned.append(_pool)
-    _pool, _pool_lock = None, threading.Lock()
+    _pool = None
 
 
 _abandoned: list[Pool | None] = []

@@ -25,6 +25,7 @@ from leanconv.memory import Buffer
 from leanconv.problem import Problem, dense_strides
 from leanconv.program import Phase
 
+PRODUCT = "product"
 _LARGEST = 2**31 - 1  # BLAS counts in 32 bits
 
 
@@ -71,8 +72,15 @@ class _Blas(Algorithm):
             transpose_matrix if columns else True,
             False if columns else transpose_matrix,
         )
-        row = p.out_strides[1] if columns else _row(p)
-        roles = {"a": MATRIX if columns else "w", "b": "w" if columns else MATRIX, "c": "out", "gemm": "gemm"}
+        # The residual may be the output itself: then the product must not be written over it.
+        product = "out"
+        buffers: tuple[Buffer, ...] = (Buffer(MATRIX, p.groups * group_bytes),)
+        strides = p.out_strides
+        if p.residual:
+            product, buffers = PRODUCT, (*buffers, Buffer(PRODUCT, p.out_bytes))
+            strides = dense_strides((p.batch, p.out_channels, *p.out_size), "NCHW" if columns else "NHWC")
+        row = strides[1] if columns else _row(p, strides)
+        roles = {"a": MATRIX if columns else "w", "b": "w" if columns else MATRIX, "c": product, "gemm": "gemm"}
         phases: list[Phase] = []
         for image in range(p.batch):
             fields = patch_fields(p, steps) | {
@@ -96,17 +104,17 @@ class _Blas(Algorithm):
                 "ldc": max(row, pixels if columns else p.group_out),
                 "a_g": first["g"],
                 "b_g": second["g"],
-                "c_g": p.group_out * p.out_strides[1] * item,
-                "c_first": image * p.out_strides[0] * item,
+                "c_g": p.group_out * strides[1] * item,
+                "c_first": image * strides[0] * item,
             }
             phases.append(Phase("gemm", gemm, fields, p.groups, roles))
-        finish = self._finish(p, host, columns)
+        finish = self._finish(p, host, columns, product, strides)
         if finish is not None:
             phases.append(finish)
         name = "im2row" if self.rows else "im2col"
         return Lowering(
             tuple(phases),
-            (Buffer(MATRIX, p.groups * group_bytes),),
+            buffers,
             self._packing(p, host),
             (
                 f"{name}: copy all windows of an image into a matrix of {p.groups * depth} x {pixels}",
@@ -130,21 +138,21 @@ class _Blas(Algorithm):
         phase = Phase("reorder weights", spec, fields, p.out_channels * c, {"source": "weights", "target": "w"})
         return WeightPacking(p.w_bytes, phase, bias_apart=p.has_bias)
 
-    def _finish(self, p: Problem, host: Host, columns: bool) -> Phase | None:
+    def _finish(self, p: Problem, host: Host, columns: bool, product: str, inner: tuple[int, ...]) -> Phase | None:
         if not p.has_bias and p.activation is None and p.residual is None:
             return None
         item, pixels = p.itemsize, math.prod(p.out_size)
         lines, length = (p.out_channels, pixels) if columns else (pixels, p.out_channels)
         spec = FinishSpec(host.target, p.dtype, columns, p.has_bias, Epilogue(p.activation, p.residual))
         fields = {"l_div": 1, "l_count": lines, "n_div": lines, "n_count": p.batch, "length": length}
-        for letter, strides in (("o", p.out_strides), ("r", p.residual_strides or p.out_strides)):
+        for letter, strides in (("p", inner), ("o", p.out_strides), ("r", p.residual_strides or inner)):
             fields[f"{letter}_n"] = strides[0] * item
             fields[f"{letter}_l"] = (strides[1] if columns else _row(p, strides)) * item
-        return Phase("finish", spec, fields, lines * p.batch)
+        return Phase("finish", spec, fields, lines * p.batch, {"product": product})
 
 
-def _row(p: Problem, strides: tuple[int, ...] | None = None) -> int:
-    return even_stride((strides or p.out_strides)[2:], p.out_size) or 0
+def _row(p: Problem, strides: tuple[int, ...]) -> int:
+    return even_stride(strides[2:], p.out_size) or 0
 
 
 class Im2colBlas(_Blas):

@@ -8,6 +8,7 @@ and gains nothing), then link the object through LLJIT.  See docs/decisions/0001
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from typing import Any
 
@@ -16,6 +17,27 @@ from leanconv.errors import CompileError
 
 _lock = threading.RLock()
 _counter = 0
+_held = False
+
+
+def _before_fork() -> None:
+    """A fork waits for a compilation under way, a second at the most: half of LLVM's state would be of no use."""
+    global _held
+    _held = _lock.acquire(timeout=1.0)
+
+
+def _after_fork_in_parent() -> None:
+    if _held:
+        _lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 @functools.cache
@@ -55,7 +77,6 @@ def host_target() -> Target:
 
     `LEANCONV_TARGET` (avx2, avx512, neon, portable) forces another one that the CPU can run.
     """
-    import os
     from dataclasses import replace
 
     llvm = _llvm()

@@ -75,7 +75,7 @@ class FinishSpec:
     """Bias, residual and activation over an output in place; one chunk is one line of adjacent elements.
 
     Lines are the channels of a pixel (`columns` false) or the pixels of a channel.  Buffers: out, residual,
-    bias.  Fields: `n_* l_*` for the chunk (image, line); `length`; `o_n o_l r_n r_l` byte strides of images
+    bias.  Fields: `n_* l_*` for the chunk (image, line); `length`; `p_n p_l o_n o_l r_n r_l` byte strides of images
     and lines.
     """
 
@@ -98,13 +98,13 @@ class FinishSpec:
             offset = fn.add(fn.mul(image, fields[f"{letter}_n"]), fn.mul(line, fields[f"{letter}_l"]))
             return fn.gep(fields.buffer(role), offset)
 
-        out = start("out", "o")
+        product, out = start("product", "p"), start("out", "o")
         residual = start("residual", "r") if self.epilogue.residual else None
         bias = fields.buffer("bias") if self.bias else None
         whole = fn.mul(fn.udiv(fields["length"], lanes), lanes)
 
         def step(kind: str, at: Index) -> list[Value]:
-            value = self._add_bias(fn, kind, fn.load(kind, out, at), bias, line, at)
+            value = self._add_bias(fn, kind, fn.load(kind, product, at), bias, line, at)
             extra = fn.load(kind, residual, at) if residual is not None else None
             fn.store(self.epilogue.apply(fn, value, extra), out, at)
             return []
