@@ -60,6 +60,7 @@ class Rows:
 def whole_windows(sum_: Sum, pixels: list[Value], weights: Value) -> list[Value]:
     """Sum over all taps when the window of every pixel lies inside the image; `pixels` address the first taps."""
     fn, red = sum_.fn, sum_.reduction
+    pixels = [fn.opaque(pixel) for pixel in pixels]
     stride: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
 
     def taps(dim: int, offset: Index, weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
