@@ -35,7 +35,9 @@ class Compiled:
         self._call(*(a.ctypes.data if isinstance(a, np.ndarray) else a for a in arguments))
 
 
-def elementwise(dtype: str, emit: Callable[[Function, Value], Value], lanes: int | None = None) -> Callable[[Array], Array]:
+def elementwise(
+    dtype: str, emit: Callable[[Function, Value], Value], lanes: int | None = None
+) -> Callable[[Array], Array]:
     """A vector function as a function of arrays of any length (padded with the last element to whole vectors)."""
     width = lanes or jit.host_target().lanes(dtype)
     item = np.dtype(dtype).itemsize

@@ -184,7 +184,8 @@ class Case:
         """The exact result in float64 and the error allowed, from the size of the sums and the activation's slope.
 
         The bound, 1e-6 of the largest output in float32, is one for random sums: a section of 768 terms has an error of
-        7e-7 of its own standard deviation.  Where outputs are too few to hold a large one, four standard deviations stand for it.
+        7e-7 of its own standard deviation.  Where outputs are too few to hold a large one, four standard deviations
+        stand for it.
         """
         p, v = self.problem, self.values
         result = oracle.reference(p, **v)
@@ -283,7 +284,7 @@ def cases(draw: st.DrawFn, *, geometries: list[Geometry] | None = None, deep: bo
         layout=draw(st.sampled_from(["NCHW", "NHWC"])),
         epilogue=draw(st.sampled_from(EPILOGUES)),
         threads=draw(st.sampled_from([1, 2, 4])),
-        views=tuple(draw(st.sampled_from(READ_VIEWS)) for _ in range(3)) + (draw(st.sampled_from(WRITE_VIEWS)),),
+        views=(*(draw(st.sampled_from(READ_VIEWS)) for _ in range(3)), draw(st.sampled_from(WRITE_VIEWS))),
         flush=draw(st.sampled_from(["right", "left"])),
         seed=draw(st.integers(0, 2**32 - 1)),
     )

@@ -13,9 +13,11 @@ from leanconv.kernels.activations import emit_activation, emit_exp
 from leanconv.problem import ACTIVATIONS, Activation, numpy_activation
 
 BOTH = pytest.mark.parametrize("dtype", ["float32", "float64"])
-CASES = [
-    Activation(name, {"clip": (-1.5, 2.25), "leaky_relu": (0.01,)}.get(name, ())) for name in ACTIVATIONS
-] + [Activation("clip", (-math.inf, 0.5)), Activation("clip", (0.0, 0.0)), Activation("leaky_relu", (-2.0,))]
+CASES = [Activation(name, {"clip": (-1.5, 2.25), "leaky_relu": (0.01,)}.get(name, ())) for name in ACTIVATIONS] + [
+    Activation("clip", (-math.inf, 0.5)),
+    Activation("clip", (0.0, 0.0)),
+    Activation("leaky_relu", (-2.0,)),
+]
 SMOOTH = {"float32": 4e-7, "float64": 1e-14}  # relative to max(1, |x|), as stated
 CURVED = ("sigmoid", "silu", "tanh", "gelu")
 
@@ -74,7 +76,13 @@ def test_activations_of_special_values(activation: Activation, dtype: str) -> No
 def test_signs_and_saturation(dtype: str) -> None:
     """Results stay in their range: no sigmoid above 1, no tanh beyond it, no relu below 0."""
     x = everywhere(dtype)
-    for name, low, high in (("sigmoid", 0, 1), ("tanh", -1, 1), ("hardsigmoid", 0, 1), ("relu", 0, np.inf), ("relu6", 0, 6)):
+    for name, low, high in (
+        ("sigmoid", 0, 1),
+        ("tanh", -1, 1),
+        ("hardsigmoid", 0, 1),
+        ("relu", 0, np.inf),
+        ("relu6", 0, 6),
+    ):
         got = elementwise(dtype, lambda fn, v, name=name: emit_activation(fn, Activation(name), v))(x)
         assert (got >= low).all() and (got <= high).all(), name
 
@@ -91,7 +99,9 @@ def test_monotone_where_it_should_be(dtype: str) -> None:
 def test_exponential(dtype: str) -> None:
     """Within two units in the last place where the result is a normal number."""
     low, high = {"float32": (-87.0, 88.0), "float64": (-708.0, 709.0)}[dtype]
-    x = np.concatenate([np.linspace(low, high, 100001), np.linspace(-1, 1, 20001), np.logspace(-30, -1, 301)]).astype(dtype)
+    x = np.concatenate([np.linspace(low, high, 100001), np.linspace(-1, 1, 20001), np.logspace(-30, -1, 301)]).astype(
+        dtype
+    )
     exp = elementwise(dtype, emit_exp)
     got, want = exp(x), np.exp(x.astype(np.longdouble))
     unit = np.spacing(want.astype(dtype)).astype(np.longdouble)

@@ -1,4 +1,4 @@
-"""What a bound plan remembers, how arrays of other libraries come and go, and arrays that lie otherwise than planned."""
+"""What a bound plan remembers, arrays that lie otherwise than planned, and arrays of other libraries."""
 
 from __future__ import annotations
 

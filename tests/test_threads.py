@@ -1,10 +1,9 @@
-"""How many threads a call uses, callers side by side, forks, and the life and death of the workers."""
+"""How many threads a call uses, callers side by side, and the life and death of the workers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import os
 import signal
 import sys
 import threading
@@ -18,22 +17,9 @@ import pytest
 import leanconv
 from guard import run_python
 from leanconv.errors import ArgumentError
+from layers import random_layer, roughly_equal
 
-F32 = np.float32
-FORKS = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
-
-
-def problem(seed: int = 0, size: int = 40) -> tuple[Any, Any, Any]:
-    """An image, weights and the result."""
-    rng = np.random.default_rng(seed)
-    x = rng.standard_normal((1, 16, size, size)).astype(F32)
-    w = rng.standard_normal((32, 16, 3, 3)).astype(F32)
-    return x, w, leanconv.conv2d(x, w, algorithm="reference", threads=1)
-
-
-def right(got: Any, want: Any) -> bool:
-    return bool(np.abs(got - want).max() < 1e-4)
 
 
 # -- how many ------------------------------------------------------------------------------------------------------
@@ -110,8 +96,8 @@ def test_the_environment_sets_the_number(monkeypatch: Any) -> None:
 
 @pytest.mark.parametrize("algorithm", ["direct", "im2row_strip", "im2col"])
 def test_many_callers(algorithm: str) -> None:
-    """Eight callers, 200 calls each, on one bound plan, on plans of their own and unbound; with and without workspace."""
-    cases = [problem(seed, 12 + seed) for seed in range(8)]
+    """Eight callers, 200 calls each, on one bound plan, on plans of their own and unbound."""
+    cases = [random_layer(seed, 12 + seed) for seed in range(8)]
     shared = leanconv.plan((1, 16, 12, 12), cases[0][1].shape, algorithm=algorithm, threads=2).bind(cases[0][1])
     start, failures = threading.Barrier(8), []
 
@@ -122,12 +108,12 @@ def test_many_callers(algorithm: str) -> None:
         start.wait()
         for turn in range(200):
             if turn % 3 == 0:
-                ok = right(shared(cases[0][0]), cases[0][2])
+                ok = roughly_equal(shared(cases[0][0]), cases[0][2])
             elif turn % 3 == 1:
                 out.fill(np.nan)
-                ok = right(own(x, out=out), want)
+                ok = roughly_equal(own(x, out=out), want)
             else:
-                ok = right(leanconv.conv2d(x, w, algorithm=algorithm, threads=1 + turn % 4), want)
+                ok = roughly_equal(leanconv.conv2d(x, w, algorithm=algorithm, threads=1 + turn % 4), want)
             if not ok:
                 failures.append((i, turn))
 
@@ -157,113 +143,17 @@ print(len(results), all((r == 36).all() for r in results))
 
 
 def test_more_threads_than_chunks_and_cores() -> None:
-    x, w, want = problem(1, 5)
+    x, w, want = random_layer(1, 5)
     for threads in (1, 2, 3, 8, 33):
-        assert right(leanconv.conv2d(x, w, threads=threads), want)
-
-
-# -- forks -----------------------------------------------------------------------------------------------------------
-
-
-def child_status(work: Any, seconds: float = 30.0) -> int:
-    """Run `work` in a forked child; its exit status, 0 if it returned True."""
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            status = 0 if work() else 2
-        finally:
-            os._exit(status)
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.005)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    raise AssertionError("the child hangs")
-
-
-@FORKS
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_child_computes_and_so_does_its_parent() -> None:
-    x, w, want = problem()
-    bound = leanconv.plan(x.shape, w.shape, algorithm="im2row_strip", threads=3).bind(w)
-    assert right(bound(x), want)
-    for _ in range(5):
-        assert child_status(lambda: right(bound(x), want)) == 0
-        assert right(bound(x), want)
-    assert child_status(lambda: child_status(lambda: right(bound(x), want)) == 0) == 0
-    assert child_status(lambda: right(leanconv.conv2d(x[:, :, 1:], w, threads=2), want[:, :, 1:])) == 0
-
-
-@FORKS
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_while_another_thread_computes() -> None:
-    x, w, want = problem(2, 60)
-    bound = leanconv.plan(x.shape, w.shape, algorithm="im2row_strip", threads=2).bind(w)
-    stop, failures = threading.Event(), []
-
-    def compute() -> None:
-        while not stop.is_set():
-            if not right(bound(x), want):
-                failures.append(1)
-
-    thread = threading.Thread(target=compute)
-    thread.start()
-    try:
-        for _ in range(20):
-            assert child_status(lambda: right(bound(x), want)) == 0
-    finally:
-        stop.set()
-        thread.join(30)
-    assert not thread.is_alive() and not failures
-
-
-@FORKS
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_while_another_thread_holds_our_locks() -> None:
-    """The child has no other thread that would release them."""
-    x, w, want = problem(2, 60)  # a result of 430 KB, beyond what the C library's heap keeps
-    bound = leanconv.plan(x.shape, w.shape, algorithm="im2row_strip", threads=2).bind(w)
-    bound(x)
-    kinds = type(threading.Lock()), type(threading.RLock())
-    modules = [module for name, module in sys.modules.items() if name.startswith("leanconv.")]
-    owners = [*modules, bound, bound.plan.arena, leanconv.compiled.object_cache()]
-    locks = {id(lock): lock for owner in owners for lock in vars(owner).values() if isinstance(lock, kinds)}
-    assert len(locks) >= 5
-    held, release = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        for lock in locks.values():
-            lock.acquire()
-        held.set()
-        release.wait()
-        for lock in locks.values():
-            lock.release()
-
-    def compute() -> bool:
-        strided = np.repeat(x, 2, axis=3)[..., ::2]
-        fresh = leanconv.conv2d(x, w, activation=("clip", -1.5, 2.5), threads=3)  # a plan and a kernel not made yet
-        return right(bound(x), want) and right(bound(strided), want) and right(fresh, np.clip(want, -1.5, 2.5))
-
-    holder = threading.Thread(target=hold)
-    holder.start()
-    held.wait()
-    try:
-        assert child_status(compute, 10) == 0
-    finally:
-        release.set()
-        holder.join()
+        assert roughly_equal(leanconv.conv2d(x, w, threads=threads), want)
 
 
 # -- idling and ending -----------------------------------------------------------------------------------------------
 
 
 def test_idle_workers_use_no_time() -> None:
-    x, w, want = problem()
-    assert right(leanconv.conv2d(x, w, threads=4), want)
+    x, w, want = random_layer()
+    assert roughly_equal(leanconv.conv2d(x, w, threads=4), want)
     time.sleep(0.05)
     before = time.process_time()
     time.sleep(0.5)
@@ -301,7 +191,7 @@ import os; os.dup2(1, 2)  # what is said on stderr is seen by the test
 
 @POSIX
 def test_interrupts_in_a_loop_of_calls() -> None:
-    x, w, want = problem()
+    x, w, want = random_layer()
     bound = leanconv.plan(x.shape, w.shape, algorithm="im2row_strip", threads=2).bind(w)
     bound(x)
     arena = bound.plan.arena
@@ -314,5 +204,5 @@ def test_interrupts_in_a_loop_of_calls() -> None:
             for _ in range(1_000_000):
                 bound(x)
         timer.join()
-        assert right(bound(x), want)
+        assert roughly_equal(bound(x), want)
     assert arena.live_bytes == 0

@@ -157,7 +157,7 @@ class Body:
         return self.op(PTR, f"getelementptr i8, ptr {pointer.name}, i64 {self.i64(offset).name}")
 
     def opaque(self, pointer: Value) -> Value:
-        """The same address, whose origin LLVM forgets: it then keeps it in a register instead of working it out anew."""
+        """The same address, its origin forgotten: LLVM then keeps it in a register instead of working it out anew."""
         return self.op(PTR, f"freeze ptr {pointer.name}")
 
     def load(self, type_: str, pointer: Value, offset: Index = 0) -> Value:

@@ -16,6 +16,8 @@ class Cursor(ABC):
     state: list[Value]
     unroll: int = 4
     """Steps in one round of the inner loop: 4 x 20 instructions at 6x2, well inside the op cache."""
+    longest: int = 4
+    """Most steps in one block where their number is known; longer ones spill and leave the op cache."""
 
     @abstractmethod
     def at(self, state: list[Value]) -> Cursor:
@@ -69,6 +71,7 @@ class PointerCursor(Cursor):
     def __init__(self, fn: Function, pixels: list[Value], strides: Sequence[Value], item: int | None) -> None:
         self._fn, self._strides, self._item = fn, strides, item
         self.state = pixels
+        self.longest = 8  # all channels that are known: the strides are those of rounds of `unroll`
         if item is None:
             self.unroll = 1  # six addresses that move at each step: LLVM would load ahead and spill
 

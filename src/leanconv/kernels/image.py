@@ -57,8 +57,14 @@ class Rows:
         return [fn.i64(fn.add(state[0], fn.mul(self._step(fields), rows)))]
 
 
-def whole_windows(sum_: Sum, pixels: list[Value], weights: Value) -> list[Value]:
-    """Sum over all taps when the window of every pixel lies inside the image; `pixels` address the first taps."""
+def whole_windows(
+    sum_: Sum, pixels: list[Value], weights: Value, ranges: list[tuple[Index, Index]] | None = None
+) -> list[Value]:
+    """Sum over windows that lie inside the image; `pixels` address the first taps.
+
+    `ranges` are the taps [first, last) of each dimension but the innermost that do, where the others read nothing but
+    padding.
+    """
     fn, red = sum_.fn, sum_.reduction
     pixels = [fn.opaque(pixel) for pixel in pixels]
     stride: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
@@ -68,9 +74,18 @@ def whole_windows(sum_: Sum, pixels: list[Value], weights: Value) -> list[Value]
         if dim == len(red.kernel) or (last and red.merged):
             count = None if red.channels is None else red.channels * (red.kernel[dim] if red.merged else 1)
             return sum_.run(SharedCursor(fn, pixels, offset, stride), count, weights, accs)
-        if red.kernel[dim] == 1:
+        if red.kernel[dim] == 1 and ranges is None:
             return taps(dim + 1, offset, weights, accs)
         step = sum_.fields[f"tap{dim}"]
+        if ranges is not None and not last:
+
+            def some(tap: Value, accs: list[Value]) -> list[Value]:
+                at = fn.add(offset, fn.mul(tap, step))
+                w = fn.gep(weights, fn.mul(fn.mul(tap, sum_.fields[f"w_rows{dim}"]), sum_.tile.step_bytes))
+                return sum_.end_section(dim, taps(dim + 1, at, w, accs)[1])
+
+            first, end = ranges[dim]
+            return weights, fn.loop(first, end, 1, accs, some, guard=True, hint="tap")
 
         def body(_: Value, state: list[Value]) -> list[Value]:
             at, w, *inner = state
@@ -154,7 +169,7 @@ class Image:
         tests = [fn.cmp("slt", fn.add(state[last], rows - 1), fields[f"high{last}" if self.padded else f"out{last}"])]
         if self.padded:
             tests.append(fn.cmp("sge", state[last], fields[f"low{last}"]))
-            for dim, at in enumerate(state[:last]):
+            for dim, at in enumerate(() if self._clips(sum_) else state[:last]):
                 tests += [fn.cmp("sge", at, fields[f"low{dim}"]), fn.cmp("slt", at, fields[f"high{dim}"])]
         even = tests[0]
         for test in tests[1:]:
@@ -175,10 +190,34 @@ class Image:
             return whole_windows(sum_, pixels, weights)
         return fn.if_(
             even,
-            lambda: whole_windows(sum_, evenly(), weights),
+            lambda: whole_windows(sum_, evenly(), weights, self._ranges(sum_, state)),
             lambda: self._edge(sum_, base, weights, state),
             hint="even",
         )
+
+    def _clips(self, sum_: Sum) -> bool:
+        """Whether tiles that hang over the image above or below leave those taps out.
+
+        With few channels a tile takes some 200 cycles, and working out the range would cost more than it saves.
+        """
+        return self.pad_mode == "zeros" and self.dims > 1 and sum_.reduction.channels is None
+
+    def _ranges(self, sum_: Sum, state: list[Value]) -> list[tuple[Index, Index]] | None:
+        """Of each dimension but the innermost, the taps that read inside the image for the output row of a tile."""
+        if not self._clips(sum_):
+            return None
+        fn = sum_.fn
+        result: list[tuple[Index, Index]] = []
+        for dim, at in enumerate(state[:-1]):
+            dilation = self.dilation[dim]
+            corner = fn.sub(fn.mul(at, self.stride[dim]), self.pad_low[dim])
+
+            def reach(distance: Index, dilation: int = dilation) -> Index:
+                return fn.udiv(fn.add(fn.smax(distance, 0), dilation - 1), dilation)
+
+            end = reach(fn.sub(sum_.fields[f"in{dim}"], corner))
+            result.append((reach(fn.sub(0, corner)), fn.smin(end, sum_.reduction.kernel[dim])))
+        return result
 
     def _positions(self, sum_: Sum, state: list[Value]) -> list[list[Value]]:
         """The output position of every row of the tile."""
