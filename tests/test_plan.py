@@ -1,0 +1,198 @@
+"""Plans: what they say about themselves, limits, settings and errors; the layers of networks, planned and not run."""
+
+from __future__ import annotations
+
+import re
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import leanconv
+from leanconv import BoundPlan, Plan, Problem
+from leanconv.algorithms import REGISTRY
+from leanconv.errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    ArgumentValueError,
+    MemoryLimitError,
+    NotApplicableError,
+)
+from leanconv.memory import Arena
+from leanconv.sizes import format_bytes
+
+F32 = np.float32
+LAYER: dict[str, Any] = {"x_shape": (1, 16, 24, 24), "w_shape": (32, 16, 3, 3), "padding": 1}
+NETWORKS = sorted((Path(leanconv.__file__).parent / "bench" / "networks").glob("*.csv"))
+
+
+def test_what_a_plan_says() -> None:
+    plan = leanconv.plan(**LAYER, bias=True, activation="relu", residual=True, threads=2)
+    assert isinstance(plan, Plan) and isinstance(plan.problem, Problem)
+    assert plan.algorithm in {algorithm.name for algorithm in REGISTRY} - {"reference"}
+    assert plan.threads == 2 and plan.memory_limit is None
+    assert plan.problem.out_shape == (1, 32, 24, 24)
+    assert plan.steps and all(isinstance(step, str) and len(step) > 10 for step in plan.steps)
+    assert plan.parameters and all(isinstance(name, str) for name in plan.parameters)
+    assert repr(plan) == (
+        f"<Plan {plan.problem.describe()}: {plan.algorithm}, 2 threads, workspace {plan.workspace_bytes} B, "
+        f"packed weights {plan.packed_weight_bytes} B>"
+    )
+    plan.steps.append("changed")
+    assert "changed" not in plan.steps
+    bound = plan.bind(np.zeros((32, 16, 3, 3), F32), np.zeros(32, F32))
+    assert isinstance(bound, BoundPlan) and bound.plan is plan
+
+
+def test_what_counts_against_a_limit() -> None:
+    plain = 32 * 16 * 9 * 4
+    for name in (algorithm.name for algorithm in REGISTRY):
+        for bias in (False, True):
+            try:
+                plan = leanconv.plan(**LAYER, bias=bias, algorithm=name, threads=2)
+            except NotApplicableError:
+                continue
+            free = plain + (32 * 4 if bias else 0)
+            assert plan.extra_bytes == plan.workspace_bytes + max(0, plan.packed_weight_bytes - free)
+    assert leanconv.plan(**LAYER, algorithm="direct").extra_bytes == 0
+    odd = leanconv.plan((1, 16, 24, 24), (17, 16, 3, 3), algorithm="direct")
+    assert odd.extra_bytes == odd.packed_weight_bytes - 17 * 16 * 9 * 4 > 0
+    assert leanconv.plan(**LAYER, algorithm="reference").packed_weight_bytes == 0
+
+
+@pytest.mark.parametrize("limit", [0, 1 << 20, "0", "1MiB", "189.0 KiB", "2 GB"])
+def test_limits_in_numbers_and_text(limit: int | str) -> None:
+    plan = leanconv.plan(**LAYER, memory_limit=limit)
+    number = {"0": 0, "1MiB": 1 << 20, "189.0 KiB": 189 << 10, "2 GB": 2_000_000_000}.get(limit, limit)  # type: ignore[call-overload]
+    assert plan.memory_limit == number
+    assert plan.arena is not leanconv.plan(**LAYER).arena and plan.arena.limit == number
+    assert plan.extra_bytes <= number
+
+
+def test_limits_choose_among_algorithms() -> None:
+    whole = leanconv.plan(**LAYER, algorithm="im2col", threads=1)
+    text = format_bytes(whole.extra_bytes)
+    assert leanconv.plan(**LAYER, algorithm="im2col", threads=1, memory_limit=whole.extra_bytes).extra_bytes
+    with pytest.raises(MemoryLimitError) as caught:
+        leanconv.plan(**LAYER, algorithm="im2col", threads=1, memory_limit="1 KiB")
+    assert (caught.value.limit, caught.value.needed) == (1024, whole.extra_bytes)
+    assert "im2col" in caught.value.what and f"{whole.extra_bytes:,}" in str(caught.value)
+    assert isinstance(caught.value, MemoryError) and text
+    # Padding of the last panel of weights is all that direct needs; automatic choice names the least of all.
+    odd = {**LAYER, "w_shape": (17, 16, 3, 3)}
+    with pytest.raises(MemoryLimitError) as caught:
+        leanconv.plan(**odd, memory_limit=0)
+    assert leanconv.plan(**odd, memory_limit=caught.value.needed).extra_bytes == caught.value.needed
+
+
+def test_concurrent_calls_share_the_limit() -> None:
+    """An arena with a limit lends no more than that, whoever asks."""
+    plan = leanconv.plan(**LAYER, algorithm="im2col", threads=1, memory_limit="1 MiB")
+    plan.arena = Arena(2 * plan.workspace_bytes)
+    x, w = np.ones((1, 16, 24, 24), F32), np.ones((32, 16, 3, 3), F32)
+    bound = plan.bind(w)
+    leases = [plan.arena.acquire(plan.compiled.layout) for _ in range(2)]
+    with pytest.raises(MemoryLimitError):
+        bound(x)
+    leases.pop().release()
+    assert (bound(x)[:, :, 1:-1, 1:-1] == 144).all()
+    leases.pop().release()
+
+
+def test_settings() -> None:
+    tuned = [algorithm for algorithm in REGISTRY if algorithm.tunables]
+    assert tuned
+    x, w = np.ones((1, 16, 24, 24), F32), np.ones((32, 16, 3, 3), F32)
+    for algorithm in tuned:
+        sizes = set()
+        for key in algorithm.tunables:
+            for value in (1, 3, 1000):
+                plan = leanconv.plan(**LAYER, algorithm=algorithm.name, parameters={key: value})
+                sizes.add(plan.workspace_bytes)
+                assert (plan.bind(w)(x)[:, :, 1:-1, 1:-1] == 144).all()
+        assert len(sizes) > 1
+        for bad in ({"nonsense": 1}, {key: 0}, {key: "1"}, {key: 1.5}):
+            with pytest.raises(ArgumentError):
+                leanconv.plan(**LAYER, algorithm=algorithm.name, parameters=bad)
+    with pytest.raises(ArgumentValueError):
+        leanconv.plan(**LAYER, parameters={key: 1})
+    with pytest.raises(ArgumentValueError):
+        leanconv.plan(**LAYER, algorithm="direct", parameters={key: 1})
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "argument"),
+    [
+        ({"algorithm": "winograd9"}, ArgumentValueError, "algorithm"),
+        ({"algorithm": 3}, ArgumentTypeError, "algorithm"),
+        ({"algorithm": None}, ArgumentTypeError, "algorithm"),
+        ({"threads": 0}, ArgumentValueError, "threads"),
+        ({"threads": 1.0}, ArgumentTypeError, "threads"),
+        ({"memory_limit": -1}, ArgumentValueError, "memory_limit"),
+        ({"memory_limit": "many"}, ArgumentValueError, "memory_limit"),
+        ({"memory_limit": 1.5}, ArgumentTypeError, "memory_limit"),
+        ({"x_shape": (16, 24)}, ArgumentValueError, "x_shape"),
+        ({"x_shape": 3}, ArgumentValueError, "x_shape"),
+        ({"dtype": "float16"}, ArgumentTypeError, "dtype"),
+        ({"bias": 1}, ArgumentTypeError, "bias"),
+        ({"layout": "CHWN"}, ArgumentValueError, "layout"),
+    ],
+)
+def test_errors_name_the_argument(options: dict[str, Any], kind: type[ArgumentError], argument: str) -> None:
+    for call in (leanconv.plan, leanconv.algorithms):
+        if call is leanconv.algorithms and argument in ("algorithm", "memory_limit"):
+            continue
+        with pytest.raises(kind) as caught:
+            call(**{**LAYER, **options})
+        assert caught.value.argument == argument
+
+
+def test_binding_from_many_threads() -> None:
+    plan = leanconv.plan(**LAYER, algorithm="direct", threads=2)
+    x, failures = np.ones((1, 16, 24, 24), F32), []
+    start = threading.Barrier(8)
+
+    def work(i: int) -> None:
+        start.wait()
+        for n in range(25):
+            value = 1 + (i * 25 + n) % 13
+            result = plan.bind(np.full((32, 16, 3, 3), value, F32))(x)
+            if not (result[:, :, 1:-1, 1:-1] == 144 * value).all():
+                failures.append((i, n))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not failures
+
+
+@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
+def test_layers_of_real_networks(path: Path) -> None:
+    """Every layer has a plan by every algorithm that lists it, in both layouts; nothing is compiled or run."""
+    from leanconv.bench.layers import read_csv
+
+    layers = read_csv(path)
+    assert layers
+    for layer in layers:
+        for layout in ("NCHW", "NHWC"):
+            x_shape, w_shape = layer.shapes(layout)
+            options = layer.options(layout)
+            options.pop("x_shape", None), options.pop("w_shape", None)
+            listed = leanconv.algorithms(x_shape, w_shape, threads=2, **options)
+            assert {"direct", "reference"} <= {info.name for info in listed if info.applies}
+            for info in listed:
+                if not info.applies:
+                    assert info.reason
+                    continue
+                plan = leanconv.plan(x_shape, w_shape, threads=2, algorithm=info.name, **options)
+                assert plan.workspace_bytes == info.workspace_bytes
+                assert plan.packed_weight_bytes == info.packed_weight_bytes
+                assert info.name != "direct" or plan.workspace_bytes == 0
+                assert re.match(r"<Plan conv2d f32 .*>$", repr(plan))
+            plan = leanconv.plan(x_shape, w_shape, threads=2, **options)
+            assert plan.algorithm != "reference"
