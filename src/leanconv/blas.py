@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 
@@ -21,3 +22,13 @@ def gemm_address(dtype: str) -> int | None:
     api.PyCapsule_GetPointer.argtypes = [ctypes.py_object, ctypes.c_char_p]
     address: int = api.PyCapsule_GetPointer(capsule, api.PyCapsule_GetName(capsule))
     return address
+
+
+def blas_threads(count: int) -> contextlib.AbstractContextManager[object]:
+    """Within this block BLAS uses so many threads in the whole process (for measuring; needs threadpoolctl)."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return contextlib.nullcontext()
+    limits: contextlib.AbstractContextManager[object] = threadpool_limits(count, user_api="blas")
+    return limits

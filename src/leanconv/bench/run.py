@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from leanconv.bench.check import TOLERANCE, Expectation, Trial, make_trial
 from leanconv.bench.layers import Layer
 from leanconv.bench.report import FAILED, NOT_APPLICABLE, WRONG, Report, Row, Sample
+from leanconv.blas import blas_threads
 from leanconv.errors import LeanconvError, NotApplicableError
 
 # One sample lasts at least this long, so that the clock's resolution and one interrupt do not matter.
@@ -115,7 +116,8 @@ def run(
             for part, threads in enumerate(settings.threads):
                 if progress:
                     progress(layer.name, number * len(settings.threads) + part, steps)
-                rows = _measure(engine, layer, trial, threads, settings)
+                with blas_threads(threads):
+                    rows = _measure(engine, layer, trial, threads, settings)
                 if part == 0:
                     flops = layer.problem("NCHW", settings.dtype).flops
                     report.layers.append({**asdict(layer), "shape": layer.short(), "flops": flops})

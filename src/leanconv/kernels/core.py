@@ -12,7 +12,7 @@ vectors multiply-adds:
 
 The order of every output's sum is taps outermost, channels innermost, whatever the tile, the layout, the
 blocking or the number of threads, so none of them changes a bit of the result.  Long sums are cut into
-sections of at most 768 terms that are added up apart (on the stack, once a section): the error grows with the
+sections of some 256 terms that are added up apart (on the stack, once a section): the error grows with the
 square root of the section, not of the whole sum.
 """
 
@@ -33,7 +33,7 @@ LONG_RUN = (
 )
 REACH = 128  # the weights' address points so far ahead that a round's displacements fit one signed byte
 AHEAD = 2048  # bytes of weights between a prefetch and its use: about 200 cycles
-SECTION = 768  # most terms summed in one run of the accumulators
+SECTION = 256  # terms summed in one run of the accumulators: errors of 5e-7 of the largest output, 1e-6 for 576
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,8 @@ class Reduction:
     `kernel` taps per dimension; `channels` when few enough to unroll wholly, else None with `remainder` =
     channels mod UNROLL; `unit_channel`: channels are adjacent in memory; `merged`: the innermost dimension's
     taps follow its channels without a gap (dense NHWC, dilation 1), so both are one run; `flush` names the
-    loop after which a section ends: a dimension's index, "channels" (chunks of SECTION channels) or None;
+    loop after which a section ends: a dimension's index (after each
+    `every` turns of it), "channels" (chunks of SECTION channels) or None;
     `stream`: a panel of weights is larger than the first-level cache can hold beside the pixels, so its lines
     are asked for AHEAD bytes before they are used.
     """
@@ -54,22 +55,28 @@ class Reduction:
     unit_channel: bool
     merged: bool
     flush: int | str | None
+    every: int
     stream: bool
 
     @staticmethod
     def of(kernel: tuple[int, ...], channels: int, *, unit_channel: bool, merged: bool, stream: bool) -> Reduction:
         """Choose unrolling and sections for a sum over `kernel` taps of `channels` channels each."""
-        flush: int | str | None = "channels" if channels > SECTION else None
+        few = channels <= 8
+        # With few channels the end of a section costs 7 % (11x11 taps of 3 channels), so they may run on a little.
+        longest = SECTION * 3 // 2 if few else SECTION
+        flush: int | str | None = "channels" if channels > longest else None
         inner = channels
         if flush is None:
             for dim in reversed(range(len(kernel))):
-                if inner * kernel[dim] > SECTION:
+                if inner * kernel[dim] > longest:
                     flush = dim
                     break
                 inner *= kernel[dim]
-        few = channels <= 8
+        every = max(1, SECTION // inner)
         merged = merged and few and flush != len(kernel) - 1
-        return Reduction(kernel, channels if few else None, channels % UNROLL, unit_channel, merged, flush, stream)
+        return Reduction(
+            kernel, channels if few else None, channels % UNROLL, unit_channel, merged, flush, every, stream
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +142,19 @@ class Sum:
             accs = [fn.const(tile.vec, 0.0)] * len(accs)
         return accs
 
-    def end_section(self, level: int | str, accs: list[Value]) -> list[Value]:
-        """Where a section ends: add the accumulators to the totals and start again from zero."""
-        return self._add_up(accs) if self.reduction.flush == level else accs
+    def end_section(self, level: int | str, accs: list[Value], turn: Value | None = None) -> list[Value]:
+        """Where a section ends: add the accumulators to the totals and start again from zero.
+
+        `turn` counts the turns of the loop whose end this is; without it every turn ends a section.
+        """
+        if self.reduction.flush != level:
+            return accs
+        every = self.reduction.every
+        if turn is None or every == 1:
+            return self._add_up(accs)
+        fn = self.fn
+        ends = fn.cmp("eq", fn.urem(turn, every), every - 1)
+        return fn.if_(ends, lambda: self._add_up(accs), lambda: accs, hint="section")
 
     def _add_up(self, accs: list[Value]) -> list[Value]:
         fn, tile = self.fn, self.tile

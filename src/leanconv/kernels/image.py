@@ -82,15 +82,15 @@ def whole_windows(
             def some(tap: Value, accs: list[Value]) -> list[Value]:
                 at = fn.add(offset, fn.mul(tap, step))
                 w = fn.gep(weights, fn.mul(fn.mul(tap, sum_.fields[f"w_rows{dim}"]), sum_.tile.step_bytes))
-                return sum_.end_section(dim, taps(dim + 1, at, w, accs)[1])
+                return sum_.end_section(dim, taps(dim + 1, at, w, accs)[1], tap)
 
             first, end = ranges[dim]
             return weights, fn.loop(first, end, 1, accs, some, guard=True, hint="tap")
 
-        def body(_: Value, state: list[Value]) -> list[Value]:
+        def body(tap: Value, state: list[Value]) -> list[Value]:
             at, w, *inner = state
             w, inner = taps(dim + 1, at, w, inner)
-            return [fn.i64(fn.add(at, step)), w, *sum_.end_section(dim, inner)]
+            return [fn.i64(fn.add(at, step)), w, *sum_.end_section(dim, inner, tap)]
 
         _, w, *accs = fn.loop(0, red.kernel[dim], 1, [fn.i64(offset), weights, *accs], body, hint="tap")
         return w, accs
@@ -275,14 +275,17 @@ class Image:
                 w = fn.gep(weights, fn.mul(fn.mul(tap, fields[f"w_rows{dim}"]), sum_.tile.step_bytes))
 
                 def inner() -> list[Value]:
-                    return sum_.end_section(dim, taps(dim + 1, here, inside, w, accs))
+                    return taps(dim + 1, here, inside, w, accs)
 
                 if self.pad_mode != "zeros":
-                    return inner()
+                    return sum_.end_section(dim, inner(), tap)
                 some = inside[0]
                 for ok in inside[1:]:
                     some = fn.either(some, ok)
-                return fn.if_(some, inner, lambda: accs, hint="taps")  # nothing but padding adds nothing
+                accs_after = fn.if_(some, inner, lambda: accs, hint="taps")  # nothing but padding adds nothing
+                # A section ends at the same tap whether it was skipped or not: which other pixels share the tile
+                # must not show in the bits of the sum.
+                return sum_.end_section(dim, accs_after, tap)
 
             return fn.loop(0, red.kernel[dim], 1, accs, body, hint="edge")
 
