@@ -94,6 +94,16 @@ def test_activations_keep_nan(name: str, activation: str) -> None:
     np.testing.assert_array_equal(np.isnan(got), np.isnan(exact(x, w, **options)))
 
 
+def test_limits_beyond_the_element_type() -> None:
+    """What float32 cannot hold limits nothing; as an infinite limit does."""
+    x, w = randn(1, 4, 6, 6), randn(8, 4, 3, 3)
+    want = leanconv.conv2d(x, w)
+    for limit in (1e39, 1e300, np.inf):
+        np.testing.assert_array_equal(leanconv.conv2d(x, w, activation=("clip", -limit, limit)), want)
+    steep = leanconv.conv2d(x, w, activation=("leaky_relu", 1e39))
+    np.testing.assert_array_equal(np.isinf(steep), want < 0)
+
+
 # -- out and residual -----------------------------------------------------------------------------------------------
 
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 class Target:
     """An instruction set as the generators see it.
 
-    `registers` vector registers of `vector_bytes` bytes; `pointers` general registers that may hold pixel
-    addresses in the inner loop (the rest hold the weights' address, the loop counter and the stack); `masks`
-    whether a store under a mask costs about what a plain one costs.  `fma` whether multiply-add is one
+    Vector registers hold `vector_bytes` bytes, and `accumulators` of them may hold sums; `pointers` general registers
+    that may hold pixel addresses in the inner loop (the rest hold the weights' address, the loop counter and the
+    stack); `masks` whether a store under a mask costs about what a plain one costs.  `fma` whether multiply-add is one
     instruction.  `cpu` and `features` go to LLVM as they are.
     """
 
@@ -20,7 +20,7 @@ class Target:
     cpu: str
     features: str
     vector_bytes: int
-    registers: int
+    accumulators: int
     pointers: int
     masks: bool
     fma: bool = True
@@ -32,17 +32,17 @@ class Target:
     def tile_rows(self, vectors: int) -> int:
         """The most rows of a register tile that is `vectors` vector registers wide.
 
-        Accumulators take rows * vectors registers, one row of weights takes `vectors` and one broadcast pixel
-        takes 1; each row also needs an address.  AVX2: 6x2, 4x3, 12x1; AVX-512: 12x2, 9x3, 12x1; NEON: 14x2,
-        9x3, 20x1.
+        Accumulators take rows * vectors registers, weights `vectors` and a broadcast pixel 1; a few must stay free for
+        the loads of the next step, or LLVM spills. Each row also needs an address. AVX2: 6x2, 4x3, 8x1; AVX-512: 12x2,
+        9x3, 12x1; NEON: 10x2, 6x3, 10x1.
         """
-        return max(1, min((self.registers - 1 - vectors) // vectors, self.pointers))
+        return max(1, min(self.accumulators // vectors, self.pointers))
 
 
 _X86 = "x86_64-unknown-linux-gnu"
-AVX2 = Target("avx2", _X86, "haswell", "+avx2,+fma", 32, 16, 12, masks=False)
-AVX512 = Target("avx512", _X86, "skylake-avx512", "-prefer-256-bit", 64, 32, 12, masks=True)
-NEON = Target("neon", "aarch64-unknown-linux-gnu", "generic", "+neon", 16, 32, 20, masks=False)
-PORTABLE = Target("portable", _X86, "x86-64", "", 16, 16, 12, masks=False, fma=False)
+AVX2 = Target("avx2", _X86, "haswell", "+avx2,+fma", 32, 12, 8, masks=False)
+AVX512 = Target("avx512", _X86, "skylake-avx512", "-prefer-256-bit", 64, 27, 12, masks=True)
+NEON = Target("neon", "aarch64-unknown-linux-gnu", "generic", "+neon", 16, 20, 10, masks=False)
+PORTABLE = Target("portable", _X86, "x86-64", "", 16, 12, 8, masks=False, fma=False)
 
 TARGETS = {target.name: target for target in (AVX2, AVX512, NEON, PORTABLE)}
