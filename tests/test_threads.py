@@ -16,8 +16,8 @@ import pytest
 
 import leanconv
 from guard import run_python
-from leanconv.errors import ArgumentError
 from layers import random_layer, roughly_equal
+from leanconv.errors import ArgumentError
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
