@@ -62,13 +62,11 @@ class Reduction:
     def of(kernel: tuple[int, ...], channels: int, *, unit_channel: bool, merged: bool, stream: bool) -> Reduction:
         """Choose unrolling and sections for a sum over `kernel` taps of `channels` channels each."""
         few = channels <= 8
-        # With few channels the end of a section costs 7 % (11x11 taps of 3 channels), so they may run on a little.
-        longest = SECTION * 3 // 2 if few else SECTION
-        flush: int | str | None = "channels" if channels > longest else None
+        flush: int | str | None = "channels" if channels > SECTION else None
         inner = channels
         if flush is None:
             for dim in reversed(range(len(kernel))):
-                if inner * kernel[dim] > longest:
+                if inner * kernel[dim] > SECTION:
                     flush = dim
                     break
                 inner *= kernel[dim]
@@ -141,6 +139,24 @@ class Sum:
                 fn.store(acc, self.totals, i * tile.target.vector_bytes)
             accs = [fn.const(tile.vec, 0.0)] * len(accs)
         return accs
+
+    def spans(self, dim: int) -> list[tuple[int, int]]:
+        """The turns of a tap loop, split where sections end if channels are few.
+
+        Their loops are short, and a test for the end of a section in every turn costs 7 % (11x11 taps of 3 channels).
+        """
+        turns, every = self.reduction.kernel[dim], self.reduction.every
+        if not self.splits(dim):
+            return [(0, turns)]
+        return [(first, min(first + every, turns)) for first in range(0, turns, every)]
+
+    def end_span(self, dim: int, accs: list[Value]) -> list[Value]:
+        """The end of one of several spans is that of a section."""
+        return self._add_up(accs) if self.splits(dim) else accs
+
+    def splits(self, dim: int) -> bool:
+        """Whether the tap loop of a dimension is split into spans."""
+        return self.reduction.flush == dim and self.reduction.channels is not None
 
     def end_section(self, level: int | str, accs: list[Value], turn: Value | None = None) -> list[Value]:
         """Where a section ends: add the accumulators to the totals and start again from zero.

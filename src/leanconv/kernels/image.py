@@ -90,10 +90,15 @@ def whole_windows(
         def body(tap: Value, state: list[Value]) -> list[Value]:
             at, w, *inner = state
             w, inner = taps(dim + 1, at, w, inner)
-            return [fn.i64(fn.add(at, step)), w, *sum_.end_section(dim, inner, tap)]
+            if not sum_.splits(dim):
+                inner = sum_.end_section(dim, inner, tap)
+            return [fn.i64(fn.add(at, step)), w, *inner]
 
-        _, w, *accs = fn.loop(0, red.kernel[dim], 1, [fn.i64(offset), weights, *accs], body, hint="tap")
-        return w, accs
+        state = [fn.i64(offset), weights, *accs]
+        for first, end in sum_.spans(dim):
+            state = fn.loop(first, end, 1, state, body, hint="tap")
+            state = [*state[:2], *sum_.end_span(dim, state[2:])]
+        return state[1], state[2:]
 
     weights, accs = sum_.start(weights)
     return sum_.finish(taps(0, 0, weights, accs)[1])
