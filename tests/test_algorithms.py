@@ -123,6 +123,20 @@ def test_large_convolutions(name: str, case: Case) -> None:
         run_every_way(name, case)
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("channels", [3, 12])
+def test_every_geometry(name: str, channels: int) -> None:
+    """Rows long enough for whole tiles inside the image, and images high enough for every edge to have its own."""
+    for i, geometry in enumerate(accepted(name)):
+        size = (*(n + 5 for n in geometry.smallest[:-1]), geometry.smallest[-1] + 28)
+        for layout in ("NCHW", "NHWC"):
+            case = Case((1, channels, *size), (16, channels, *geometry.kernel), geometry, layout=layout, seed=i)
+            out = case.guarded_out(viewed=False)
+            convolve(case, case.guarded_inputs(viewed=False), algorithm=name, threads=1 + i % 2, out=out)
+            case.check(out)
+            check_untouched(out)
+
+
 @pytest.mark.parametrize("pixels", range(1, 40))
 def test_every_number_of_pixels(pixels: int) -> None:
     """Blocks are covered exactly by tiles of two heights, whatever the number of pixels and the width of the panels."""

@@ -52,6 +52,19 @@ def test_a_forked_child_computes_and_so_does_its_parent() -> None:
     assert child_status(lambda: roughly_equal(leanconv.conv2d(x[:, :, 1:], w, threads=2), want[:, :, 1:])) == 0
 
 
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="counts threads in /proc")
+def test_a_forked_child_has_workers_of_its_own() -> None:
+    x, w, want = random_layer()
+    bound = leanconv.plan(x.shape, w.shape, algorithm="direct", threads=3).bind(w)
+    bound(x)
+
+    def compute() -> bool:
+        alone = len(os.listdir("/proc/self/task"))
+        return roughly_equal(bound(x), want) and (alone, len(os.listdir("/proc/self/task"))) == (1, 3)
+
+    assert child_status(compute) == 0
+
+
 def test_a_fork_while_another_thread_computes() -> None:
     x, w, want = random_layer(2, 60)
     bound = leanconv.plan(x.shape, w.shape, algorithm="im2row_strip", threads=2).bind(w)

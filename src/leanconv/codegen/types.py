@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 
@@ -39,5 +40,8 @@ def scalar_of(type_: str) -> str:
 def literal(number: float, scalar: str) -> str:
     """An exact LLVM floating-point literal (both widths are written as the bits of a double)."""
     if scalar == "float":
-        number = struct.unpack("<f", struct.pack("<f", number))[0]
+        try:
+            number = struct.unpack("<f", struct.pack("<f", number))[0]
+        except OverflowError:  # beyond what the type holds
+            number = math.copysign(math.inf, number)
     return f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
