@@ -34,6 +34,7 @@ from leanconv import oracle
 from leanconv.bench import table
 from leanconv.bench.layers import Layer
 from leanconv.bench.report import NOT_APPLICABLE, WRONG, Report, Row, Sample
+from leanconv.blas import blas_threads
 from leanconv.doctor import machine_facts, versions
 from pictures import Responses, feature_sheet, filter_sheet, time_against_memory
 
@@ -174,7 +175,8 @@ def run_network(network: FirstLayer, x: Array, threads: int) -> tuple[Layer, lis
         call()
         compare(row, out, expected)
         calls.append((row, call))
-    take_turns(calls, threads)
+    with blas_threads(threads):
+        take_turns(calls, threads)
     shown = shown_channels(network.outputs)
     size = f"{network.size}x{network.size}"
     title = f"{network.network}: {size}, stride {network.stride}, 3 to {network.outputs} channels"
