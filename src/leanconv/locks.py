@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import weakref
+from typing import Any
 
-_locks: weakref.WeakSet[threading.Lock] = weakref.WeakSet()
+_locks: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-def new_lock() -> threading.Lock:
-    """A lock that is free again in every forked child; what it guards must bear an update left half done."""
-    lock = threading.Lock()
+def new_lock(*, again: bool = False) -> contextlib.AbstractContextManager[bool]:
+    """A lock that is free again in every forked child; what it guards must bear an update left half done.
+
+    With `again` the thread that holds it may take it again.
+    """
+    lock: Any = threading.RLock() if again else threading.Lock()
     _locks.add(lock)
-    return lock
+    return lock  # type: ignore[no-any-return]
 
 
 def _free_all() -> None:
     for lock in list(_locks):
-        lock._at_fork_reinit()  # type: ignore[attr-defined]  # as the standard library does for its own
+        lock._at_fork_reinit()  # as the standard library does for its own
 
 
 if hasattr(os, "register_at_fork"):

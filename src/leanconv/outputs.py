@@ -18,7 +18,8 @@ from leanconv.memory import AlignedBlock
 SMALLEST = 256 << 10  # bytes; below, the C library's own heap keeps its pages
 KEPT_BYTES = 512 << 20
 
-_lock = new_lock()
+# One that the same thread may take again: collecting garbage inside the guarded lines may free another result.
+_lock = new_lock(again=True)
 _spares: dict[int, list[AlignedBlock]] = {}
 _kept = 0
 

@@ -16,6 +16,7 @@ import functools
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from leanconv.checks import integer
@@ -23,6 +24,8 @@ from leanconv.kernels import runtime
 from leanconv.locks import new_lock
 from leanconv.memory import AlignedBlock
 
+SHORTEST_REST, LONGEST_REST = 0.005, 0.2  # seconds that callers work alone after a stall
+CALM_CALLS = 16  # calls without a stall after which the next one counts as the first
 _chosen: int | None = None
 _scoped: contextvars.ContextVar[int | None] = contextvars.ContextVar("leanconv_threads", default=None)
 
@@ -82,12 +85,55 @@ class Pool:
         self._worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(worker)
         self._workers: list[threading.Thread] = []
         self._lock = new_lock()
+        self._sleepers = ctypes.c_int64.from_address(self.address + runtime.SLEEPERS)
+        self._stalled = ctypes.c_int64.from_address(self.address + runtime.STALLED)
+        self._rest_until, self._rest, self._calm = 0.0, SHORTEST_REST, 0
+        self._avoided = -1
+        self._current_cpu = _current_cpu()
 
     def run(self, job: int, count: int) -> None:
-        """Run the job at an address on `count` threads, the caller being one of them."""
-        if count - 1 > len(self._workers):
-            self._grow(count - 1)
-        self.submit(self.address, job, count - 1)
+        """Run the job at an address on `count` threads, the caller being one of them.
+
+        A worker whose core is taken by another process leaves its chunk unfinished for a time slice of some
+        milliseconds. After such a stall callers work alone for a while, twice as long each time it happens again, so
+        that a busy neighbour costs a few percent and a passing one next to nothing.
+        """
+        helpers = count - 1
+        if helpers:
+            if helpers > len(self._workers):
+                self._grow(helpers)
+            if self._rest_until and time.monotonic() < self._rest_until:
+                helpers = 0
+            elif self._sleepers.value:
+                self._spread()
+        self.submit(self.address, job, helpers)
+        if helpers:
+            if self._stalled.value:
+                self._stalled.value = 0
+                self._rest_until = time.monotonic() + self._rest
+                self._rest, self._calm = min(2 * self._rest, LONGEST_REST), 0
+            elif self._rest > SHORTEST_REST:
+                self._calm += 1
+                if self._calm >= CALM_CALLS:
+                    self._rest = SHORTEST_REST
+
+    def _spread(self) -> None:
+        """Keep workers that are about to wake off the caller's core.
+
+        The kernel may wake a thread on the core of the one that wakes it, behind it: the caller has then done all the
+        work before the worker runs, and it stays that way call after call.
+        """
+        if self._current_cpu is None:
+            return
+        cpu = self._current_cpu()
+        if cpu == self._avoided:
+            return
+        others = os.sched_getaffinity(0) - {cpu}
+        if others:
+            self._avoided = cpu
+            for worker in self._workers:
+                with contextlib.suppress(OSError):  # a worker that ends, or a sandbox that forbids it
+                    os.sched_setaffinity(worker.native_id or 0, others)
 
     def _grow(self, count: int) -> None:
         with self._lock:
@@ -96,6 +142,7 @@ class Pool:
                 thread = threading.Thread(target=self._worker, args=(self.address,), name=name, daemon=True)
                 thread.start()
                 self._workers.append(thread)
+            self._avoided = -1
 
     def stop(self) -> None:
         """End all workers and wait for them."""
@@ -152,6 +199,13 @@ def _install_semaphore(pool: int) -> list[object]:
     put(runtime.POST, address(post))
     put(runtime.YIELD, address(give))
     return keep
+
+
+def _current_cpu() -> Callable[[], int] | None:
+    """The C library's function for the core that the calling thread runs on, where threads can be kept off cores."""
+    if not hasattr(os, "sched_setaffinity"):
+        return None
+    return getattr(ctypes.CDLL(None), "sched_getcpu", None)
 
 
 _pool: Pool | None = None

@@ -144,7 +144,10 @@ def emit_activation(fn: Function, activation: Activation, x: Value) -> Value:
     if name == "sigmoid":
         return _sigmoid(fn, x)
     if name == "silu":
-        return fn.binary("fmul", x, _sigmoid(fn, x))
+        # Below -80 the result is 0 to rounding, but x * sigmoid(x) with a clamped exp would not be.
+        return fn.binary(
+            "fmul", _clamp(fn, x, -80.0 if scalar_of(kind) == "float" else -700.0, math.inf), _sigmoid(fn, x)
+        )
     if name == "tanh":
         return _tanh(fn, x)
     if name == "gelu":

@@ -35,11 +35,13 @@ STATE, JOB, MOST, LEFT, SLEEPERS, BUSY, STOP, SEMAPHORE, WAIT, POST, YIELD = (
     456,
     464,
 )
+STALLED = 328  # set by a caller that has waited long for the last chunk of another thread
 POOL_BYTES = 512
 
 _OPEN = 1 << 16
 _SEQUENCE = 1 << 17
 SPINS_IDLE = 2000  # turns of a worker before it sleeps: about 40 us at 65 cycles a pause
+SPINS_STALLED = 50_000  # turns of waiting that mean a stall: about 1 ms, longer than any chunk takes
 SPINS_YIELD = 200  # turns of a thread that waits for the last chunks before it offers its core to others
 
 
@@ -87,10 +89,12 @@ class _Blocks:
         self.fn.label(label)
 
 
-def _wait_for(fn: Function, target: Target, yield_: Value, address: Value, wanted: Value | int) -> None:
-    """Spin until a counter has a value, offering the core to others now and then."""
+def _wait_for(fn: Function, target: Target, pool: Value, address: Value, wanted: Value | int) -> None:
+    """Spin until a counter has a value, offering the core to others now and then, and note if that takes long."""
     blocks = _Blocks(fn)
+    yield_ = fn.load(PTR, pool, YIELD)
     test, turn, give, done = (fn.new_label(hint) for hint in ("test", "turn", "give", "done"))
+    late, offer = fn.new_label("late"), fn.new_label("offer")
     turns = fn.alloca(8)
     fn.store(fn.i64(0), turns)
     blocks.jump(test)
@@ -102,6 +106,11 @@ def _wait_for(fn: Function, target: Target, yield_: Value, address: Value, wante
     fn.store(count, turns)
     blocks.branch(fn.cmp("eq", fn.urem(count, SPINS_YIELD), 0), give, test)
     blocks.at(give)
+    blocks.branch(fn.cmp("eq", count, SPINS_STALLED), late, offer)
+    blocks.at(late)
+    fn.store(fn.i64(1), pool, STALLED)
+    blocks.jump(offer)
+    blocks.at(offer)
     fn.op(I32, f"call i32 {yield_.name}()")
     blocks.jump(test)
     blocks.at(done)
@@ -120,7 +129,6 @@ def _run_job(module: Module, target: Target) -> None:
     pool, job, thread = fn.args
     phases = fn.load(I64, job, JOB_PHASES)
     buffers = fn.load(PTR, job, JOB_BUFFERS)
-    yield_ = fn.load(PTR, pool, YIELD)
 
     def phase(index: Value, _: list[Value]) -> list[Value]:
         blocks = _Blocks(fn)
@@ -138,7 +146,7 @@ def _run_job(module: Module, target: Target) -> None:
         _atomic(fn, "add", done, 1, "acq_rel")
         blocks.jump(take)
         blocks.at(end)
-        _wait_for(fn, target, yield_, done, chunks)
+        _wait_for(fn, target, pool, done, chunks)
         return []
 
     fn.loop(0, phases, 1, [], phase, guard=True, hint="phase")
@@ -183,7 +191,7 @@ def _submit(module: Module, target: Target) -> None:
         fn.do(run)
         closed = _atomic(fn, "and", state, ~_OPEN)
         joined = fn.op(I64, f"and i64 {closed.name}, {_OPEN - 1}")
-        _wait_for(fn, target, fn.load(PTR, pool, YIELD), fn.gep(pool, LEFT), joined)
+        _wait_for(fn, target, pool, fn.gep(pool, LEFT), joined)
         _atomic_store(fn, 0, busy)
         return []
 
