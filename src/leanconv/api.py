@@ -47,8 +47,9 @@ def conv2d(
         x: image, (N, C, H, W), or (N, H, W, C) with layout="NHWC"; without N for a single image. A NumPy
         array or
             anything that offers DLPack on the CPU; float32 or float64; strides are taken as they are.
-        w: weights, (K, C/groups, R, S) in either layout. They are packed at each call, since they may have
-            changed; `plan(...).bind(w)` packs once.
+        w: weights, (K, C/groups, R, S) in either layout. They are packed at each call, since they may have changed;
+            `plan(...).bind(w)` packs once. They must be finite where windows reach into padding: whether padding times
+            an infinite weight is NaN or nothing is not defined.
         bias: (K,), or None.
         stride: an int, or one for each spatial axis.
         padding: an int; one for each axis; (low, high) pairs; "same" or "valid".
