@@ -54,20 +54,38 @@ def patch_fields(problem: Problem, steps: Mapping[str, int]) -> dict[str, int]:
     return {**image, "channels": problem.group_in, "pixels": math.prod(problem.out_size), **steps}
 
 
+def matrix_steps(problem: Problem, pixels: int, *, rows: bool) -> dict[str, int]:
+    """Byte steps of a matrix of so many pixels: taps outermost in a window, channels innermost."""
+    item, c = problem.itemsize, problem.group_in
+    if rows:
+        return {"m_pixel": problem.taps * c * item, "m_c": item, "m_tap": c * item}
+    return {"m_pixel": item, "m_c": pixels * item, "m_tap": c * pixels * item}
+
+
+def stage_phase(problem: Problem, host: Host, threads: int, image: int, *, rows: bool) -> Phase:
+    """The phase that copies all windows of one image into the buffer `MATRIX`."""
+    p = problem
+    pixels, width = math.prod(p.out_size), p.out_size[-1]
+    block = -(-pixels // width // (8 * threads)) * width  # whole output rows: im2col copies by rows
+    blocks = -(-pixels // block)
+    fields = patch_fields(p, matrix_steps(p, pixels, rows=rows)) | {
+        "n_first": image,
+        "b_div": 1,
+        "b_count": blocks,
+        "g_div": blocks,
+        "g_count": p.groups,
+        "block": block,
+        "m_g": p.taps * p.group_in * pixels * p.itemsize,
+    }
+    return Phase("stage", PatchSpec(patches(p, host, rows, rows)), fields, p.groups * blocks, {"matrix": MATRIX})
+
+
 def whole(problem: Problem, host: Host, threads: int, *, rows: bool) -> Lowering:
     """The matrix of one image after the other, whole."""
     p, item = problem, problem.itemsize
     pixels, depth = math.prod(p.out_size), p.taps * p.group_in
-    if rows:
-        steps = {"m_pixel": depth * item, "m_c": item, "m_tap": p.group_in * item}
-    else:
-        steps = {"m_pixel": item, "m_c": pixels * item, "m_tap": p.group_in * pixels * item}
+    steps = matrix_steps(p, pixels, rows=rows)
     group_bytes = depth * pixels * item
-    spec = PatchSpec(patches(p, host, rows, rows))
-    width = p.out_size[-1]
-    lines = pixels // width
-    block = -(-lines // (8 * threads)) * width  # whole output rows: im2col copies by rows
-    blocks = -(-pixels // block)
     source = CoreInput(
         Rows(None if rows else item),
         (1,),
@@ -83,16 +101,7 @@ def whole(problem: Problem, host: Host, threads: int, *, rows: bool) -> Lowering
     phases: list[Phase] = []
     parameters: dict[str, int | str] = {}
     for image in range(p.batch):
-        fields = patch_fields(p, steps) | {
-            "n_first": image,
-            "b_div": 1,
-            "b_count": blocks,
-            "g_div": blocks,
-            "g_count": p.groups,
-            "block": block,
-            "m_g": group_bytes,
-        }
-        phases.append(Phase("stage", spec, fields, p.groups * blocks, {"matrix": MATRIX}))
+        phases.append(stage_phase(p, host, threads, image, rows=rows))
         if turned:
             core, parameters = columns.column_phase(p, host, source, columns.blocking(p, host, threads), image)
         else:
@@ -129,11 +138,7 @@ def strips(
         if threads > 1:  # enough strips for every thread to have several
             size = min(size, max(unit, pixels * p.batch * p.groups // (4 * threads) // unit * unit))
     heights, cut = fitting_strips(p, host, size, unit)
-    ld = cut.block
-    if rows:
-        steps = {"m_pixel": depth * item, "m_c": item, "m_tap": p.group_in * item}
-    else:
-        steps = {"m_pixel": item, "m_c": ld * item, "m_tap": p.group_in * ld * item}
+    steps = matrix_steps(p, cut.block, rows=rows)
     image = image_input(p).fields
     fields = patch_fields(p, steps) | {"x_n": image["x_n"], "x_g": image["x_g"]}
     fields |= {"x_row": steps["m_pixel"], "x_c": steps["m_c"]}

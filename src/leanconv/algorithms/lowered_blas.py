@@ -14,13 +14,12 @@ from typing import ClassVar
 from leanconv.algorithms.base import Algorithm, Lowering, WeightPacking
 from leanconv.algorithms.dense import even_stride, output_refusal, store_columns
 from leanconv.algorithms.im2row import PAPER
-from leanconv.algorithms.lowered import MATRIX, patch_fields, patches
+from leanconv.algorithms.lowered import MATRIX, stage_phase
 from leanconv.blas import gemm_address
 from leanconv.host import Host
 from leanconv.kernels.blas import FinishSpec, GemmSpec
 from leanconv.kernels.copy import CopySpec
 from leanconv.kernels.epilogue import Epilogue
-from leanconv.kernels.patches import PatchSpec
 from leanconv.memory import Buffer
 from leanconv.problem import Problem, dense_strides
 from leanconv.program import Phase
@@ -50,15 +49,7 @@ class _Blas(Algorithm):
         """Per image: stage all groups, one ?GEMM a group; then one pass for bias, residual and activation."""
         p, item = problem, problem.itemsize
         pixels, depth = math.prod(p.out_size), p.taps * p.group_in
-        if self.rows:
-            steps = {"m_pixel": depth * item, "m_c": item, "m_tap": p.group_in * item}
-        else:
-            steps = {"m_pixel": item, "m_c": pixels * item, "m_tap": p.group_in * pixels * item}
         group_bytes = depth * pixels * item
-        width = p.out_size[-1]
-        block = -(-pixels // width // (8 * threads)) * width
-        blocks = -(-pixels // block)
-        spec = PatchSpec(patches(p, host, self.rows, self.rows))
         columns = store_columns(p)
         weights = {"g": p.group_out * depth * item, "ld": depth}
         matrix = {"g": group_bytes, "ld": depth if self.rows else pixels}
@@ -83,16 +74,7 @@ class _Blas(Algorithm):
         roles = {"a": MATRIX if columns else "w", "b": "w" if columns else MATRIX, "c": product, "gemm": "gemm"}
         phases: list[Phase] = []
         for image in range(p.batch):
-            fields = patch_fields(p, steps) | {
-                "n_first": image,
-                "b_div": 1,
-                "b_count": blocks,
-                "g_div": blocks,
-                "g_count": p.groups,
-                "block": block,
-                "m_g": group_bytes,
-            }
-            phases.append(Phase("stage", spec, fields, p.groups * blocks, {"matrix": MATRIX}))
+            phases.append(stage_phase(p, host, threads, image, rows=self.rows))
             fields = {
                 "g_div": 1,
                 "g_count": p.groups,
