@@ -172,12 +172,6 @@ class Function(Body):
             f"call void @{name}({value.type} {value.name}, ptr {pointer.name}, i32 {align}, {mask.type} {mask.name})"
         )
 
-    def cut(self) -> None:
-        """Start a new block here: LLVM schedules instructions and spills registers block by block."""
-        label = self.new_label("cut")
-        self.do(f"br label %{label}")
-        self.label(label)
-
     def loop(
         self,
         start: Index,

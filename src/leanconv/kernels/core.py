@@ -230,10 +230,7 @@ class Sum:
 
     def _block(self, cursor: Cursor, count: int, weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
         for row, (pixels, offset) in enumerate(cursor.addresses(count)):
-            if row and row % UNROLL == 0:
-                self.fn.cut()  # in one long block LLVM loads far ahead, runs out of registers and spills them
             accs = self.step(pixels, offset, weights, accs, row)
-        self.fn.cut()
         return self.moved(weights, count), accs
 
     def _split(self, cursor: Cursor, state: list[Value]) -> tuple[Value, list[Value]]:
