@@ -127,7 +127,6 @@ def test_nested_control_flow_carries_values_through() -> None:
     def write(fn: Function, n: Value) -> Index:
         def outer(i: Value, state: list[Value]) -> list[Value]:
             def inner(j: Value, state: list[Value]) -> list[Value]:
-                fn.cut()
                 odd = fn.cmp("eq", fn.urem(fn.add(i, j), 2), 1)
 
                 def even() -> list[Value]:
