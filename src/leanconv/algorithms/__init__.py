@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leanconv.algorithms.band import DirectBand
 from leanconv.algorithms.base import Algorithm
 from leanconv.algorithms.direct import Direct
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
@@ -11,6 +12,7 @@ from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
 
 REGISTRY: tuple[Algorithm, ...] = (
+    DirectBand(),
     Pointwise(),
     Direct(),
     Im2rowStrip(),
