@@ -24,7 +24,7 @@ from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, pack_
 from leanconv.algorithms.lowered import fitting_strips
 from leanconv.host import Host
 from leanconv.kernels.image import Image
-from leanconv.kernels.windows import Band, Windows, WindowSpec
+from leanconv.kernels.windows import WindowBand, Windows, WindowSpec
 from leanconv.memory import Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
@@ -86,7 +86,7 @@ def copied(problem: Problem, host: Host, tensor: Tensor) -> tuple[Windows, dict[
     adjacent = "none"
     if channel == 1 or p.group_in == 1:
         adjacent = "channels"
-    elif pixel == 1 and stride[-1] == 1:
+    elif pixel == 1 and stride[-1] <= lanes // 2:
         adjacent = "pixels"
     together = adjacent == "channels" and pixel == p.group_in and p.dilation[-1] == 1
     windows = Windows(
@@ -220,7 +220,7 @@ def bands(problem: Problem, host: Host, threads: int, workspace: int | None, cho
         "hop": p.stride[slide],
         "reach": (p.kernel[slide] - 1) * p.dilation[slide] + 1,
     }
-    source = replace(core_input(p, tensor, fields, "x"), stage=Band(windows))
+    source = replace(core_input(p, tensor, fields, "x"), stage=WindowBand(windows))
     core, parameters = dense_phase(p, host, source, heights, cut)
     return Lowering(
         (core,),

@@ -78,34 +78,47 @@ def gathered(fn: Function, kind: str, source: Value, target: Value, step: Index,
         fn.store(fn.load(scalar, source, fn.mul(step, i)), target, i * item)
 
 
+def spaced(fn: Function, kind: str, source: Value, stride: int) -> Value:
+    """One vector of elements `stride` elements apart; nothing is read behind the last of them."""
+    lanes, item = lanes_of(kind), item_bytes(Value("", kind))
+    result, done = Value("poison", kind), 0
+    while done < lanes:
+        first = min(done * stride, (lanes - 1) * stride - (lanes - 1))
+        part = fn.load(kind, source, first * item)
+        held = [lane * stride - first for lane in range(lanes)]
+        picked = [lane if lane < done else lanes + at if at < lanes else -1 for lane, at in enumerate(held)]
+        result = fn.shuffle(result, part, picked)
+        done = sum(lane >= 0 for lane in picked)
+    return result
+
+
 def transposed(
     fn: Function,
     kind: str,
     source: Value,
     target: Value,
-    step: Index,
-    move: Index,
+    steps: tuple[Index, Index, int],
     sizes: tuple[Index, int],
     *,
     masks: bool,
 ) -> None:
-    """Copy a block of as many pixels as a vector has lanes, adjacent in the image, to pixels of adjacent channels.
+    """Copy a block of as many pixels as a vector has lanes, of one row of the image, to pixels of adjacent channels.
 
-    `step` bytes between channels of the image, `move` between pixels of the target; `sizes` is the number of channels,
-    and that modulo lanes.
+    `steps` are the bytes between channels of the image, between pixels of the target, and the elements between pixels
+    of the image; `sizes` is the number of channels, and that modulo lanes.
     """
-    lanes = lanes_of(kind)
-    item = item_bytes(Value("", kind))
+    lanes, item = lanes_of(kind), item_bytes(Value("", kind))
+    channel, move, stride = steps
     count, tail = sizes
 
     def square(source: Value, target: Value, channels: int) -> None:
-        rows = transpose(fn, [fn.load(kind, source, fn.mul(step, i)) for i in range(channels)])
-        for i, value in enumerate(rows):
+        rows = [spaced(fn, kind, fn.gep(source, fn.mul(channel, i)), stride) for i in range(channels)]
+        for i, value in enumerate(transpose(fn, rows)):
             store_lanes(fn, value, fn.gep(target, fn.mul(move, i)), channels, masks=masks)
 
     def block(_: Value, state: list[Value]) -> list[Value]:
         square(state[0], state[1], lanes)
-        return [fn.gep(state[0], fn.mul(step, lanes)), fn.gep(state[1], lanes * item)]
+        return [fn.gep(state[0], fn.mul(channel, lanes)), fn.gep(state[1], lanes * item)]
 
     source, target = fn.loop(0, fn.sub(count, tail), lanes, [source, target], block, guard=True, hint="channels")
     if tail:

@@ -28,7 +28,7 @@ class Windows:
     """How a window tensor is written.
 
     `kernel stride dilation pad_low` per dimension, 1 1 1 along the one that slides.  `adjacent` says which elements
-    are neighbours in the image: "channels", "pixels" (of a row, taken one by one) or "none".  `channels` if few, else
+    are neighbours in the image: "channels", "pixels" (of a row) or "none".  `channels` if few, else
     None, and `tail` = channels mod lanes.  `joint` taps of the last dimension follow each other in the image as in the
     tensor, and are copied in one run (1: each on its own).
 
@@ -155,9 +155,9 @@ class Windows:
 
             def block(_: Value, state: list[Value]) -> list[Value]:
                 kind = vector(SCALARS[self.dtype], lanes)
-                sizes = (self._channels(fields), self.tail)
-                transposed(fn, kind, state[0], state[1], fields["s_c"], move, sizes, masks=self.target.masks)
-                return [fn.gep(state[0], lanes * self.item), fn.gep(state[1], fn.mul(move, lanes))]
+                sizes, steps = (self._channels(fields), self.tail), (fields["s_c"], move, stride)
+                transposed(fn, kind, state[0], state[1], steps, sizes, masks=self.target.masks)
+                return [fn.gep(state[0], lanes * stride * self.item), fn.gep(state[1], fn.mul(move, lanes))]
 
             source, target = fn.loop(0, whole, lanes, [source, target], block, guard=True, hint="block")
             count = fn.sub(count, whole)
@@ -253,7 +253,7 @@ class WindowSpec:
 
 
 @dataclass(frozen=True, slots=True)
-class Band:
+class WindowBand:
     """The part of a window tensor that a block of output pixels reads, staged by the thread that reads it.
 
     Windows slide along the last dimension, so the part is one range of entries.  Fields besides those of `Windows`:
