@@ -7,7 +7,9 @@ from leanconv.algorithms.base import Algorithm
 from leanconv.algorithms.direct import Direct
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
+from leanconv.algorithms.im2win import Im2win, Im2winBand
 from leanconv.algorithms.lowered_blas import Im2colBlas, Im2rowBlas
+from leanconv.algorithms.mec import Mec
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
 
@@ -22,5 +24,8 @@ REGISTRY: tuple[Algorithm, ...] = (
     Im2rowBlas(),
     Im2colBlas(),
     Reference(),
+    Im2winBand(),
+    Im2win(),
+    Mec(),
 )
 """Every algorithm, the one preferred where several apply first."""

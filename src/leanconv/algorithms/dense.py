@@ -23,7 +23,7 @@ from leanconv.program import Phase
 class CoreInput:
     """Where the core reads its pixels: `channels` elements for each of `kernel` taps, and the fields of the source.
 
-    `stage` copies windows to the buffer "scratch" of each thread first; the source is then `Rows` of that.
+    `stage` copies windows to the buffer "scratch" of each thread first; the source then reads that.
     """
 
     source: Rows | Image
@@ -131,11 +131,11 @@ def panel_fields(problem: Problem, host: Host) -> dict[str, int]:
     return fields
 
 
-def pack_weights(problem: Problem, host: Host) -> WeightPacking:
-    """The packing of a problem's weights into panels."""
+def pack_weights(problem: Problem, host: Host, order: tuple[int, ...] | None = None) -> WeightPacking:
+    """The packing of a problem's weights into panels; `order` of a sum as in `PackSpec`, or taps and then channels."""
     p, item, panels = problem, problem.itemsize, panels_of(problem, host)
     sizes = panel_fields(problem, host)
-    spec = PackSpec(host.target, p.dtype, p.kernel, panels.shape, p.has_bias)
+    spec = PackSpec(host.target, p.dtype, p.kernel, panels.shape, p.has_bias, order or tuple(range(p.ndim + 1)))
     strides = [s * item for s in p.w_strides]
     fields = {
         "g_div": panels.total,

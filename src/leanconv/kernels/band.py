@@ -66,12 +66,15 @@ class Band:
         """Elements of a vector."""
         return self.target.lanes(self.dtype)
 
-    def emit(self, fn: Function, fields: Fields, x: Value, band: Value, first: Value, end: Value) -> None:
-        """Copy what the output pixels [first, end), whole rows of the first dimension, read."""
+    def emit(
+        self, fn: Function, fields: Fields, x: Value, band: Value, first: Value, end: Value
+    ) -> tuple[Value, Index]:
+        """Copy what the output pixels [first, end), whole rows of the first dimension, read; see `Stage`."""
         begin = fn.udiv(first, fields["plane"])
         rows = fn.sub(fn.udiv(end, fields["plane"]), begin)
         count = fn.add(fn.mul(fn.sub(rows, 1), self.first_stride), self.first_reach)
         self.copy(fn, fields, x, band, fn.mul(begin, self.first_stride), count)
+        return band, 0
 
     def copy(self, fn: Function, fields: Fields, x: Value, band: Value, first: Index, count: Index) -> None:
         """Copy positions [first, first + count) of the first dimension; the first one to `band`."""

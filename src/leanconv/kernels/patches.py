@@ -43,12 +43,15 @@ class Patches:
         """Spatial dimensions."""
         return len(self.kernel)
 
-    def emit(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
-        """Copy the windows of output pixels [first, end) to the matrix, whose first pixel is `first`."""
+    def emit(
+        self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value
+    ) -> tuple[Value, Index]:
+        """Copy the windows of output pixels [first, end) to the matrix, whose first pixel is `first`; see `Stage`."""
         if self.rows:
             self._emit_rows(fn, fields, x, matrix, first, end)
         else:
             self._emit_columns(fn, fields, x, matrix, first, end)
+        return matrix, 0
 
     def _emit_rows(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
         position: list[Value] = []
