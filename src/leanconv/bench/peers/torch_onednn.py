@@ -6,6 +6,7 @@ is fastest depends on the layer, so each is tried and the best is measured.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from leanconv.bench.peers.torch_channels_last import FORMATS
 from leanconv.bench.peers.torch_common import TorchPeer, conv_padding, to_numpy
 from leanconv.errors import NotApplicableError
 
-_TRIES = 5
+_TURNS = 5
+_SHORTEST = 2e-3  # seconds of each turn
 
 
 class Worker(TorchPeer):
@@ -32,14 +34,21 @@ class Worker(TorchPeer):
 
     def model(self, layer: Layer, arrays: Arrays, folder: Path) -> str:
         """Return the fastest format."""
-        times, reasons = {}, []
+        calls, reasons = {}, []
         for name in ("blocked", "channels last", "channels first"):
             try:
-                times[name] = _best_time(self.load(layer, arrays, name).call)
+                call = self.load(layer, arrays, name).call
+                call()
             except (RuntimeError, NotImplementedError, KeyError) as error:
                 reasons.append(f"{name}: {error}".splitlines()[0])
-        if not times:
+            else:
+                calls[name] = call
+        if not calls:
             raise NotApplicableError("onednn", "; ".join(reasons))
+        times = dict.fromkeys(calls, math.inf)
+        for _ in range(_TURNS):
+            for name, call in calls.items():
+                times[name] = min(times[name], _time(call))
         return min(times, key=times.__getitem__)
 
     def load(self, layer: Layer, arrays: Arrays, model: str) -> Loaded:
@@ -68,11 +77,11 @@ class Worker(TorchPeer):
         return Loaded(call, to_numpy, {"format": model})
 
 
-def _best_time(call: Callable[[], Any]) -> float:
+def _time(call: Callable[[], Any]) -> float:
     call()
-    times = []
-    for _ in range(_TRIES):
-        start = time.perf_counter()
+    start = time.perf_counter()
+    calls = 0
+    while calls == 0 or time.perf_counter() - start < _SHORTEST:
         call()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        calls += 1
+    return (time.perf_counter() - start) / calls

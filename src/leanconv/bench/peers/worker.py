@@ -86,6 +86,12 @@ class _Server:
         return Ready(prepared - start, called - start, extra, loaded.parameters, result)
 
 
+def _first_layer() -> Load:
+    layer = Layer("first", 1, 16, (8, 8), 16, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1))
+    x, w, bias = (np.ones(shape, np.float32) for shape in (layer.shapes("NCHW")[0], layer.shapes("NCHW")[1], (16,)))
+    return Load(layer, Arrays(x, w, bias))
+
+
 def _end_with_parent() -> None:
     """Have the system end this process when its parent has gone, also while it computes (Linux)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
@@ -108,6 +114,9 @@ def main(arguments: list[str]) -> None:
         connection.send((FAILED, f"{type(error).__name__}: {error}"))
         return
     server = _Server(peer)
+    # What a library sets up once, at its first layer, is not counted for whichever layer is first.
+    server.answer(_first_layer())
+    server.unload()
     try:
         connection.send((OK, None))
         while True:
