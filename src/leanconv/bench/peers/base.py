@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanconv.bench.layers import Layer
+
+_TURNS = 5
+_SHORTEST = 2e-3  # seconds of each turn
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,25 @@ def channels_first(array: NDArray[Any]) -> NDArray[Any]:
 def symmetric(layer: Layer) -> bool:
     """Tell whether both ends of every axis are padded alike."""
     return all(low == high for low, high in layer.padding)
+
+
+def fastest(calls: Mapping[str, Callable[[], Any]]) -> str:
+    """Return the name of the fastest call, found by taking turns; for settings that a user would try out once."""
+    times = dict.fromkeys(calls, math.inf)
+    for _ in range(_TURNS):
+        for name, call in calls.items():
+            times[name] = min(times[name], _time(call))
+    return min(times, key=times.__getitem__)
+
+
+def _time(call: Callable[[], Any]) -> float:
+    call()
+    start = time.perf_counter()
+    calls = 0
+    while calls == 0 or time.perf_counter() - start < _SHORTEST:
+        call()
+        calls += 1
+    return (time.perf_counter() - start) / calls
 
 
 def as_image(layer: Layer) -> tuple[tuple[int, int], ...]:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from leanconv.bench.layers import Layer
-from leanconv.bench.peers.base import Arrays, Loaded, Peer, channels_first
+from leanconv.bench.peers.base import Arrays, Loaded, Peer, channels_first, fastest
 
 _AXES = "DHW"
+# XLA's default, and without the library it hands convolutions to.
+_OPTIONS: dict[str, dict[str, str]] = {
+    "default": {},
+    "without YNNPACK": {"xla_cpu_experimental_ynn_fusion_type": ""},
+}
 
 
 class Worker(Peer):
     """`jax.lax.conv_general_dilated` under `jax.jit`, at full float32 precision."""
 
-    def load(self, layer: Layer, arrays: Arrays, model: Any) -> Loaded:
+    def model(self, layer: Layer, arrays: Arrays, folder: Path) -> str:
+        """Return the faster of XLA's kernels: those of YNNPACK, on one thread for some layers, or of Eigen."""
+        calls = {}
+        for name in _OPTIONS:
+            # An XLA that does not know the option has one kind of kernels only, its default.
+            with contextlib.suppress(jax.errors.JaxRuntimeError, ValueError):
+                calls[name] = self.load(layer, arrays, name).call
+        return fastest(calls)
+
+    def load(self, layer: Layer, arrays: Arrays, model: str) -> Loaded:
         """Compile the function and put the arrays where XLA wants them."""
         axes = _AXES[-layer.ndim :]
         # (K, C/g, *kernel) to (*kernel, C/g, K)
@@ -37,5 +53,5 @@ class Worker(Peer):
             return y + bias
 
         x = jax.device_put(arrays.x)
-        compiled = jax.jit(layer_function).lower(x).compile()
-        return Loaded(lambda: compiled(x).block_until_ready(), lambda y: channels_first(np.asarray(y)))
+        compiled = jax.jit(layer_function).lower(x).compile(_OPTIONS[model])
+        return Loaded(lambda: compiled(x).block_until_ready(), lambda y: channels_first(np.asarray(y)), {"kernels": model})

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-from onnx import TensorProto, helper, numpy_helper
 
 from leanconv.bench.layers import Layer
+from leanconv.bench.peers import onnx_model
 from leanconv.bench.peers.base import Arrays, Loaded, Peer
 
 _WARNINGS_OFF = 3
@@ -22,7 +22,7 @@ class Worker(Peer):
     def model(self, layer: Layer, arrays: Arrays, folder: Path) -> Path:
         """Write the model file."""
         path = folder / "layer.onnx"
-        onnx.save(_model(layer, arrays), path)
+        onnx.save(onnx_model.model(layer, arrays), path)
         return path
 
     def load(self, layer: Layer, arrays: Arrays, model: Path) -> Loaded:
@@ -45,25 +45,3 @@ class Worker(Peer):
             return out
 
         return Loaded(call, lambda y: y)
-
-
-def _model(layer: Layer, arrays: Arrays) -> Any:
-    """Return the layer as a model; the weights are initialisers, hence constant."""
-    node = helper.make_node(
-        "Conv",
-        ["x", "w", "b"],
-        ["y"],
-        strides=layer.stride,
-        dilations=layer.dilation,
-        group=layer.groups,
-        pads=[low for low, _ in layer.padding] + [high for _, high in layer.padding],
-    )
-    graph = helper.make_graph(
-        [node],
-        "layer",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, arrays.x.shape)],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, layer.problem("NCHW").out_shape)],
-        [numpy_helper.from_array(arrays.w, "w"), numpy_helper.from_array(arrays.bias, "b")],
-    )
-    # Not the newest that the package writes: the installed runtime may be older.
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)

@@ -6,8 +6,6 @@ is fastest depends on the layer, so each is tried and the best is measured.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,10 @@ import torch
 import torch.nn.functional as functional
 
 from leanconv.bench.layers import Layer
-from leanconv.bench.peers.base import Arrays, Loaded, symmetric
+from leanconv.bench.peers.base import Arrays, Loaded, fastest, symmetric
 from leanconv.bench.peers.torch_channels_last import FORMATS
 from leanconv.bench.peers.torch_common import TorchPeer, conv_padding, to_numpy
 from leanconv.errors import NotApplicableError
-
-_TURNS = 5
-_SHORTEST = 2e-3  # seconds of each turn
 
 
 class Worker(TorchPeer):
@@ -45,11 +40,7 @@ class Worker(TorchPeer):
                 calls[name] = call
         if not calls:
             raise NotApplicableError("onednn", "; ".join(reasons))
-        times = dict.fromkeys(calls, math.inf)
-        for _ in range(_TURNS):
-            for name, call in calls.items():
-                times[name] = min(times[name], _time(call))
-        return min(times, key=times.__getitem__)
+        return fastest(calls)
 
     def load(self, layer: Layer, arrays: Arrays, model: str) -> Loaded:
         """Pack the weights for one format."""
@@ -75,13 +66,3 @@ class Worker(TorchPeer):
             arguments = (packed, bias, padding, stride, dilation, layer.groups, "none", [], "")
             call = lambda: run(x, *arguments)  # noqa: E731
         return Loaded(call, to_numpy, {"format": model})
-
-
-def _time(call: Callable[[], Any]) -> float:
-    call()
-    start = time.perf_counter()
-    calls = 0
-    while calls == 0 or time.perf_counter() - start < _SHORTEST:
-        call()
-        calls += 1
-    return (time.perf_counter() - start) / calls
