@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.metadata
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -43,10 +44,19 @@ class PeerInfo:
     @property
     def version(self) -> str | None:
         """The installed version, or None."""
-        try:
-            return importlib.metadata.version(self.distribution)
-        except importlib.metadata.PackageNotFoundError:
-            return None
+        return _version(self.distribution)
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Those of the requirements whose package is not installed, in whatever version."""
+        return tuple(need for need in self.requirements if _version(re.split("[<>=!~]", need)[0]) is None)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 def _peer(name: str, title: str, distribution: str, requirements: str, layout: str, module: str) -> PeerInfo:

@@ -157,8 +157,8 @@ class Clients:
             NotApplicableError: the peer is not installed.
             PeerError: the process does not come up; it is not tried again.
         """
-        if info.version is None:
-            raise NotApplicableError(info.name, f"not installed: pip install {' '.join(info.requirements)}")
+        if info.missing:
+            raise NotApplicableError(info.name, f"not installed: pip install {' '.join(info.missing)}")
         key = info.name, threads
         if key in self._broken:
             raise PeerError(self._broken[key])

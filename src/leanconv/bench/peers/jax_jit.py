@@ -54,4 +54,6 @@ class Worker(Peer):
 
         x = jax.device_put(arrays.x)
         compiled = jax.jit(layer_function).lower(x).compile(_OPTIONS[model])
-        return Loaded(lambda: compiled(x).block_until_ready(), lambda y: channels_first(np.asarray(y)), {"kernels": model})
+        return Loaded(
+            lambda: compiled(x).block_until_ready(), lambda y: channels_first(np.asarray(y)), {"kernels": model}
+        )

@@ -46,9 +46,7 @@ class Worker(Peer):
         def call() -> list[Any]:
             return [_extract(net, image) for image in images]
 
-        # Without a loop over images there is none in Python either.
-        run = call if len(images) > 1 else lambda image=images[0]: [_extract(net, image)]
-        return Loaded(run, lambda mats: np.stack([np.array(mat) for mat in mats]))
+        return Loaded(call, lambda mats: np.stack([np.array(mat) for mat in mats]))
 
 
 def _extract(net: Any, image: Any) -> Any:

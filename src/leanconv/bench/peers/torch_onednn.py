@@ -47,11 +47,8 @@ class Worker(TorchPeer):
         x = torch.from_numpy(arrays.x).movedim(-1, 1)
         w, bias = torch.from_numpy(arrays.w), torch.from_numpy(arrays.bias)
         stride, padding, dilation = list(layer.stride), list(conv_padding(layer)), list(layer.dilation)
-        if model == "channels last":
-            # Dense already; said again for images of one pixel or channel, whose strides leave the format open.
-            x = x.to(memory_format=FORMATS[layer.ndim])
-        else:
-            x = x.contiguous()
+        # Channels last already; said again for images of one pixel or channel, whose strides leave the format open.
+        x = x.to(memory_format=FORMATS[layer.ndim]) if model == "channels last" else x.contiguous()
         reorder = torch.ops.mkldnn._reorder_convolution_weight
         packed = reorder(w, padding, stride, dilation, layer.groups, list(x.shape))
         if model == "blocked":
@@ -63,6 +60,6 @@ class Worker(TorchPeer):
             )
         else:
             run = torch.ops.mkldnn._convolution_pointwise
-            arguments = (packed, bias, padding, stride, dilation, layer.groups, "none", [], "")
-            call = lambda: run(x, *arguments)  # noqa: E731
+            no_activation: tuple[Any, ...] = ("none", [], "")
+            call = lambda: run(x, packed, bias, padding, stride, dilation, layer.groups, *no_activation)  # noqa: E731
         return Loaded(call, to_numpy, {"format": model})

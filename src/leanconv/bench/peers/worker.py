@@ -46,7 +46,8 @@ class _Server:
             if isinstance(request, Time) and self._call is not None:
                 return OK, sample(self._call, request.calls)
             if request == UNLOAD:
-                return OK, self.unload()
+                self.unload()
+                return OK, None
             return FAILED, f"a {type(request).__name__} is not understood now"
         except NotApplicableError as error:
             return REFUSED, error.reason
