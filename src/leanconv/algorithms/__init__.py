@@ -6,6 +6,7 @@ from leanconv.algorithms.base import Algorithm
 from leanconv.algorithms.direct import Direct
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
+from leanconv.algorithms.indirect import Indirect
 from leanconv.algorithms.lowered_blas import Im2colBlas, Im2rowBlas
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
@@ -20,5 +21,6 @@ REGISTRY: tuple[Algorithm, ...] = (
     Im2rowBlas(),
     Im2colBlas(),
     Reference(),
+    Indirect(),
 )
 """Every algorithm, the one preferred where several apply first."""

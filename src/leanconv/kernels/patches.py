@@ -9,6 +9,8 @@ as packed weights are.  Padding is written as zeros (or as the pixels that anoth
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value, vector
@@ -43,6 +45,11 @@ class Patches:
         """Spatial dimensions."""
         return len(self.kernel)
 
+    @property
+    def taps(self) -> int:
+        """Number of kernel positions."""
+        return math.prod(self.kernel)
+
     def emit(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
         """Copy the windows of output pixels [first, end) to the matrix, whose first pixel is `first`."""
         if self.rows:
@@ -51,6 +58,22 @@ class Patches:
             self._emit_columns(fn, fields, x, matrix, first, end)
 
     def _emit_rows(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
+        def pixel(position: list[Value], state: list[Value]) -> list[Value]:
+            self._window(fn, fields, x, state[0], position)
+            return [fn.gep(state[0], fields["m_pixel"])]
+
+        self.each_pixel(fn, fields, first, end, [matrix], pixel)
+
+    def each_pixel(
+        self,
+        fn: Function,
+        fields: Fields,
+        first: Index,
+        end: Index,
+        carried: list[Value],
+        body: Callable[[list[Value], list[Value]], list[Value]],
+    ) -> list[Value]:
+        """Run `body(position, carried)` for the output pixels [first, end); returns what it carried."""
         position: list[Value] = []
         rest: Index = first
         for dim in reversed(range(1, self.dims)):
@@ -59,8 +82,8 @@ class Patches:
         position.insert(0, fn.i64(rest))
 
         def pixel(_: Value, state: list[Value]) -> list[Value]:
-            row, *at = state
-            self._window(fn, fields, x, row, at)
+            at, inner = state[: self.dims], state[self.dims :]
+            inner = body(at, inner)
             after = list(at)
             grown = fn.i64(fn.add(at[-1], 1))
             for dim in reversed(range(1, self.dims)):
@@ -68,9 +91,9 @@ class Patches:
                 after[dim] = fn.select(carry, 0, grown)
                 grown = fn.select(carry, fn.add(at[dim - 1], 1), at[dim - 1])
             after[0] = grown
-            return [fn.gep(row, fields["m_pixel"]), *after]
+            return [*after, *inner]
 
-        fn.loop(first, end, 1, [matrix, *position], pixel, hint="pixel")
+        return fn.loop(first, end, 1, [*position, *carried], pixel, hint="pixel")[self.dims :]
 
     def _window(self, fn: Function, fields: Fields, x: Value, row: Value, position: list[Value]) -> None:
         """All taps of one output pixel."""
@@ -91,7 +114,7 @@ class Patches:
                 return fn.gep(target, fields["m_tap"])
 
             def tap(index: Value, state: list[Value]) -> list[Value]:
-                at, ok = self._place(fn, fields, dim, position[dim], index)
+                at, ok = self.place(fn, fields, dim, position[dim], index)
                 moved = fn.gep(source, fn.mul(at, fields[f"at{dim}"]))
                 return [taps(dim + 1, moved, fn.both(valid, ok) if ok is not None else valid, state[0])]
 
@@ -99,7 +122,7 @@ class Patches:
 
         taps(0, x, Value("true", I1), row)
 
-    def _place(self, fn: Function, fields: Fields, dim: int, at: Index, tap: Index) -> tuple[Index, Value | None]:
+    def place(self, fn: Function, fields: Fields, dim: int, at: Index, tap: Index) -> tuple[Index, Value | None]:
         """The input position under a tap, and whether it lies inside (None if it always does)."""
         corner = fn.sub(fn.mul(at, self.stride[dim]), self.pad_low[dim])
         where = fn.add(corner, fn.mul(tap, self.dilation[dim]))
@@ -171,13 +194,13 @@ class Patches:
         for dim in reversed(range(last)):
             at = rest if dim == 0 else fn.urem(rest, fields[f"out{dim}"])
             rest = rest if dim == 0 else fn.udiv(rest, fields[f"out{dim}"])
-            where, ok = self._place(fn, fields, dim, at, tap[dim])
+            where, ok = self.place(fn, fields, dim, at, tap[dim])
             source = fn.gep(source, fn.mul(where, fields[f"at{dim}"]))
             valid = fn.both(valid, ok) if ok is not None else valid
         if self.padded and self.pad_mode != "zeros":
 
             def pixel(q: Value, state: list[Value]) -> list[Value]:
-                where, _ = self._place(fn, fields, last, q, tap[last])
+                where, _ = self.place(fn, fields, last, q, tap[last])
                 fn.store(fn.load(SCALARS[self.dtype], source, fn.mul(where, at_last)), state[0])
                 return [fn.gep(state[0], item)]
 
