@@ -18,7 +18,7 @@ from leanconv.locks import new_lock
 from leanconv.memory import Arena, Block, Buffer, Lease, allocate, arena_bytes
 from leanconv.problem import Problem
 from leanconv.program import ARGUMENTS, Compiled, Job, Phase, Program
-from leanconv.staging import around_copies, needs_copies
+from leanconv.staging import around_copies, refusal
 from leanconv.threads import pool
 
 PACKED = "packed weights"
@@ -70,7 +70,7 @@ class Plan:
         Where such arrays would want weights in another order they are copied instead, a step counted in the workspace.
         """
         options = (self._algorithm, self.threads, self.memory_limit, self.tunables)
-        if needs_copies(problem) or self._algorithm.refusal(problem) is None:
+        if refusal(self._algorithm, problem) is None:
             plan = Plan(problem, *options)
             if _same_packing(plan.packing, self.packing):
                 return plan

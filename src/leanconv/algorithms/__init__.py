@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from leanconv.algorithms.base import Algorithm
+from leanconv.algorithms.copy_strategies import (
+    Im2colCopyLong,
+    Im2colCopySelf,
+    Im2colScan,
+    Im2rowCopyLong,
+    Im2rowCopySelf,
+    Im2rowScan,
+)
 from leanconv.algorithms.direct import Direct
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
@@ -22,5 +30,11 @@ REGISTRY: tuple[Algorithm, ...] = (
     Im2colBlas(),
     Reference(),
     Indirect(),
+    Im2colScan(),
+    Im2colCopySelf(),
+    Im2colCopyLong(),
+    Im2rowScan(),
+    Im2rowCopySelf(),
+    Im2rowCopyLong(),
 )
 """Every algorithm, the one preferred where several apply first."""

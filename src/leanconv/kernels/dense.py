@@ -72,11 +72,11 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
     end = fn.select(is_last, fields["pixels"], fn.add(first, fields["block"]))
     panel0 = fn.i64(fn.mul(index["k"], fields["panels"]))
     panel1 = fn.i64(fn.smin(fn.add(panel0, fields["panels"]), fields["panel_count"]))
+    origin = first
     if spec.stage is not None:
         scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
-        spec.stage.emit(fn, fields, x, scratch, fn.i64(first), end)
-        x = scratch
-    start = spec.source.start(fn, fields, 0 if spec.stage is not None else first)
+        x, origin = spec.stage.emit(fn, fields, x, scratch, fn.i64(first), end)
+    start = spec.source.start(fn, fields, origin)
 
     def panel(at: Value, vectors: int, rows: int, valid: int) -> None:
         tile = Tile(spec.target, spec.dtype, rows, vectors, spec.bias)
