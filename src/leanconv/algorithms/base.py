@@ -26,12 +26,24 @@ class WeightPacking:
 
 
 @dataclass(frozen=True, slots=True)
+class Tables:
+    """Buffers that depend on the problem only, and the phase that fills them.
+
+    A plan makes them once for all that is bound to it, and keeps them; a call that is not bound makes them in its
+    workspace.
+    """
+
+    buffers: tuple[Buffer, ...]
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
 class Lowering:
     """A problem as phases over declared workspace buffers.
 
     `packing` is None for an algorithm that reads the weights as the user has them; `steps` says in words what
     runs; `parameters` are the settings that were chosen; `addresses` are buffers (or functions) that exist
-    already.
+    already; `tables` are read by the phases and by nothing changed.
     """
 
     phases: tuple[Phase, ...]
@@ -40,6 +52,7 @@ class Lowering:
     steps: tuple[str, ...] = ()
     parameters: Mapping[str, int | str] = field(default_factory=dict)
     addresses: Mapping[str, int] = field(default_factory=dict)
+    tables: Tables | None = None
 
 
 class Algorithm(ABC):

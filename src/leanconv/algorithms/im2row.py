@@ -23,7 +23,7 @@ class Im2row(Algorithm):
     """Rows of windows in one matrix an image."""
 
     name: ClassVar[str] = "im2row"
-    title: ClassVar[str] = "im2row, the whole patch matrix, then the core"
+    title: ClassVar[str] = "im2row (copy-short), the whole patch matrix, then the core"
     paper: ClassVar[str] = PAPER
 
     def refusal(self, problem: Problem) -> str | None:
