@@ -9,6 +9,7 @@ from leanconv.algorithms.im2row import Im2row, Im2rowStrip
 from leanconv.algorithms.lowered_blas import Im2colBlas, Im2rowBlas
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
+from leanconv.algorithms.winograd import WinogradF2, WinogradF4, WinogradF6
 
 REGISTRY: tuple[Algorithm, ...] = (
     Pointwise(),
@@ -20,5 +21,8 @@ REGISTRY: tuple[Algorithm, ...] = (
     Im2rowBlas(),
     Im2colBlas(),
     Reference(),
+    WinogradF2(),
+    WinogradF4(),
+    WinogradF6(),
 )
 """Every algorithm, the one preferred where several apply first."""
