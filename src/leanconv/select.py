@@ -29,7 +29,8 @@ class AlgorithmInfo:
         packed_weight_bytes: bytes of its packed weights; None if it does not apply.
         title: what it is, in a few words.
         paper: where it was published.
-        error_class: how its rounding compares with a plain sum ("plain", "float64").
+        error_class: how its rounding compares with a plain sum ("plain", "float64", "transformed").
+        error_bound: largest error to expect relative to the largest output; None if it does not apply.
     """
 
     name: str
@@ -40,6 +41,7 @@ class AlgorithmInfo:
     title: str
     paper: str
     error_class: str
+    error_bound: float | None
 
 
 def list_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo]:
@@ -58,6 +60,7 @@ def list_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo]:
                 title=algorithm.title,
                 paper=algorithm.paper,
                 error_class=algorithm.error_class,
+                error_bound=algorithm.error_bound(problem) if plan else None,
             )
         )
     return result

@@ -25,6 +25,7 @@ from leanconv.algorithms.lowered_blas import Im2colBlas, Im2rowBlas
 from leanconv.algorithms.mec import Mec
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
+from leanconv.algorithms.winograd import WinogradF2, WinogradF4, WinogradF6
 
 REGISTRY: tuple[Algorithm, ...] = (
     DirectBand(),
@@ -54,5 +55,8 @@ REGISTRY: tuple[Algorithm, ...] = (
     Im2rowScan(),
     Im2rowCopySelf(),
     Im2rowCopyLong(),
+    WinogradF2(),
+    WinogradF4(),
+    WinogradF6(),
 )
 """Every algorithm, the one preferred where several apply first."""
