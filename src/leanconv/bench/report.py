@@ -59,6 +59,11 @@ class Row:
         gflops: `flops` over median time.
         peak_gflops: median FMA peak of the rounds.
         percent_of_peak: median over the rounds of the part of that round's peak.
+        kind: "leanconv", or "peer" for another library.
+        version: of the other library.
+        cold_seconds: time of the first call; None if it was not measured.
+        extra_peak_bytes: how far memory rose above its level before; None if it was not measured.
+        undecided: whether the measurement is too noisy to be compared.
     """
 
     layer: str
@@ -82,6 +87,11 @@ class Row:
     gflops: float | None = None
     peak_gflops: float | None = None
     percent_of_peak: float | None = None
+    kind: str = "leanconv"
+    version: str = ""
+    cold_seconds: float | None = None
+    extra_peak_bytes: int | None = None
+    undecided: bool = False
 
     @property
     def label(self) -> str:
@@ -113,6 +123,7 @@ class Report:
         settings: how it was measured.
         layers: the layers, each a dictionary of the fields of `Layer` and `flops`.
         rows: the results.
+        bandwidth: speed of memory, each {"threads": n, "gb_per_s": x}.
     """
 
     command: list[str]
@@ -124,6 +135,7 @@ class Report:
     started: str = ""
     finished: str = ""
     interrupted: bool = False
+    bandwidth: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def failures(self) -> list[Row]:
