@@ -1,4 +1,4 @@
-"""The commands that read or judge results: `leanconv bench compare`.
+"""The commands that read or judge results: `leanconv bench compare`, `leanconv report`.
 
 As in `cli.py`, only the standard library is imported here.
 """
@@ -20,6 +20,20 @@ interval of each ratio follows from the order of the samples alone; a row is
 slower if all of its interval is beyond the threshold.
 """
 
+_REPORT = """\
+Show results of leanconv bench --json as one page of HTML that needs nothing
+else: time against memory with the Pareto front of each layer, a roofline, bars
+for each network, and tables that sort and filter. The same charts as PNG
+files, and tables of Markdown, if asked for.
+"""
+
+_REPORT_CODES = """\
+exit codes:
+  0    all is written
+  1    a file could not be written
+  2    the command line, or a file it names, is not understood; nothing was written
+"""
+
 _COMPARE_CODES = """\
 exit codes:
   0    nothing is slower beyond the threshold
@@ -31,6 +45,7 @@ exit codes:
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the parsers of this module's commands."""
     _add_compare(commands)
+    _add_report(commands)
 
 
 def join_words(words: list[str]) -> list[str]:
@@ -66,6 +81,26 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.add_argument("--changed", action="store_true", help="leave out the rows that are the same")
 
 
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "report",
+        help="show results as a page of HTML, pictures or Markdown",
+        description=_REPORT,
+        epilog=_REPORT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("results", metavar="RESULTS.json", help="what leanconv bench --json wrote")
+    add("-o", "--output", metavar="FILE", help="the page (default, if nothing else is asked for: RESULTS.html)")
+    add("--png", metavar="DIR", help="write the charts as PNG files; needs pip install leanconv[plot]")
+    add(
+        "--markdown",
+        metavar="FILE",
+        help="write tables of Markdown; - for standard output. In a file that exists, what is between the lines "
+        "<!-- results: begin --> and <!-- results: end --> is replaced",
+    )
+
+
 def percent(low: float, high: float) -> Callable[[str], float]:
     """Return a reader of a number of percent within limits."""
 
@@ -87,4 +122,10 @@ def _run_compare(options: argparse.Namespace, _: list[str]) -> int:
     return command(options)
 
 
-HANDLERS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {COMPARE: _run_compare}
+def _run_report(options: argparse.Namespace, _: list[str]) -> int:
+    from leanconv.bench.report_command import command
+
+    return command(options)
+
+
+HANDLERS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {COMPARE: _run_compare, "report": _run_report}
