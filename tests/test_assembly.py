@@ -155,6 +155,7 @@ CORE_NAMES = [
     "im2col",
     "im2row_strip",
     "im2col_strip",
+    "implicit_gemm",
     "indirect",
     "mec",
     "im2win",

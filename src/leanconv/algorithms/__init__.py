@@ -16,6 +16,7 @@ from leanconv.algorithms.direct import Direct
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
 from leanconv.algorithms.im2win import Im2win, Im2winBand
+from leanconv.algorithms.implicit_gemm import ImplicitGemm
 from leanconv.algorithms.indirect import Indirect
 from leanconv.algorithms.kn2 import Kn2col, Kn2row
 from leanconv.algorithms.kn2_aa import Kn2colAa, Kn2rowAa
@@ -49,6 +50,7 @@ REGISTRY: tuple[Algorithm, ...] = (
     Kn2col(),
     Kn2row(),
     Indirect(),
+    ImplicitGemm(),
     Im2colScan(),
     Im2colCopySelf(),
     Im2colCopyLong(),
