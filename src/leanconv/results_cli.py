@@ -17,7 +17,8 @@ Say what became faster or slower from one file of results to another.
 Rows that both files have (layer, algorithm, layout, threads) are compared by
 their times as parts of the FMA peak that was measured in the same rounds. The
 interval of each ratio follows from the order of the samples alone; a row is
-slower if all of its interval is beyond the threshold.
+slower if all of its interval is beyond the threshold, and undecided if the
+interval reaches across it.
 """
 
 _REPORT = """\

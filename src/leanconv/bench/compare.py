@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from leanconv.bench.grid import print_grid
-from leanconv.bench.intervals import Interval, mean_interval, ratio_interval
+from leanconv.bench.intervals import Interval, factor_interval, mean_interval
 from leanconv.bench.load import ResultsError, load
 from leanconv.bench.report import OK, Report, Row, common_prefix
 from leanconv.bench.table import format_seconds
@@ -74,9 +74,10 @@ class Comparison:
 def compare(old: Report, new: Report, *, threshold: float = 0.05, confidence: float = 0.95) -> Comparison:
     """Compare the rows that two reports share.
 
-    A row is slower if all of its interval lies beyond the threshold, faster if all of it lies beyond the threshold on
-    the other side, a little slower or faster if the interval leaves out 1, and undecided if too few samples were taken
-    for an interval, or if one of the runs marked the row so.
+    A row is slower if all of its interval lies beyond the threshold, and faster if all of it lies beyond the threshold
+    on the other side. If all of it lies within the threshold, the row is the same, or a little slower or faster if the
+    interval leaves out 1. An interval that reaches across the threshold, or that too few samples give no ends to,
+    leaves the row undecided.
 
     Args:
         old: the results to compare with.
@@ -108,8 +109,8 @@ def _timed_or_failed(report: Report) -> dict[Key, Row]:
 def _change(old: Row, new: Row, threshold: float, confidence: float) -> Change:
     if new.status != OK:
         return Change(old, new, None, BROKEN)
-    interval = ratio_interval(_normalised(new), _normalised(old), confidence)
-    return Change(old, new, interval, _verdict(old, new, interval, threshold))
+    interval = factor_interval(_normalised(new), _normalised(old), confidence)
+    return Change(old, new, interval, _verdict(interval, threshold))
 
 
 def _normalised(row: Row) -> list[float]:
@@ -119,13 +120,14 @@ def _normalised(row: Row) -> list[float]:
     return [(row.seconds or math.nan) * (row.peak_gflops or math.nan)]
 
 
-def _verdict(old: Row, new: Row, interval: Interval, threshold: float) -> str:
-    if old.undecided or new.undecided or not interval.bounded:
-        return UNDECIDED
-    if interval.low > 1 + threshold:
+def _verdict(interval: Interval, threshold: float) -> str:
+    fastest, slowest = 1 / (1 + threshold), 1 + threshold
+    if interval.low > slowest:
         return WORSE
-    if interval.high < 1 / (1 + threshold):
+    if interval.high < fastest:
         return FASTER
+    if interval.low < fastest or interval.high > slowest:
+        return UNDECIDED
     if interval.low > 1:
         return LITTLE_SLOWER
     return LITTLE_FASTER if interval.high < 1 else EQUAL
@@ -216,7 +218,7 @@ def _notes(comparison: Comparison, old: Report, new: Report) -> Iterable[str]:
     """Yield what the table does not say."""
     yield (
         "new / old compares times as parts of the FMA peak of their round: below 1 is faster. "
-        f"SLOWER and faster: the whole interval is beyond {comparison.threshold:.0%}. "
+        f"SLOWER and faster: the whole interval is beyond {comparison.threshold:.0%}; undecided: it reaches across. "
         "The interval of a geomean says how much it hangs on the choice of layers."
     )
     for rows, which in ((comparison.only_old, "old"), (comparison.only_new, "new")):

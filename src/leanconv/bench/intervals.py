@@ -30,7 +30,7 @@ class Interval:
         return self.low > 0 and math.isfinite(self.high)
 
 
-def ratio_interval(new: Sequence[float], old: Sequence[float], confidence: float) -> Interval:
+def factor_interval(new: Sequence[float], old: Sequence[float], confidence: float) -> Interval:
     """Return the ratio of two sets of times, and its interval.
 
     The ratio is the median of the ratios of each new time to each old one, and the interval reaches from one
