@@ -156,6 +156,8 @@ CORE_NAMES = [
     "im2row_strip",
     "im2col_strip",
     "mec",
+    "mec_a",
+    "mec_rows",
     "im2win",
     "im2win_band",
 ]

@@ -12,7 +12,7 @@ from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableE
 from leanconv.host import this_host
 from leanconv.plan import Plan
 from leanconv.problem import Problem
-from leanconv.staging import dense_output, needs_copies
+from leanconv.staging import dense_output
 
 NOT_AUTOMATIC = frozenset({"reference"})  # never chosen unasked: it is there to compare with
 
@@ -45,7 +45,7 @@ class AlgorithmInfo:
 def refusal(algorithm: Algorithm, problem: Problem) -> str | None:
     """Why an algorithm cannot compute a problem even with copies around it, or None."""
     reason = algorithm.refusal(problem)
-    if reason is not None and needs_copies(problem):
+    if reason is not None:
         reason = algorithm.refusal(dense_output(problem))
     return reason
 

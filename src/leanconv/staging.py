@@ -42,7 +42,7 @@ def around_copies(
     where the algorithm refuses the output's strides.
     """
     if inner is None:
-        if not needs_copies(problem) or algorithm.refusal(problem) is None:
+        if algorithm.refusal(problem) is None:
             return algorithm.lower(problem, host, threads, workspace, tunables)
         inner = dense_output(problem)
     p = problem

@@ -9,7 +9,8 @@ from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
 from leanconv.algorithms.im2win import Im2win, Im2winBand
 from leanconv.algorithms.lowered_blas import Im2colBlas, Im2rowBlas
-from leanconv.algorithms.mec import Mec
+from leanconv.algorithms.mec import Mec, MecA
+from leanconv.algorithms.mec_rows import MecRows
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
 
@@ -27,5 +28,7 @@ REGISTRY: tuple[Algorithm, ...] = (
     Im2winBand(),
     Im2win(),
     Mec(),
+    MecA(),
+    MecRows(),
 )
 """Every algorithm, the one preferred where several apply first."""
