@@ -28,12 +28,12 @@ def applies(name: str, case: Case) -> bool:
 
 
 def accepted(name: str) -> list[Geometry]:
-    """The geometries to draw from: those that an algorithm accepts in a plain case, in one of the layouts."""
+    """The geometries to draw from: those that an algorithm accepts in a plain case of some layout."""
     result = []
     for geometry in POINTWISE + WINDOWS:
         size = tuple(n + 2 for n in geometry.smallest)
-        case = Case((1, 4, *size), (8, 4, *geometry.kernel), geometry)
-        if applies(name, case) or applies(name, replace(case, layout="NHWC")):
+        plain = Case((1, 4, *size), (8, 4, *geometry.kernel), geometry)
+        if any(applies(name, replace(plain, layout=layout)) for layout in ("NCHW", "NHWC")):
             result.append(geometry)
     return result
 

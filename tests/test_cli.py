@@ -127,6 +127,11 @@ def test_bench_options_reach_the_measurement(capsys, engine, tmp_path):
         "dtype": "float64",
         "time": 0.01,
         "rounds": 2,
+        "longest": 0.05,
+        "precision": 0.03,
+        "peers": [],
+        "peer_timeout": 120.0,
+        "bandwidth": True,
         "seed": 0,
     }
     assert content["command"][:3] == ["leanconv", "bench", SMALL]

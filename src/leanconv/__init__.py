@@ -1,6 +1,7 @@
 """Convolution on CPUs: the published algorithms side by side, each with its exact bytes and its time."""
 
 from leanconv.api import algorithms, conv1d, conv2d, conv3d, plan
+from leanconv.bandwidth import memory_bandwidth
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
 from leanconv.errors import (
@@ -46,6 +47,7 @@ __all__ = [
     "conv3d",
     "fma_peak",
     "get_num_threads",
+    "memory_bandwidth",
     "plan",
     "set_num_threads",
     "threads",

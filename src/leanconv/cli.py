@@ -37,7 +37,8 @@ LAYERS are any mix of
 All algorithms of a layer take turns in several rounds. For each you see the
 median time, its spread, the part of the peak of fused multiply-adds (measured
 in the same rounds), the memory it takes beyond input, weights and output, and
-its error against float64.
+its error against float64. Rows marked ? are not certain in proportion to the
+fastest: see --precision and --max-time.
 """
 
 _BENCH_EXAMPLES = """\
@@ -46,6 +47,7 @@ examples:
   leanconv bench layers.csv --filter 3x3 --threads 1,2 --json results.json
   leanconv bench mb1ic64ih56oc64kh3ph1 --layout NHWC,NCHW --algorithms direct,im2row
   leanconv bench mobilenet_v2 --batch 8 --plot mobilenet.png
+  leanconv bench --set mec --peers all --threads 1,2
 
 """
 
@@ -115,13 +117,20 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add = bench.add_argument
     add("layers", nargs="*", metavar="LAYERS", help="what to measure, see above")
-    add("--net", action="append", default=[], metavar="NAME", help="add a built-in network; may be repeated")
+    add(
+        "--net",
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="add a built-in network or set of layers; may be repeated",
+    )
     add("--filter", metavar="REGEX", help="only layers whose name holds a match of this regular expression")
     add("--batch", type=_positive, metavar="N", help="number of images, instead of what the layers say")
     add(
         "--list",
         action="store_true",
-        help="show the layers, or the built-in networks if none are named, and exit",
+        help="show the layers, or the built-in networks and the peers if no layers are named, and exit",
     )
     add(
         "--algorithms",
@@ -140,6 +149,14 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--threads", type=_counts, default=(1,), metavar="N,M", help="numbers of threads (default: 1)")
     add(
+        "--peers",
+        type=_words,
+        default=(),
+        metavar="A,B",
+        help="other libraries to measure beside, each in a process of its own (all: every one; those that are not "
+        "installed are skipped with a word; leanconv bench --list shows them; default: none)",
+    )
+    add(
         "--dtype",
         choices=("float32", "float64"),
         default="float32",
@@ -150,7 +167,8 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=_seconds,
         default=0.2,
         metavar="S",
-        help="seconds for each algorithm on each layer; one that takes longer for a call is timed once (default: 0.2)",
+        help="seconds for each algorithm and peer on each layer; one that takes longer for a call is timed once "
+        "(default: 0.2)",
     )
     add(
         "--rounds",
@@ -158,6 +176,27 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=10,
         metavar="N",
         help="how often the algorithms take turns (default: 10)",
+    )
+    add(
+        "--max-time",
+        type=_seconds,
+        metavar="S",
+        help="seconds for those whose ratio to the fastest is still uncertain after the rounds: they take more turns "
+        "with it (default: 5 times --time)",
+    )
+    add(
+        "--precision",
+        type=_seconds,
+        default=3.0,
+        metavar="PERCENT",
+        help="a ratio is certain if its interval of 95 %% confidence reaches at most so far from it (default: 3)",
+    )
+    add(
+        "--peer-timeout",
+        type=_seconds,
+        default=120.0,
+        metavar="S",
+        help="a peer that does not answer for so long is ended (default: 120)",
     )
     add(
         "--json",

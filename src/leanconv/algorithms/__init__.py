@@ -8,6 +8,10 @@ from leanconv.algorithms.direct import Direct
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
 from leanconv.algorithms.im2win import Im2win, Im2winBand
+from leanconv.algorithms.kn2 import Kn2col, Kn2row
+from leanconv.algorithms.kn2_aa import Kn2colAa, Kn2rowAa
+from leanconv.algorithms.kn2_as import Kn2colAs, Kn2rowAs
+from leanconv.algorithms.kn2row_exact import Kn2rowExact
 from leanconv.algorithms.lowered_blas import Im2colBlas, Im2rowBlas
 from leanconv.algorithms.mec import Mec, MecA
 from leanconv.algorithms.mec_rows import MecRows
@@ -30,5 +34,12 @@ REGISTRY: tuple[Algorithm, ...] = (
     Mec(),
     MecA(),
     MecRows(),
+    Kn2rowExact(),
+    Kn2colAa(),
+    Kn2rowAa(),
+    Kn2colAs(),
+    Kn2rowAs(),
+    Kn2col(),
+    Kn2row(),
 )
 """Every algorithm, the one preferred where several apply first."""

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from leanconv.codegen.ir import I1, Function, Index, Value
-from leanconv.kernels.core import UNROLL, Sum
+from leanconv.kernels.core import Sum
 from leanconv.kernels.cursor import Cursor, PointerCursor, SharedCursor
 from leanconv.kernels.epilogue import row_addresses
 from leanconv.kernels.fields import Fields
-
-ZERO_BYTES = 64  # a block of zeros that padded pixels read: a round of channels, 8 at the most, of 8 bytes
 
 
 class Source(Protocol):
@@ -297,19 +295,12 @@ class Image:
         return sum_.finish(taps(0, [0] * len(corners), [true] * len(corners), first, accs))
 
     def _cursor(self, sum_: Sum, base: Value, offsets: list[Index], valid: list[Value]) -> Cursor:
-        fn, red = sum_.fn, sum_.reduction
+        fn, unit = sum_.fn, sum_.reduction.unit_channel
         pixels = [fn.gep(base, offset) for offset in offsets]
-        stride: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
+        stride: Index = sum_.tile.itemsize if unit else sum_.fields["x_c"]
         if self.pad_mode != "zeros":
             return SharedCursor(fn, pixels, 0, stride)
-        zeros = fn.module.zeros(ZERO_BYTES)
-        steps = fn.mul(stride, UNROLL) if red.unit_channel else stride
-        return PointerCursor(
-            fn,
-            [fn.select(ok, pixel, zeros) for ok, pixel in zip(valid, pixels, strict=True)],
-            [fn.select(ok, steps, 0) for ok in valid],
-            sum_.tile.itemsize if red.unit_channel else None,
-        )
+        return PointerCursor.punched(fn, pixels, valid, stride)
 
 
 def mapped_position(fn: Function, at: Value, size: Value, pad_mode: str) -> Value:
