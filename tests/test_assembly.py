@@ -155,6 +155,7 @@ CORE_NAMES = [
     "im2col",
     "im2row_strip",
     "im2col_strip",
+    "indirect",
     "mec",
     "mec_a",
     "mec_rows",

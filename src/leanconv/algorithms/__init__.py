@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from leanconv.algorithms.band import DirectBand
 from leanconv.algorithms.base import Algorithm
+from leanconv.algorithms.copy_strategies import (
+    Im2colCopyLong,
+    Im2colCopySelf,
+    Im2colScan,
+    Im2rowCopyLong,
+    Im2rowCopySelf,
+    Im2rowScan,
+)
 from leanconv.algorithms.direct import Direct
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
 from leanconv.algorithms.im2win import Im2win, Im2winBand
+from leanconv.algorithms.indirect import Indirect
 from leanconv.algorithms.kn2 import Kn2col, Kn2row
 from leanconv.algorithms.kn2_aa import Kn2colAa, Kn2rowAa
 from leanconv.algorithms.kn2_as import Kn2colAs, Kn2rowAs
@@ -17,6 +26,7 @@ from leanconv.algorithms.mec import Mec, MecA
 from leanconv.algorithms.mec_rows import MecRows
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
+from leanconv.algorithms.winograd import WinogradF2, WinogradF4, WinogradF6
 
 REGISTRY: tuple[Algorithm, ...] = (
     DirectBand(),
@@ -41,5 +51,15 @@ REGISTRY: tuple[Algorithm, ...] = (
     Kn2rowAs(),
     Kn2col(),
     Kn2row(),
+    Indirect(),
+    Im2colScan(),
+    Im2colCopySelf(),
+    Im2colCopyLong(),
+    Im2rowScan(),
+    Im2rowCopySelf(),
+    Im2rowCopyLong(),
+    WinogradF2(),
+    WinogradF4(),
+    WinogradF6(),
 )
 """Every algorithm, the one preferred where several apply first."""

@@ -12,7 +12,7 @@ from leanconv.host import Host
 from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
-from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.image import Image, Rows, Source
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
@@ -26,7 +26,7 @@ class CoreInput:
     `stage` copies windows to the buffer "scratch" of each thread first; the source then reads that.
     """
 
-    source: Rows | Image
+    source: Source
     kernel: tuple[int, ...]
     channels: int
     unit_channel: bool

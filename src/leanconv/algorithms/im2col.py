@@ -23,7 +23,7 @@ class Im2col(Algorithm):
     """Columns of windows in one matrix an image."""
 
     name: ClassVar[str] = "im2col"
-    title: ClassVar[str] = "im2col, the whole patch matrix, then the core"
+    title: ClassVar[str] = "im2col (copy-short), the whole patch matrix, then the core"
     paper: ClassVar[str] = PAPER
 
     def refusal(self, problem: Problem) -> str | None:

@@ -19,7 +19,7 @@ from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Reduction, Sum, Tile
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.image import Source
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape, each_panel
 from leanconv.kernels.stage import Stage
@@ -37,7 +37,7 @@ class DenseSpec:
 
     target: Target
     dtype: str
-    source: Rows | Image
+    source: Source
     reduction: Reduction
     panels: PanelShape
     rows: tuple[int, int]
