@@ -158,6 +158,8 @@ CORE_NAMES = [
     "implicit_gemm",
     "indirect",
     "mec",
+    "mec_a",
+    "mec_rows",
     "im2win",
     "im2win_band",
 ]

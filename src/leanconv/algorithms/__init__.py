@@ -23,7 +23,8 @@ from leanconv.algorithms.kn2_aa import Kn2colAa, Kn2rowAa
 from leanconv.algorithms.kn2_as import Kn2colAs, Kn2rowAs
 from leanconv.algorithms.kn2row_exact import Kn2rowExact
 from leanconv.algorithms.lowered_blas import Im2colBlas, Im2rowBlas
-from leanconv.algorithms.mec import Mec
+from leanconv.algorithms.mec import Mec, MecA
+from leanconv.algorithms.mec_rows import MecRows
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
 from leanconv.algorithms.winograd import WinogradF2, WinogradF4, WinogradF6
@@ -42,6 +43,8 @@ REGISTRY: tuple[Algorithm, ...] = (
     Im2winBand(),
     Im2win(),
     Mec(),
+    MecA(),
+    MecRows(),
     Kn2rowExact(),
     Kn2colAa(),
     Kn2rowAa(),
