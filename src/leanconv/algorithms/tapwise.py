@@ -27,8 +27,6 @@ PAPER_KN2 = (
 )
 TILES = 4  # tiles of pixels at least in a block, so that bounds and addresses are worked out once for some work
 
-MAP = "map"
-
 Triple = tuple[int, int, int]
 
 
@@ -154,26 +152,6 @@ def pixels_of(problem: Problem, host: Host) -> Pixels:
     reduction = Reduction.of((1,), p.group_in, unit_channel=unit, merged=False, stream=slice_bytes > host.l1 // 2)
     adjacent = p.x_strides[-1] == 1 and not unit
     return Pixels(reduction, triple(p.stride, 1), p.itemsize if adjacent else None)
-
-
-def map_fields(
-    problem: Problem, host: Host, pixels: int, width: int, *, maps: int = 1, channels: int | None = None
-) -> dict[str, int]:
-    """Byte steps in maps of so many pixels, `width` a row: planes of them or, with channels last, rows of channels.
-
-    A map of some `channels` only is one that panels use in turn.
-    """
-    item, count = problem.itemsize, channels or problem.out_channels
-    channel = pixels * item if store_columns(problem) else item
-    panel = 0 if channels else panels_of(problem, host).vectors * host.target.lanes(problem.dtype) * channel
-    return {
-        "t_k": channel,
-        "t_row": maps * count * item,
-        "t_tap": (count * channel) if maps > 1 else 0,
-        "t_panel": panel,
-        "map_width": width,
-        "t_g": 0 if channels else problem.group_out * channel,
-    }
 
 
 def phase(
