@@ -53,10 +53,11 @@ class _Accumulating(Algorithm):
         what = f"its part of a map of {p.out_channels} x {positions}"
         chosen: dict[str, int | str] = {}
         if strip is not None or (workspace is not None and arena_bytes((buffer,)) > workspace):
-            images = [None]
-            blocks, buffer = _strips(p, host, threads, walk, workspace, strip)
-            chosen = {"strip": blocks.rows}
-            what = f"a map of {buffer.nbytes // p.itemsize} elements a thread"
+            part, mapped = _strips(p, host, threads, walk, workspace, strip)
+            if strip is not None or arena_bytes((mapped,), threads) < arena_bytes((buffer,)):
+                blocks, buffer, images = part, mapped, [None]
+                chosen = {"strip": blocks.rows}
+                what = f"a map of {buffer.nbytes // p.itemsize} elements a thread"
         width = _map_width(p, walk, blocks)
         block_map = BlockMap(strip=images == [None])
         product = Product(pixels_of(p, host), block_map, flat(p) and width == walk.size[2])
