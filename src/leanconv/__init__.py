@@ -14,6 +14,7 @@ from leanconv.errors import (
     MemoryLimitError,
     NotApplicableError,
 )
+from leanconv.mapped import mapped_conv2d, regular_map
 from leanconv.peak import fma_peak
 from leanconv.plan import Plan
 from leanconv.problem import Activation, Problem
@@ -46,7 +47,9 @@ __all__ = [
     "conv3d",
     "fma_peak",
     "get_num_threads",
+    "mapped_conv2d",
     "plan",
+    "regular_map",
     "set_num_threads",
     "threads",
 ]

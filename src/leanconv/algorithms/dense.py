@@ -12,9 +12,8 @@ from leanconv.host import Host
 from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
-from leanconv.kernels.image import Image, Rows, Source
+from leanconv.kernels.image import Image, Rows, Source, Stage
 from leanconv.kernels.pack import PackSpec
-from leanconv.kernels.patches import Patches
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
@@ -33,7 +32,7 @@ class CoreInput:
     merged: bool
     fields: Mapping[str, int]
     buffer: str = "x"
-    stage: Patches | None = None
+    stage: Stage | None = None
 
 
 def image_input(problem: Problem) -> CoreInput:

@@ -133,13 +133,7 @@ def strips(
     p, item = problem, problem.itemsize
     pixels, width, depth = math.prod(p.out_size), p.out_size[-1], p.taps * p.group_in
     unit = 1 if rows and chosen is None else width
-    if chosen is not None:
-        size = min(chosen * width, pixels)
-    else:
-        budget = host.l2 // 2 if workspace is None else min(host.l2 // 2, workspace // threads // 64 * 64)
-        size = max(unit, min(pixels, budget // (depth * item) // unit * unit))
-        if threads > 1:  # enough strips for every thread to have several
-            size = min(size, max(unit, pixels * p.batch * p.groups // (4 * threads) // unit * unit))
+    size = min(chosen * width, pixels) if chosen is not None else strip_pixels(p, host, threads, workspace, unit)
     heights, cut = fitting_strips(p, host, size, unit)
     steps = matrix_steps(p, cut.block, rows=rows)
     image = image_input(p).fields
@@ -165,6 +159,17 @@ def strips(
         ),
         {**parameters, "strip": cut.block},
     )
+
+
+def strip_pixels(problem: Problem, host: Host, threads: int, workspace: int | None, unit: int) -> int:
+    """Pixels whose windows fit half the second-level cache, and all threads' the workspace; a multiple of `unit`."""
+    p = problem
+    pixels, row = math.prod(p.out_size), p.taps * p.group_in * p.itemsize
+    budget = host.l2 // 2 if workspace is None else min(host.l2 // 2, workspace // threads // 64 * 64)
+    size = max(unit, min(pixels, budget // row // unit * unit))
+    if threads > 1:  # enough strips for every thread to have several
+        size = min(size, max(unit, pixels * p.batch * p.groups // (4 * threads) // unit * unit))
+    return size
 
 
 def fitting_strips(problem: Problem, host: Host, size: int, unit: int) -> tuple[tuple[int, int], Blocking]:

@@ -19,10 +19,9 @@ from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Reduction, Sum, Tile
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.image import Source
+from leanconv.kernels.image import Source, Stage
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape
-from leanconv.kernels.patches import Patches
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ class DenseSpec:
     bias: bool
     columns: bool
     epilogue: Epilogue
-    stage: Patches | None = None
+    stage: Stage | None = None
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit this kernel into a module; returns the names of its fields in order."""

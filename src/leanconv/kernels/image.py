@@ -27,6 +27,15 @@ class Source(Protocol):
         """The state `rows` output pixels further on."""
 
 
+class Stage(Protocol):
+    """What a thread copies to its scratch memory before the core reads it there."""
+
+    def emit(
+        self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value
+    ) -> tuple[Value, Index]:
+        """Copy what the output pixels [first, end) read; where the core finds pixel 0, and the first one's number."""
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Output pixel i reads row i: a patch matrix, or an image under a pointwise kernel of stride 1.
