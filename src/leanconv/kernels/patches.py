@@ -76,26 +76,7 @@ class Patches:
             self.window(fn, fields, x, state[0], position)
             return [fn.gep(state[0], fields["m_pixel"])]
 
-        self.each_pixel(fn, fields, first, end, [matrix], pixel)
-
-    def each_pixel(
-        self,
-        fn: Function,
-        fields: Fields,
-        first: Index,
-        end: Index,
-        carried: list[Value],
-        body: Callable[[list[Value], list[Value]], list[Value]],
-    ) -> list[Value]:
-        """Run `body(position, carried)` for the output pixels [first, end); returns what it carried."""
-
-        def pixel(_: Value, state: list[Value]) -> list[Value]:
-            at, inner = state[: self.dims], state[self.dims :]
-            inner = body(at, inner)
-            return [*following(fn, fields, at), *inner]
-
-        state = [*position_of(fn, fields, first, self.dims), *carried]
-        return fn.loop(first, end, 1, state, pixel, hint="pixel")[self.dims :]
+        each_pixel(fn, fields, self.dims, first, end, [matrix], pixel)
 
     def window(self, fn: Function, fields: Fields, x: Value, row: Value, position: list[Value], first: int = 0) -> None:
         """The taps of one output pixel, those of the first dimension from `first` on; `row` is where they go."""
@@ -242,6 +223,29 @@ class Patches:
     def clear(self, fn: Function, count: Index, target: Value) -> None:
         """Write `count` adjacent zeros."""
         copy_run(fn, self.lanes, count, None, target, (self.itemsize, self.itemsize), True)
+
+
+def each_pixel(
+    fn: Function,
+    fields: Fields,
+    dims: int,
+    first: Index,
+    end: Index,
+    carried: list[Value],
+    body: Callable[[list[Value], list[Value]], list[Value]],
+) -> list[Value]:
+    """Run `body(position, carried)` for the output pixels [first, end); returns what it carried.
+
+    Fields: `out{d}` output sizes.
+    """
+
+    def pixel(_: Value, state: list[Value]) -> list[Value]:
+        at, inner = state[:dims], state[dims:]
+        inner = body(at, inner)
+        return [*following(fn, fields, at), *inner]
+
+    state = [*position_of(fn, fields, first, dims), *carried]
+    return fn.loop(first, end, 1, state, pixel, hint="pixel")[dims:]
 
 
 @dataclass(frozen=True, slots=True)
