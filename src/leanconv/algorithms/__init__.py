@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from leanconv.algorithms.base import Algorithm
+from leanconv.algorithms.depthwise import Depthwise
 from leanconv.algorithms.direct import Direct
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
@@ -11,6 +12,7 @@ from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
 
 REGISTRY: tuple[Algorithm, ...] = (
+    Depthwise(),
     Pointwise(),
     Direct(),
     Im2rowStrip(),
