@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.core import LOOP_ALIGN, SECTION
 
+STRAIGHT = 3  # rows of taps that are written out where all of them count: loops of three turns are often mispredicted
 LONGEST = 7  # taps in one chunk: with as many weights in registers, AVX2 has 8 left for sums
 
 
@@ -111,9 +112,23 @@ class TapSum:
         def tap(at: Value, sums: list[Value]) -> list[Value]:
             return self._level(dim + 1, self.move(dim, x, at), fn.gep(weights, fn.mul(at, step)), sums, ranges)
 
+        def looped() -> list[Value]:
+            return fn.loop(first, end, 1, sums, tap, guard=not whole, hint="tap", align=LOOP_ALIGN)
+
+        def straight() -> list[Value]:
+            result = sums
+            for at in range(turns):
+                result = tap(fn.i64(at), result)
+            return result
+
         sections = self.order.sections
         if sections is None or sections[0] != dim:
-            return fn.loop(first, end, 1, sums, tap, guard=not whole, hint="tap", align=LOOP_ALIGN)
+            if turns > STRAIGHT or not self.order.single or dim != len(kernel) - 2:
+                return looped()
+            if whole:
+                return straight()
+            every = fn.both(fn.cmp("eq", first, 0), fn.cmp("eq", end, turns))
+            return fn.if_(every, straight, looped, hint="rows")
 
         def section(start: Value, sums: list[Value]) -> list[Value]:
             begin, stop = fn.smax(first, start), fn.smin(end, fn.add(start, sections[1]))
