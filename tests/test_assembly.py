@@ -147,7 +147,7 @@ def cores(case: str, name: str, target: Target) -> list[KernelSpec]:
     return found
 
 
-CORE_NAMES = ["direct", "pointwise", "im2row", "im2col", "im2row_strip", "im2col_strip"]
+CORE_NAMES = ["direct", "direct_band", "pointwise", "im2row", "im2col", "im2row_strip", "im2col_strip"]
 
 
 @EACH_FUSED

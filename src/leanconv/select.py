@@ -1,4 +1,4 @@
-"""Which algorithm runs: those that apply and fit the memory limit, the first of the registry's order."""
+"""Which algorithm runs: those that apply and fit the memory limit, in the registry's order those first that suit."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.base import Algorithm
 from leanconv.checks import integer, one_of
 from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableError
+from leanconv.host import this_host
 from leanconv.plan import Plan
 from leanconv.problem import Problem
 from leanconv.staging import dense_output, needs_copies
@@ -97,6 +98,7 @@ def choose(
             raise NotApplicableError(name, reason)
     else:
         candidates = [a for a in REGISTRY if a.name not in NOT_AUTOMATIC and refusal(a, problem) is None]
+        candidates.sort(key=lambda algorithm: not algorithm.suits(problem, this_host()))
     tunables = _tunables(name, candidates[0], parameters)
     least: int | None = None
     for algorithm in candidates:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leanconv.algorithms.band import DirectBand
 from leanconv.algorithms.base import Algorithm
 from leanconv.algorithms.depthwise import Depthwise
 from leanconv.algorithms.direct import Direct
@@ -13,6 +14,7 @@ from leanconv.algorithms.reference import Reference
 
 REGISTRY: tuple[Algorithm, ...] = (
     Depthwise(),
+    DirectBand(),
     Pointwise(),
     Direct(),
     Im2rowStrip(),

@@ -60,6 +60,10 @@ class Algorithm(ABC):
     def refusal(self, problem: Problem) -> str | None:
         """A sentence that says why the algorithm does not apply, or None if it does."""
 
+    def suits(self, problem: Problem, host: Host) -> bool:
+        """Whether it is worth its memory where it applies; "auto" tries those that are not last."""
+        return True
+
     @abstractmethod
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

@@ -34,6 +34,11 @@ def window_of(problem: Problem) -> Window:
     return Window(p.kernel, p.stride, p.dilation, p.pad_low, padded, p.pad_mode)
 
 
+def planes_only(problem: Problem) -> bool:
+    """Whether there is one output channel only, so that adjacent pixels make better vectors."""
+    return problem.out_channels == 1 and even_stride(problem.out_strides[2:], problem.out_size) == 1
+
+
 def tile_width(problem: Problem, host: Host) -> tuple[int, int, int]:
     """Output pixels of a tile, tiles of a row, and how many of those are one pixel shorter."""
     order = TapOrder(problem.kernel, problem.group_in)

@@ -14,7 +14,7 @@ from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Image, Rows
 from leanconv.kernels.pack import PackSpec
-from leanconv.kernels.patches import Patches
+from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
@@ -33,7 +33,7 @@ class CoreInput:
     merged: bool
     fields: Mapping[str, int]
     buffer: str = "x"
-    stage: Patches | None = None
+    stage: Stage | None = None
 
 
 def image_input(problem: Problem) -> CoreInput:

@@ -3,8 +3,9 @@
 Idea        Lanes of a vector are channels (or pixels of a row, channels first), so that no lane is
             ever idle; the weights of a row of taps stay in registers, and every pixel is loaded once
             for all outputs of a tile that it is under.
-Workspace   None for channels last. Packed weights: K * taps elements (and a bias), K filled up to
-            whole vectors.
+Workspace   Channels last: none. Channels first: the rows under a band of output rows, padded, a
+            thread: about rows * (W + pads) elements. Packed weights: K * taps elements (and a bias),
+            for channels last K filled up to whole vectors.
 Good for    One input channel a group, any number of outputs of it.
 Bad for     Nothing else is accepted.
 
@@ -17,8 +18,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
-from leanconv.algorithms.channelwise import channel_vectors
+from leanconv.algorithms.channelwise import channel_vectors, planes_only, window_of
 from leanconv.algorithms.dense import output_refusal, store_columns
+from leanconv.algorithms.planes import pixel_vectors
 from leanconv.host import Host
 from leanconv.problem import Problem
 
@@ -38,12 +40,12 @@ class Depthwise(Algorithm):
         """One input channel in each group."""
         if problem.group_in != 1:
             return f"each group has {problem.group_in} input channels, depthwise takes one"
-        if store_columns(problem):
-            return "channels of the output are not adjacent in memory"
         return output_refusal(problem)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
-        """One phase over the image."""
+        """One phase: vectors of pixels where those are adjacent in the output, else vectors of channels."""
+        if store_columns(problem) or planes_only(problem):
+            return pixel_vectors(problem, host, threads, workspace, window_of(problem))
         return channel_vectors(problem, host, threads)

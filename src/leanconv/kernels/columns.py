@@ -22,7 +22,7 @@ from leanconv.kernels.core import Reduction, Sum, Tile
 from leanconv.kernels.cursor import SharedCursor
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.patches import Patches
+from leanconv.kernels.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ColumnSpec:
     tail: int
     bias: bool
     epilogue: Epilogue
-    stage: Patches | None = None
+    stage: Stage | None = None
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""

@@ -22,7 +22,7 @@ from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import Image, Rows
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape
-from leanconv.kernels.patches import Patches
+from leanconv.kernels.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class DenseSpec:
     bias: bool
     columns: bool
     epilogue: Epilogue
-    stage: Patches | None = None
+    stage: Stage | None = None
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit this kernel into a module; returns the names of its fields in order."""
