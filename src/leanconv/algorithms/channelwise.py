@@ -12,13 +12,14 @@ from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import wanted_chunks
 from leanconv.algorithms.dense import even_stride, image_input
 from leanconv.host import Host
-from leanconv.kernels.channelwise import ChannelwiseSpec, Edges, Window
+from leanconv.kernels.channelwise import ChannelwiseSpec
 from leanconv.kernels.copy import CopySpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.lanes import Lanes
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.panels import PanelShape
 from leanconv.kernels.taporder import TapOrder
+from leanconv.kernels.window import Edges, Window
 from leanconv.memory import Buffer
 from leanconv.problem import Problem, dense_strides
 from leanconv.program import Phase
@@ -142,7 +143,7 @@ def channel_phase(
     problem: Problem, host: Host, threads: int, lanes: Lanes, source: str
 ) -> tuple[Phase, dict[str, int | str]]:
     """The phase that computes a whole problem with vectors of channels."""
-    p, item = problem, problem.itemsize
+    p = problem
     width, strips, short = tile_width(p, host)
     spec = ChannelwiseSpec(
         target=host.target,
@@ -200,7 +201,8 @@ def channel_phase(
 
 def end_fields(problem: Problem) -> dict[str, int]:
     """Strides in bytes of output and residual between images and between pixels."""
-    p, fields = problem, {}
+    p = problem
+    fields: dict[str, int] = {}
     for letter, strides in (("o", p.out_strides), ("r", p.residual_strides)):
         if strides is not None:
             row = even_stride(strides[2:], p.out_size)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import wanted_chunks
 from leanconv.algorithms.dense import image_input
 from leanconv.host import Host
-from leanconv.kernels.channelwise import Window
 from leanconv.kernels.columns import RowPackSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.planes import PlaneSpec
 from leanconv.kernels.rowstage import RowStage
 from leanconv.kernels.taporder import TapOrder
+from leanconv.kernels.window import Window
 from leanconv.memory import Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
@@ -33,7 +32,11 @@ def _even(count: int, most: int) -> tuple[int, int, int]:
 
 @dataclass(frozen=True, slots=True)
 class PlaneTiles:
-    """Tiles of `height` rows by `vectors` registers; `high`, `low` and `long`, `narrow` parts of a plane and of a row."""
+    """Tiles of `height` rows by `vectors` registers.
+
+    A plane is `rows` of them high, `low` of which are a row lower; a row is `wide` of them, `narrow` of which are a
+    register narrower.
+    """
 
     resident: bool
     height: int

@@ -1,12 +1,12 @@
 """Few channels a group, pixels adjacent in the output: vectors of pixels along an output row.
 
 A chunk copies the rows under a band of output rows, padded and with strides taken apart (`RowStage`), for the input
-channels of one group into the thread's own memory, which stays in the first-level cache; then it computes the band of every
-output channel of the group.  Every tap is a plain load at some distance, with no edges.
+channels of one group into the thread's own memory, which stays in the first-level cache; then it computes the band of
+every output channel of the group.  Every tap is a plain load at some distance, with no edges.
 
-A tile is `height` output rows by `vectors` registers of pixels.  Small windows (`resident`) keep all weights in registers
-while a row of tiles passes, and use every pixel for all output rows that it is under; larger ones load the weights of one
-chunk of a row's taps at a time (see `TapOrder`).
+A tile is `height` output rows by `vectors` registers of pixels.  Small windows (`resident`) keep all weights in
+registers while a row of tiles passes, and use every pixel for all output rows that it is under; larger ones load the
+weights of one chunk of a row's taps at a time (see `TapOrder`).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
-from leanconv.kernels.channelwise import Window
 from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import mapped_position
+from leanconv.kernels.planetile import PlaneTerms, PlaneTile
 from leanconv.kernels.rowstage import RowStage
-from leanconv.kernels.taporder import TapOrder, TapSum
+from leanconv.kernels.window import Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class PlaneSpec:
     """What a kernel is specialised for.
 
     Tiles are `height` rows by `vectors` registers; `low` and `narrow` say that some are one row or one register less.
-    The last register of a row holds `valid` pixels.  Buffers: x, w (packed [channel][bias][taps][channels]), out, residual,
-    scratch.  Fields: `{n,u,d,b}_{div,count}` split the chunk's number into image, groups, outer positions and band;
-    `units` groups and `band` tiles a chunk, `unit_count`, `tile_count`, `tile_high` (those of full height), `wide_count`,
-    `wide_long` (tiles of a row, and those of full width); `x_n x_g x_c o_n o_k r_n r_k`, `in{d} out{d} at{d}` as in
-    `Image`; `outputs` of a group, `w_k` bytes of weights of one; `s_phase s_row s_slice s_channel` bytes of scratch
-    between phases, rows, positions of the outermost of three dimensions, and channels; `s_bytes` in all.
+    The last register of a row holds `valid` pixels.  Buffers: x, w (packed [channel][bias][taps][channels]), out,
+    residual, scratch.  Fields: `{n,u,d,b}_{div,count}` split the chunk's number into image, groups, outer positions and
+    band; `units` groups and `band` tiles a chunk, `unit_count`, `tile_count`, `tile_high` (those of full height),
+    `wide_count`, `wide_long` (tiles of a row, and those of full width); `x_n x_g x_c o_n o_k r_n r_k`, `in{d} out{d}
+    at{d}` as in `Image`; `outputs` of a group, `w_k` bytes of weights of one; `s_phase s_row s_slice s_channel` bytes
+    of scratch between phases, rows, positions of the outermost of three dimensions, and channels; `s_bytes` in all.
     """
 
     target: Target
@@ -57,15 +57,6 @@ class PlaneSpec:
         kernel = KernelFunction(module, name)
         _Planes(kernel, kernel.fn, kernel.fields, self).run()
         return kernel.finish()
-
-
-@dataclass(frozen=True, slots=True)
-class _Tile:
-    """Rows and registers of a tile, and how many pixels its last register holds."""
-
-    height: int
-    vectors: int
-    valid: int
 
 
 @dataclass(slots=True)
@@ -153,7 +144,9 @@ class _Planes:
         if row_dim >= 0:
             corner = fn.sub(fn.mul(top, window.stride[row_dim]), window.pad_low[row_dim])
             span = fn.sub(fn.sub(bottom, top), 1)
-            rows = fn.add(fn.mul(span, window.stride[row_dim]), (window.kernel[row_dim] - 1) * window.dilation[row_dim] + 1)
+            rows = fn.add(
+                fn.mul(span, window.stride[row_dim]), (window.kernel[row_dim] - 1) * window.dilation[row_dim] + 1
+            )
         else:
             corner, rows = 0, 1
 
@@ -181,13 +174,13 @@ class _Planes:
 
         fn.loop(0, self.spec.channels, 1, [], channel, hint="channel")
 
-    def _rows(self, x: Value, scratch: Value, corner: Index, rows: Index) -> None:
+    def _rows(self, x: Value, scratch: Value, corner: Index, rows: Index) -> list[Value]:
         """Copy `rows` rows from row `corner` on, which may lie above the image."""
         fn, fields, stage = self.fn, self.fields, self.spec.stage
         dim = self._dims - 2
         if dim < 0:
             stage.emit(fn, fields, x, scratch)
-            return
+            return []
         asks = self.spec.window.padded[dim]
         first: Index = 0
         end: Index = rows
@@ -203,9 +196,9 @@ class _Planes:
             stage.emit(fn, fields, source, fn.gep(scratch, fn.mul(index, fields["s_row"])))
             return []
 
-        fn.loop(first, end, 1, [], row, guard=True, hint="row")
+        return fn.loop(first, end, 1, [], row, guard=True, hint="row")
 
-    def _inside(self, dim: int, at: Value, copy: Callable[[Value], None]) -> None:
+    def _inside(self, dim: int, at: Value, copy: Callable[[Value], list[Value]]) -> None:
         """Copy if a position lies inside the image, or copy what the pad mode names; zeros are there already."""
         fn, window = self.fn, self.spec.window
         if not window.padded[dim]:
@@ -213,7 +206,7 @@ class _Planes:
         elif window.pad_mode != "zeros":
             copy(mapped_position(fn, at, self.fields[f"in{dim}"], window.pad_mode))
         else:
-            fn.if_(fn.cmp("ult", at, self.fields[f"in{dim}"]), lambda: _nothing(copy(at)), hint="inside")
+            fn.if_(fn.cmp("ult", at, self.fields[f"in{dim}"]), lambda: copy(at), hint="inside")
 
     # -- sums --------------------------------------------------------------------------------------------------------
 
@@ -246,6 +239,12 @@ class _Planes:
 
             fn.loop(fn.i64(low), high, 1, [], tile, guard=True, hint="tile")
 
+    def _all_weights(self, weights: Value) -> list[Value]:
+        """All weights of an output channel in registers, in the order [tap][channel]."""
+        count = math.prod(self.spec.window.kernel) * self.spec.channels
+        scalar = SCALARS[self.spec.dtype]
+        return [self.fn.splat(self.fn.load(scalar, weights, i * self._item), self._lanes) for i in range(count)]
+
     def _row(self, height: int, x: Value, weights: Value, loaded: list[Value], ends: list[Value]) -> None:
         """All tiles of some rows."""
         fn, fields, spec = self.fn, self.fields, self.spec
@@ -255,7 +254,7 @@ class _Planes:
         def tile(vectors: int, valid: int, register: Index) -> None:
             shift = fn.mul(register, step)
             moved = [fn.gep(end, shift) for end in ends]
-            self._tile(_Tile(height, vectors, valid), fn.gep(x, shift), weights, loaded, moved)
+            self._tile(PlaneTile(height, vectors, valid), fn.gep(x, shift), weights, loaded, moved)
 
         def register_of(index: Index, vectors: int) -> Index:
             register = fn.mul(index, spec.vectors)
@@ -279,7 +278,7 @@ class _Planes:
             vectors = spec.vectors - 1 if spec.narrow else spec.vectors
             tile(vectors, spec.valid, register_of(last, vectors))
 
-    def _tile(self, tile: _Tile, x: Value, weights: Value, loaded: list[Value], ends: list[Value]) -> None:
+    def _tile(self, tile: PlaneTile, x: Value, weights: Value, loaded: list[Value], ends: list[Value]) -> None:
         """One tile: its sums, then the output step."""
         fn, fields, spec = self.fn, self.fields, self.spec
         step, masks = spec.target.vector_bytes, spec.target.masks
@@ -287,8 +286,9 @@ class _Planes:
         if spec.bias:
             start = fn.splat(fn.load(SCALARS[spec.dtype], weights), self._lanes)
             weights = fn.gep(weights, self._item)
+        terms = PlaneTerms(fn, fields, spec.target, spec.dtype, spec.window, spec.channels, tile)
         sums = [start] * (tile.height * tile.vectors)
-        sums = self._resident(tile, x, loaded, sums) if spec.resident else self._general(tile, x, weights, sums)
+        sums = terms.resident(x, loaded, sums) if spec.resident else terms.general(x, weights, sums)
         pitch = fn.mul(fields[f"out{self._dims - 1}"], self._item)
         for j in range(tile.height):
             rows = [fn.gep(end, fn.mul(pitch, j)) for end in ends]
@@ -299,79 +299,3 @@ class _Planes:
                     extra = load_lanes(fn, self._kind, fn.gep(rows[1], v * step), valid, masks=masks)
                 value = spec.epilogue.apply(fn, sums[j * tile.vectors + v], extra)
                 store_lanes(fn, value, fn.gep(rows[0], v * step), valid, masks=masks)
-
-    def _tap_offset(self, tap: Index) -> Index:
-        """Bytes from a pixel of phase 0 to what an innermost tap reads there."""
-        fn, window = self.fn, self.spec.window
-        position = fn.mul(tap, window.dilation[-1])
-        phase = fn.mul(fn.urem(position, window.stride[-1]), self.fields["s_phase"])
-        return fn.add(phase, fn.mul(fn.udiv(position, window.stride[-1]), self._item))
-
-    def _all_weights(self, weights: Value) -> list[Value]:
-        """All weights of an output channel in registers, in the order [tap][channel]."""
-        count = math.prod(self.spec.window.kernel) * self.spec.channels
-        scalar = SCALARS[self.spec.dtype]
-        return [self.fn.splat(self.fn.load(scalar, weights, i * self._item), self._lanes) for i in range(count)]
-
-    def _resident(self, tile: _Tile, x: Value, loaded: list[Value], sums: list[Value]) -> list[Value]:
-        """Row after row of the image: each register of pixels is loaded once for all output rows it is under."""
-        fn, fields, spec = self.fn, self.fields, self.spec
-        rows, taps = spec.window.kernel
-        stride, dilation = spec.window.stride[0], spec.window.dilation[0]
-        sums = list(sums)
-        for y in range((tile.height - 1) * stride + (rows - 1) * dilation + 1):
-            readers = [(j, r) for j in range(tile.height) for r in range(rows) if j * stride + r * dilation == y]
-            if not readers:
-                continue
-            base = fn.gep(x, fn.mul(fields["s_row"], y))
-            for channel in range(spec.channels):
-                at = fn.gep(base, fn.mul(fields["s_channel"], channel)) if channel else base
-                for s in range(taps):
-                    place = fn.gep(at, self._tap_offset(s))
-                    for v in range(tile.vectors):
-                        value = fn.load(self._kind, place, v * spec.target.vector_bytes)
-                        for j, r in readers:
-                            w = loaded[(r * taps + s) * spec.channels + channel]
-                            i = j * tile.vectors + v
-                            sums[i] = fn.multiply_add(value, w, sums[i], fused=spec.target.fma)
-        return sums
-
-    def _general(self, tile: _Tile, x: Value, weights: Value, sums: list[Value]) -> list[Value]:
-        """Tap after tap, a chunk of a row's weights at a time."""
-        fn, fields, spec = self.fn, self.fields, self.spec
-        window, item = spec.window, self._item
-        row_dim = self._dims - 2
-
-        def move(dim: int, x: Value, tap: Value) -> Value:
-            if dim == row_dim:
-                return fn.gep(x, fn.mul(fn.mul(tap, window.dilation[dim]), fields["s_row"]))
-            return fn.gep(x, fn.mul(tap, fields["s_slice"]))
-
-        def chunk(x: Value, weights: Value, sums: list[Value], first: Index, size: int) -> list[Value]:
-            sums = list(sums)
-            offsets = [self._tap_offset(fn.add(first, s)) for s in range(size)]
-            for channel in range(spec.channels):
-                ws = []
-                for s in range(size):
-                    w = fn.load(SCALARS[spec.dtype], weights, (s * spec.channels + channel) * item)
-                    ws.append(fn.splat(w, self._lanes))
-                row = fn.opaque(fn.gep(x, fn.mul(fields["s_channel"], channel)) if channel else x)
-                for j in range(tile.height):
-                    for s, w in enumerate(ws):
-                        place = fn.gep(row, offsets[s])
-                        for v in range(tile.vectors):
-                            value = fn.load(self._kind, place, v * spec.target.vector_bytes)
-                            i = j * tile.vectors + v
-                            sums[i] = fn.multiply_add(value, w, sums[i], fused=spec.target.fma)
-                    if j < tile.height - 1:
-                        row = fn.gep(row, fn.mul(fields["s_row"], window.stride[row_dim]))
-            return sums
-
-        order = TapOrder(window.kernel, spec.channels)
-        sum_ = TapSum(fn, order, spec.channels * item, spec.target.vector_bytes, move, chunk)
-        return sum_.run(x, weights, sums, [(0, taps) for taps in window.kernel[:-1]])
-
-
-def _nothing(_: None) -> list[Value]:
-    """No values: what a branch or a loop that carries nothing returns."""
-    return []

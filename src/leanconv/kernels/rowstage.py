@@ -1,7 +1,7 @@
 """Copies rows of an image so that every tap reads adjacent pixels: pads in place, strides taken apart.
 
-Position u of a padded row goes to *phase* u mod stride, at u // stride.  The pixels that neighbouring outputs read under
-one tap are then neighbours, whatever the stride and the dilation:
+Position u of a padded row goes to *phase* u mod stride, at u // stride.  The pixels that neighbouring outputs read
+under one tap are then neighbours, whatever the stride and the dilation:
 
     stride 2      x0 x1 x2 x3 x4 x5 ...    ->    phase 0   x0 x2 x4 ...      taps 0, 2, ...
                                                  phase 1   x1 x3 x5 ...      taps 1, 3, ...
@@ -9,6 +9,7 @@ one tap are then neighbours, whatever the stride and the dilation:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
@@ -52,16 +53,16 @@ class RowStage:
         phase = fn.mul(fn.urem(position, self.stride), fields["s_phase"])
         return fn.gep(target, fn.add(phase, fn.mul(fn.udiv(position, self.stride), self._item)))
 
-    def _blocks(self, fn: Function, count: Index, block: int, copy: object) -> None:
+    def _blocks(self, fn: Function, count: Index, block: int, copy: Callable[[Index], None]) -> None:
         """Call `copy` with the first element of blocks that cover `count` elements; the last two may overlap."""
         last = fn.sub(count, block)
 
         def body(at: Value, _: list[Value]) -> list[Value]:
-            copy(at)  # type: ignore[operator]
+            copy(at)
             return []
 
         fn.loop(0, last, block, [], body, guard=True, hint="copy")
-        copy(last)  # type: ignore[operator]
+        copy(last)
 
     def _adjacent(self, fn: Function, fields: Fields, source: Value, target: Value) -> None:
         kind = vector(SCALARS[self.dtype], self.piece)

@@ -43,8 +43,8 @@ class TapOrder:
     @property
     def sections(self) -> tuple[int, int] | None:
         """The dimension whose loop ends sections, and after how many turns of it (chunks, in the innermost one)."""
-        inner = self.chunks[0] * self.channels
         size, long, short = self.chunks
+        inner = size * self.channels
         turns = [*self.kernel[:-1], long + short]
         for dim in reversed(range(len(turns))):
             if inner * turns[dim] > SECTION:
@@ -73,9 +73,7 @@ class TapSum:
     chunk: Chunk
     totals: Value | None = None
 
-    def run(
-        self, x: Value, weights: Value, sums: list[Value], ranges: Sequence[tuple[Index, Index]]
-    ) -> list[Value]:
+    def run(self, x: Value, weights: Value, sums: list[Value], ranges: Sequence[tuple[Index, Index]]) -> list[Value]:
         """All terms added to `sums`; `ranges` are the taps [first, end) of each outer dimension that count."""
         fn = self.fn
         if self.order.sections is None:
