@@ -52,3 +52,30 @@ def indirect(problem: Problem, x: Array, w: Array) -> Array:
     windows = pixels[:, :, table].reshape(p.batch, p.groups, p.group_in, *table.shape)
     filters = w.astype(np.float64).reshape(p.groups, p.group_out, p.group_in, p.taps)
     return np.einsum("ngcqt,gkct->ngkq", windows, filters).reshape(p.batch, p.out_channels, *p.out_size)
+
+
+def sample(x: Array, at: Array, interpolation: str, modes: tuple[str, str]) -> Array:
+    """Channels of x (N, C, H, W) at positions `at` (..., 2): shape (N, C, ...), float64."""
+    low = np.floor(at + 0.5) if interpolation == "nearest" else np.floor(at)
+    part = np.zeros_like(at) if interpolation == "nearest" else at - low
+    result = np.zeros((*x.shape[:2], *at.shape[:-1]))
+    for down, right in itertools.product((0, 1), repeat=2):
+        weight: Array = np.ones(at.shape[:-1])
+        places = []
+        for axis, step in enumerate((down, right)):
+            size, where = x.shape[2 + axis], low[..., axis].astype(int) + step
+            weight = weight * np.abs(1 - step - part[..., axis])
+            if modes[axis] == "zeros":
+                weight = weight * ((where >= 0) & (where < size))
+            places.append(where % size if modes[axis] == "circular" else np.clip(where, 0, size - 1))
+        result += weight * x[:, :, places[0], places[1]]
+    return result
+
+
+def mapped(x: Array, w: Array, at: Array, interpolation: str, modes: tuple[str, str], groups: int = 1) -> Array:
+    """Mapped convolution: x (N, C, H, W), w (K, C/g, R, S), at (P, Q, R, S, 2), result (N, K, P, Q), float64."""
+    windows = sample(x, at.astype(np.float64), interpolation, modes)
+    windows = windows.reshape(len(x), groups, x.shape[1] // groups, *at.shape[:-1])
+    filters = w.astype(np.float64).reshape(groups, -1, *w.shape[1:])
+    result = np.einsum("ngcpqrs,gkcrs->ngkpq", windows, filters)
+    return result.reshape(len(x), len(w), *at.shape[:2])

@@ -15,6 +15,7 @@ from leanconv.errors import (
     MemoryLimitError,
     NotApplicableError,
 )
+from leanconv.mapped import mapped_conv2d, regular_map
 from leanconv.peak import fma_peak
 from leanconv.plan import Plan
 from leanconv.problem import Activation, Problem
@@ -47,8 +48,10 @@ __all__ = [
     "conv3d",
     "fma_peak",
     "get_num_threads",
+    "mapped_conv2d",
     "memory_bandwidth",
     "plan",
+    "regular_map",
     "set_num_threads",
     "threads",
 ]

@@ -22,7 +22,7 @@ from leanconv.staging import around_copies, refusal
 from leanconv.threads import pool
 
 PACKED = "packed weights"
-_, _W, _, _, _WEIGHTS, _BIAS = range(len(ARGUMENTS))
+_, _W, _, _, _WEIGHTS, _BIAS, _ = range(len(ARGUMENTS))
 _shared_arena = Arena()
 
 

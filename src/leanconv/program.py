@@ -1,8 +1,8 @@
 """A Program: declared buffers and phases, everything one native call runs.
 
 A phase is a kernel, its fields and a number of chunks.  Buffers are named; a phase says which buffer plays
-which role of its kernel.  `x`, `w` (packed), `out`, `residual`, `weights` (as the user has them) and `bias`
-come from the caller, all others are declared workspace.
+which role of its kernel.  `x`, `w` (packed), `out`, `residual`, `weights` (as the user has them), `bias` and
+`map` (sampling positions) come from the caller, all others are declared workspace.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from leanconv.kernels import runtime
 from leanconv.kernels.fields import pack_fields
 from leanconv.memory import AlignedBlock, Buffer, Layout, layout_of
 
-ARGUMENTS = ("x", "w", "out", "residual", "weights", "bias")
+ARGUMENTS = ("x", "w", "out", "residual", "weights", "bias", "map")
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,15 @@ from leanconv.algorithms.direct import Direct
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
 from leanconv.algorithms.im2win import Im2win, Im2winBand
+from leanconv.algorithms.implicit_gemm import ImplicitGemm
 from leanconv.algorithms.indirect import Indirect
 from leanconv.algorithms.kn2 import Kn2col, Kn2row
 from leanconv.algorithms.kn2_aa import Kn2colAa, Kn2rowAa
 from leanconv.algorithms.kn2_as import Kn2colAs, Kn2rowAs
 from leanconv.algorithms.kn2row_exact import Kn2rowExact
 from leanconv.algorithms.lowered_blas import Im2colBlas, Im2rowBlas
-from leanconv.algorithms.mec import Mec
+from leanconv.algorithms.mec import Mec, MecA
+from leanconv.algorithms.mec_rows import MecRows
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
 from leanconv.algorithms.winograd import WinogradF2, WinogradF4, WinogradF6
@@ -41,6 +43,8 @@ REGISTRY: tuple[Algorithm, ...] = (
     Im2winBand(),
     Im2win(),
     Mec(),
+    MecA(),
+    MecRows(),
     Kn2rowExact(),
     Kn2colAa(),
     Kn2rowAa(),
@@ -49,6 +53,7 @@ REGISTRY: tuple[Algorithm, ...] = (
     Kn2col(),
     Kn2row(),
     Indirect(),
+    ImplicitGemm(),
     Im2colScan(),
     Im2colCopySelf(),
     Im2colCopyLong(),

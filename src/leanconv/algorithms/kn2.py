@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
-from leanconv.algorithms.dense import pack_weights
-from leanconv.algorithms.tapwise import MAP, PAPER_KN2, Walk, cut, flat, map_fields, phase, pixels_of, refusal
+from leanconv.algorithms.blocking import panels_of
+from leanconv.algorithms.dense import pack_weights, store_columns
+from leanconv.algorithms.tapwise import PAPER_KN2, Walk, cut, flat, phase, pixels_of, refusal
 from leanconv.host import Host
-from leanconv.kernels.steps import Product, ShiftAdd
+from leanconv.kernels.maps import ImageMaps, Product, ShiftAdd
 from leanconv.memory import Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
@@ -42,18 +43,18 @@ class _Kn2(Algorithm):
         p = problem
         walk, pixels = Walk.of(p), math.prod(p.in_size)
         over = walk.over_image()
-        maps = map_fields(p, host, pixels, p.in_size[-1], maps=p.taps)
-        product = Product(pixels_of(p, host), flat(p), strip=False)
+        maps = _map_fields(p, host)
+        product = Product(pixels_of(p, host), ImageMaps(), flat(p))
         phases: list[Phase] = []
         parameters: dict[str, int | str] = {}
         for image in range(p.batch):
             blocks = cut(p, host, threads, over, 1)
             core, parameters = phase(p, host, over, product, blocks, image, maps=maps)
             blocks = cut(p, host, threads, walk, 1)
-            phases += [core, phase(p, host, walk, ShiftAdd(), blocks, image, "shift and add", maps)[0]]
+            phases += [core, phase(p, host, walk, ShiftAdd(ImageMaps()), blocks, image, "shift and add", maps)[0]]
         return Lowering(
             tuple(phases),
-            (Buffer(MAP, p.taps * p.out_channels * pixels * p.itemsize),),
+            (Buffer("map", p.taps * p.out_channels * pixels * p.itemsize),),
             pack_weights(p, host),
             (
                 f"core {parameters.get('tile', '')} multiplies the image by all taps: {p.taps} maps of "
@@ -62,6 +63,19 @@ class _Kn2(Algorithm):
             ),
             parameters,
         )
+
+
+def _map_fields(problem: Problem, host: Host) -> dict[str, int]:
+    """Byte steps of [taps][channels][pixels] or, with channels last, of [pixels][taps][channels]."""
+    p, item, pixels = problem, problem.itemsize, math.prod(problem.in_size)
+    channel = pixels * item if store_columns(p) else item
+    return {
+        "t_row": p.taps * p.out_channels * item,
+        "t_k": channel,
+        "t_panel": panels_of(p, host).vectors * host.target.lanes(p.dtype) * channel,
+        "t_g": p.group_out * channel,
+        "t_tap": p.out_channels * channel,
+    }
 
 
 class Kn2row(_Kn2):

@@ -20,12 +20,11 @@ from typing import ClassVar
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.blocking import panels_of
 from leanconv.algorithms.dense import pack_weights
-from leanconv.algorithms.tapwise import MAP, PAPER, Cut, Walk, cut, flat, map_fields, phase, pixels_of, refusal
+from leanconv.algorithms.tapwise import PAPER, Cut, Walk, cut, flat, phase, pixels_of, refusal
 from leanconv.host import Host
-from leanconv.kernels.steps import Product, ShiftAdd
+from leanconv.kernels.maps import BlockMap, Product, ShiftAdd
 from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem
-from leanconv.program import Phase
 
 
 class _Accumulating(Algorithm):
@@ -46,73 +45,57 @@ class _Accumulating(Algorithm):
     ) -> Lowering:
         """The map of an image, each block with a part of its own, or of a strip for each thread."""
         p, walk = problem, Walk.of(problem)
-        product = Product(pixels_of(p, host), flat(p), strip=False)
         strip = tunables.get("strip")
         blocks = cut(p, host, threads, walk, 1)
-        width = walk.size[2] if blocks.cols == walk.out[2] else walk.out[2]
-        positions = walk.out[0] * walk.out[1] * width
-        whole = (Buffer(MAP, p.out_channels * positions * p.itemsize),)
-        if strip is None and (workspace is None or arena_bytes(whole) <= workspace):
-            maps = map_fields(p, host, positions, width)
-            made = [phase(p, host, walk, ShiftAdd(product), blocks, image, maps=maps) for image in range(p.batch)]
-            parameters = made[0][1] if made else {}
-            what = f"one map of {p.out_channels} x {positions}"
-            return self._lowering(p, host, tuple(core for core, _ in made), whole, parameters, what)
-        blocks, buffer = self._strips(p, host, threads, walk, workspace, strip)
-        held = _held(blocks, walk)
-        product = Product(product.pixels, product.flat, strip=True)
-        maps = map_fields(p, host, held, walk.size[2], channels=_widest(p, host))
-        core, parameters = phase(p, host, walk, ShiftAdd(product), blocks, maps=maps)
-        what = f"a map of {_widest(p, host)} x {held} a thread"
-        return self._lowering(p, host, (core,), (buffer,), {**parameters, "strip": blocks.rows}, what)
-
-    @staticmethod
-    def _strips(
-        p: Problem, host: Host, threads: int, walk: Walk, workspace: int | None, strip: int | None
-    ) -> tuple[Cut, Buffer]:
-        """Blocks whose maps fit the workspace, or the smallest there are."""
-        pixel = _widest(p, host) * p.itemsize
-        height, width = walk.out[1:]
-        if strip is not None:
-            blocks = Cut(min(strip, height), width, cut(p, host, threads, walk, p.batch).group)
-            return blocks, Buffer(MAP, _held(blocks, walk) * pixel, per_thread=True)
-        most = (workspace or 0) // threads // 64 * 64 // pixel
-        # Each row of a block of several holds as many pixels as the image is wide, also those no output reads.
-        most = most // walk.size[2] * width if most >= walk.size[2] else min(most, width)
-        blocks = cut(p, host, threads, walk, p.batch, max(1, most))
-        return blocks, Buffer(MAP, _held(blocks, walk) * pixel, per_thread=True)
-
-    @staticmethod
-    def _lowering(
-        p: Problem,
-        host: Host,
-        phases: tuple[Phase, ...],
-        buffers: tuple[Buffer, ...],
-        parameters: Mapping[str, int | str],
-        what: str,
-    ) -> Lowering:
+        positions = walk.out[0] * walk.out[1] * _map_width(p, walk, blocks)
+        buffer = Buffer("map", p.out_channels * positions * p.itemsize)
+        images: list[int | None] = list(range(p.batch))
+        what = f"its part of a map of {p.out_channels} x {positions}"
+        chosen: dict[str, int | str] = {}
+        if strip is not None or (workspace is not None and arena_bytes((buffer,)) > workspace):
+            part, mapped = _strips(p, host, threads, walk, workspace, strip)
+            if strip is not None or arena_bytes((mapped,), threads) < arena_bytes((buffer,)):
+                blocks, buffer, images = part, mapped, [None]
+                chosen = {"strip": blocks.rows}
+                what = f"a map of {buffer.nbytes // p.itemsize} elements a thread"
+        width = _map_width(p, walk, blocks)
+        block_map = BlockMap(strip=images == [None])
+        product = Product(pixels_of(p, host), block_map, flat(p) and width == walk.size[2])
+        maps = {"map_width": width, "map_pixel": p.out_channels * p.itemsize, "group_out": p.group_out}
+        made = [phase(p, host, walk, ShiftAdd(block_map, product), blocks, image, maps=maps) for image in images]
+        parameters = {**made[0][1], **chosen} if made else {}
         return Lowering(
-            phases,
-            buffers,
+            tuple(core for core, _ in made),
+            (buffer,),
             pack_weights(p, host),
             (
-                f"core {parameters.get('tile', '')} multiplies block by block by one tap after the other, into {what}, "
-                "which is shifted and added to the output",
+                f"core {parameters.get('tile', '')} multiplies a block by one tap after the other, into {what}",
+                "which is shifted and added to the output, before the next tap",
             ),
             parameters,
         )
 
 
-def _held(blocks: Cut, walk: Walk) -> int:
-    """Pixels in the map of a block, whose rows are as wide as the image."""
-    return (blocks.rows - 1) * walk.size[2] + min(blocks.cols, walk.size[2])
+def _map_width(problem: Problem, walk: Walk, blocks: Cut) -> int:
+    """Pixels in a row of a map: those of the image if rows follow each other evenly and few of them go unused."""
+    wide = blocks.cols == walk.out[2] >= walk.size[2] and flat(problem)
+    return walk.size[2] if wide else walk.out[2]
 
 
-def _widest(problem: Problem, host: Host) -> int:
-    """Output channels of the widest panel."""
-    panels = panels_of(problem, host)
-    width = max(panels.vectors if panels.count else 0, panels.last) * host.target.lanes(problem.dtype)
-    return min(width, problem.group_out)
+def _strips(
+    p: Problem, host: Host, threads: int, walk: Walk, workspace: int | None, strip: int | None
+) -> tuple[Cut, Buffer]:
+    """Blocks whose maps fit the workspace, or the smallest there are; and the map of one panel of such a block."""
+    panels = panels_of(p, host)
+    registers = max(panels.vectors if panels.count else 0, panels.last)
+    pixel = min(registers * host.target.lanes(p.dtype), p.group_out) * p.itemsize
+    if strip is not None:
+        blocks = Cut(min(strip, walk.out[1]), walk.out[2], cut(p, host, threads, walk, p.batch).group)
+    else:
+        most = None if workspace is None else max(1, workspace // threads // 64 * 64 // pixel)
+        blocks = cut(p, host, threads, walk, p.batch, most)
+    held = (blocks.rows - 1) * _map_width(p, walk, blocks) + min(blocks.cols, walk.size[2])
+    return blocks, Buffer("map", held * pixel, per_thread=True)
 
 
 class Kn2rowAs(_Accumulating):

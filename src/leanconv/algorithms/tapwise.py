@@ -27,8 +27,6 @@ PAPER_KN2 = (
 )
 TILES = 4  # tiles of pixels at least in a block, so that bounds and addresses are worked out once for some work
 
-MAP = "map"
-
 Triple = tuple[int, int, int]
 
 
@@ -101,10 +99,11 @@ class Cut:
 
 
 def cut(problem: Problem, host: Host, threads: int, walk: Walk, images: int, most: int | None = None) -> Cut:
-    """Blocks whose pixels stay in the second-level cache from tap to tap; of at most `most` pixels.
+    """Blocks of at most `most` pixels whose image stays in the second-level cache from tap to tap.
 
     As in `blocking`: weights that fit a quarter of that cache stay there too, larger ones are taken a panel at a
-    time over blocks of half of it.  Several threads get smaller blocks, and enough of them.
+    time over blocks of half of it.  The outputs of a panel stay in half the first-level cache.  Several threads get
+    smaller blocks, and enough of them.
     """
     p, panels = problem, panels_of(problem, host)
     height, width = walk.out[1:]
@@ -114,6 +113,7 @@ def cut(problem: Problem, host: Host, threads: int, walk: Walk, images: int, mos
     ratio = math.prod(walk.size) / math.prod(walk.out)
     least = TILES * host.target.tile_rows(panels.vectors)
     pixels = int((host.l2 // 4 if fits else host.l2 // 2) / (p.group_in * p.itemsize * max(1.0, ratio)))
+    pixels = min(pixels, host.l1 // 2 // (panels.vectors * host.target.vector_bytes))
     pixels = max(1, min(max(pixels, least), most or height * width))
     rows = max(1, min(height, pixels // width))
     cols = width if pixels >= width or (most is None and width < 2 * pixels) else pixels
@@ -150,30 +150,10 @@ def pixels_of(problem: Problem, host: Host) -> Pixels:
     """How the channels of one tap are summed."""
     p = problem
     unit = p.x_strides[1] == 1
-    slice_bytes = p.group_in * panels_of(p, host).vectors * host.target.vector_bytes
-    reduction = Reduction.of((1,), p.group_in, unit_channel=unit, merged=False, stream=slice_bytes > host.l1 // 2)
+    # Weights are asked for ahead although a tap's stay in the nearest cache: those of the next tap follow them.
+    reduction = Reduction.of((1,), p.group_in, unit_channel=unit, merged=False, stream=True)
     adjacent = p.x_strides[-1] == 1 and not unit
     return Pixels(reduction, triple(p.stride, 1), p.itemsize if adjacent else None)
-
-
-def map_fields(
-    problem: Problem, host: Host, pixels: int, width: int, *, maps: int = 1, channels: int | None = None
-) -> dict[str, int]:
-    """Byte steps in maps of so many pixels, `width` a row: planes of them or, with channels last, rows of channels.
-
-    A map of some `channels` only is one that panels use in turn.
-    """
-    item, count = problem.itemsize, channels or problem.out_channels
-    channel = pixels * item if store_columns(problem) else item
-    panel = 0 if channels else panels_of(problem, host).vectors * host.target.lanes(problem.dtype) * channel
-    return {
-        "t_k": channel,
-        "t_row": maps * count * item,
-        "t_tap": (count * channel) if maps > 1 else 0,
-        "t_panel": panel,
-        "map_width": width,
-        "t_g": 0 if channels else problem.group_out * channel,
-    }
 
 
 def phase(

@@ -115,25 +115,29 @@ def copied(problem: Problem, host: Host, tensor: Tensor) -> tuple[Windows, dict[
     return windows, fields
 
 
+def runs_of(problem: Problem, tensor: Tensor) -> tuple[int, int]:
+    """Runs of a window, and elements of each: one, or one for each tap if these are dilated."""
+    taps = problem.kernel[tensor.slide]
+    return (taps, tensor.entry) if problem.dilation[tensor.slide] > 1 else (1, taps * tensor.entry)
+
+
 def core_input(problem: Problem, tensor: Tensor, fields: Mapping[str, int], buffer: str) -> CoreInput:
     """The core's view of the tensor: an image without edges whose pixels are entries."""
     p, slide, item = problem, tensor.slide, problem.itemsize
-    entry = tensor.entry * item
-    dilation, taps = p.dilation[slide], p.kernel[slide]
     ones, zeros = (1,) * p.ndim, (0,) * p.ndim
     steps = {f"step{d}": step * (p.stride[d] if d == slide else 1) for d, step in enumerate(tensor.steps)}
     fields = {
         **{f"out{d}": size for d, size in enumerate(p.out_size)},
         **steps,
-        "tap0": dilation * entry,
+        "tap0": p.dilation[slide] * tensor.steps[slide],
         "x_c": item,
         **fields,
     }
-    runs = taps if dilation > 1 else 1
+    runs, depth = runs_of(p, tensor)
     return CoreInput(
         source=Image(ones, ones, zeros, False, "zeros", None),
         kernel=(runs,),
-        channels=p.taps * p.group_in // runs,
+        channels=depth,
         unit_channel=True,
         merged=False,
         fields=fields,
@@ -168,9 +172,37 @@ def stage_phase(problem: Problem, host: Host, threads: int, tensor: Tensor, imag
     return Phase("stage", WindowSpec(windows), fields, p.groups * fields["b_count"], {"windows": TENSOR})
 
 
-def whole(problem: Problem, host: Host, threads: int, slide: int, name: str) -> Lowering:
-    """The tensor of one image after the other, whole."""
+def one_image(problem: Problem) -> Problem:
+    """The same problem with the batch as its first spatial dimension, along which there is one tap."""
     p = problem
+
+    def with_batch(strides: tuple[int, ...]) -> tuple[int, ...]:
+        batch, channel, *spatial = strides
+        return (0, channel, batch, *spatial)
+
+    return replace(
+        p,
+        ndim=p.ndim + 1,
+        batch=1,
+        in_size=(p.batch, *p.in_size),
+        kernel=(1, *p.kernel),
+        stride=(1, *p.stride),
+        dilation=(1, *p.dilation),
+        pad_low=(0, *p.pad_low),
+        pad_high=(0, *p.pad_high),
+        x_strides=with_batch(p.x_strides),
+        w_strides=(*p.w_strides[:2], 0, *p.w_strides[2:]),
+        out_strides=with_batch(p.out_strides),
+        residual_strides=None if p.residual_strides is None else with_batch(p.residual_strides),
+    )
+
+
+def whole(problem: Problem, host: Host, threads: int, slide: int, name: str, *, together: bool = False) -> Lowering:
+    """The whole tensor of one image after the other, or of all images together."""
+    packing = pack_weights(problem, host, term_order(problem, slide))
+    p = problem
+    if together and p.batch > 1:
+        p, slide = one_image(p), slide + 1
     tensor = Tensor.of(p, slide)
     source = core_input(p, tensor, {"x_n": 0, "x_g": tensor.nbytes}, TENSOR)
     heights = tile_heights(math.prod(p.out_size), host, panels_of(p, host))
@@ -184,10 +216,10 @@ def whole(problem: Problem, host: Host, threads: int, slide: int, name: str) -> 
     return Lowering(
         tuple(phases),
         (Buffer(TENSOR, p.groups * tensor.nbytes),),
-        pack_weights(p, host, term_order(p, slide)),
+        packing,
         (
-            f"{name}: copy an image into a window tensor of {' x '.join(map(str, tensor.extents))} entries"
-            f" of {p.groups * tensor.entry}",
+            f"{name}: copy {'all images' if together else 'an image'} into a window tensor of"
+            f" {' x '.join(map(str, tensor.extents))} entries of {p.groups * tensor.entry}",
             f"core {parameters.get('tile', '')} reads windows where they overlap",
         ),
         parameters,

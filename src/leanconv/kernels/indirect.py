@@ -17,7 +17,7 @@ from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Sum
 from leanconv.kernels.cursor import PointerCursor, SharedCursor
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.patches import Patches
+from leanconv.kernels.patches import Patches, each_pixel
 
 
 def nowhere(entry_bytes: int) -> int:
@@ -141,7 +141,7 @@ class TableSpec:
             return [taps(0, position, 0, Value("true", I1), state[0])]
 
         table = fn.gep(fields.buffer("offsets"), fn.mul(first, windows.taps * nbytes))
-        windows.each_pixel(fn, fields, first, end, [table], pixel)
+        each_pixel(fn, fields, windows.dims, first, end, [table], pixel)
         if self.zero_row:
             fn.if_(fn.cmp("eq", kernel.chunk, 0), lambda: self._clear(fn, fields), lambda: [], hint="zeros")
         return kernel.finish()

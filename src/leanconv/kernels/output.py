@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from leanconv.codegen.ir import Function, Value
+from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.core import Tile
 from leanconv.kernels.epilogue import Epilogue, load_lanes, row_addresses, store_lanes, transpose
 from leanconv.kernels.fields import Fields
@@ -20,7 +21,7 @@ class Output:
     """
 
     fn: Function
-    fields: Fields
+    fields: Fields | Mapping[str, Index]
     tile: Tile
     epilogue: Epilogue
     valid: int

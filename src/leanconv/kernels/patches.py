@@ -17,7 +17,7 @@ from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value, vec
 from leanconv.codegen.targets import Target
 from leanconv.kernels.copy import copy_run
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.image import mapped_position
+from leanconv.kernels.image import following, mapped_position, position_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,38 +76,7 @@ class Patches:
             self.window(fn, fields, x, state[0], position)
             return [fn.gep(state[0], fields["m_pixel"])]
 
-        self.each_pixel(fn, fields, first, end, [matrix], pixel)
-
-    def each_pixel(
-        self,
-        fn: Function,
-        fields: Fields,
-        first: Index,
-        end: Index,
-        carried: list[Value],
-        body: Callable[[list[Value], list[Value]], list[Value]],
-    ) -> list[Value]:
-        """Run `body(position, carried)` for the output pixels [first, end); returns what it carried."""
-        position: list[Value] = []
-        rest: Index = first
-        for dim in reversed(range(1, self.dims)):
-            position.insert(0, fn.i64(fn.urem(rest, fields[f"out{dim}"])))
-            rest = fn.udiv(rest, fields[f"out{dim}"])
-        position.insert(0, fn.i64(rest))
-
-        def pixel(_: Value, state: list[Value]) -> list[Value]:
-            at, inner = state[: self.dims], state[self.dims :]
-            inner = body(at, inner)
-            after = list(at)
-            grown = fn.i64(fn.add(at[-1], 1))
-            for dim in reversed(range(1, self.dims)):
-                carry = fn.cmp("eq", grown, fields[f"out{dim}"])
-                after[dim] = fn.select(carry, 0, grown)
-                grown = fn.select(carry, fn.add(at[dim - 1], 1), at[dim - 1])
-            after[0] = grown
-            return [*after, *inner]
-
-        return fn.loop(first, end, 1, [*position, *carried], pixel, hint="pixel")[self.dims :]
+        each_pixel(fn, fields, self.dims, first, end, [matrix], pixel)
 
     def window(self, fn: Function, fields: Fields, x: Value, row: Value, position: list[Value], first: int = 0) -> None:
         """The taps of one output pixel, those of the first dimension from `first` on; `row` is where they go."""
@@ -254,6 +223,29 @@ class Patches:
     def clear(self, fn: Function, count: Index, target: Value) -> None:
         """Write `count` adjacent zeros."""
         copy_run(fn, self.lanes, count, None, target, (self.itemsize, self.itemsize), True)
+
+
+def each_pixel(
+    fn: Function,
+    fields: Fields,
+    dims: int,
+    first: Index,
+    end: Index,
+    carried: list[Value],
+    body: Callable[[list[Value], list[Value]], list[Value]],
+) -> list[Value]:
+    """Run `body(position, carried)` for the output pixels [first, end); returns what it carried.
+
+    Fields: `out{d}` output sizes.
+    """
+
+    def pixel(_: Value, state: list[Value]) -> list[Value]:
+        at, inner = state[:dims], state[dims:]
+        inner = body(at, inner)
+        return [*following(fn, fields, at), *inner]
+
+    state = [*position_of(fn, fields, first, dims), *carried]
+    return fn.loop(first, end, 1, state, pixel, hint="pixel")[dims:]
 
 
 @dataclass(frozen=True, slots=True)

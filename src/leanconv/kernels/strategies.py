@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Value
 from leanconv.kernels.copy import copy_run
 from leanconv.kernels.fields import Fields
-from leanconv.kernels.patches import Patches
+from leanconv.kernels.patches import Patches, each_pixel
 
 
 def shared_rows(kernel: int, stride: int, dilation: int) -> tuple[int, int] | None:
@@ -70,7 +70,7 @@ def copy_elements(
         copy_element(fn, fields, patches, source, state[0], position, tap)
         return [fn.gep(state[0], patches.itemsize)]
 
-    patches.each_pixel(fn, fields, first, end, [target], pixel)
+    each_pixel(fn, fields, patches.dims, first, end, [target], pixel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ class CopySelf(Patches):
             fn.if_(fn.cmp("sge", number, above), written, image, hint="written")
             return [fn.gep(row, fields["m_pixel"]), fn.i64(fn.add(number, 1))]
 
-        self.each_pixel(fn, fields, first, end, [matrix, fn.i64(0)], pixel)
+        each_pixel(fn, fields, self.dims, first, end, [matrix, fn.i64(0)], pixel)
 
     def plane(
         self, fn: Function, fields: Fields, source: Value, target: Value, first: Index, end: Index, tap: list[Value]

@@ -32,7 +32,7 @@ class Panel:
     """A panel of one block: its tile's width, the heights of its tiles, and the block's place in memory.
 
     `x` and `out` are the image and the panel's first channel; `plane` is the output's depth, `block` its rows and
-    columns; `weights` behind the bias.
+    columns; `weights` behind the bias; `maps` the thread's part of the buffer "map".
     """
 
     fn: Function
@@ -46,7 +46,9 @@ class Panel:
     weights: Value
     plane: Index
     block: tuple[Span, Span]
-    map: Value | None
+    group: Index
+    number: Index
+    maps: Value | None
 
     def shaped(self, height: int) -> Tile:
         """The tile with another number of rows; its sums start from zero."""
@@ -125,7 +127,7 @@ class TapsSpec:
 
     Fields: `{n,g,z,y,c,k}_div` and `_count` split the chunk's number (`n_first` the first image); `rows` and `cols` a
     block; `taps{d} in{d} out{d} dilation{d} pad{d}` extents, `at{d}` bytes between pixels of x; `channels`; `x_* o_*
-    r_* w_*` as in `DenseSpec`; `t_*` the same for a map.
+    r_* w_*` as in `DenseSpec`.
     """
 
     target: Target
@@ -151,10 +153,9 @@ class TapsSpec:
         x, out = moved("x", "x"), moved("out", "o")
         residual = moved("residual", "r") if self.epilogue.residual else None
         weights = fn.gep(fields.buffer("w"), fn.mul(g, fields["w_g"]))
-        product: Value | None = None
+        maps: Value | None = None
         if self.step.maps:
-            offset = fn.add(fn.mul(kernel.thread, fields["thread_map"]), fn.mul(g, fields["t_g"]))
-            product = fn.gep(fields.buffer("map"), offset)
+            maps = fn.gep(fields.buffer("map"), fn.mul(kernel.thread, fields["thread_map"]))
 
         def span(index: Index, size: str, end: str) -> Span:
             first = fn.i64(fn.mul(index, fields[size]))
@@ -171,8 +172,7 @@ class TapsSpec:
             if self.bias:
                 w = fn.gep(w, tile.step_bytes)
             o = fn.gep(out, fn.mul(at, fields["o_panel"]))
-            t = fn.gep(product, fn.mul(at, fields["t_panel"])) if product is not None else None
-            here = Panel(fn, fields, self, tile, self.heights[last], valid, x, o, w, plane, block, t)
+            here = Panel(fn, fields, self, tile, self.heights[last], valid, x, o, w, plane, block, g, at, maps)
             if self.step.fills:
                 r = fn.gep(residual, fn.mul(at, fields["r_panel"])) if residual is not None else None
                 self._begin(here, head, r)

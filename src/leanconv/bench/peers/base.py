@@ -42,11 +42,14 @@ class Loaded:
         call: computes the layer once and returns when the result is complete.
         result: turns what `call` returned into an array (N, K, *spatial).
         parameters: settings that were chosen for the layer, for people.
+        input_bytes: of the library's own copy of the image. A program would write its image there in the first place,
+            so this is no extra memory.
     """
 
     call: Callable[[], Any]
     result: Callable[[Any], NDArray[Any]]
     parameters: dict[str, Any] = field(default_factory=dict)
+    input_bytes: int = 0
 
 
 class Peer(ABC):

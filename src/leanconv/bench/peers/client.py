@@ -86,13 +86,17 @@ class Client:
 
     def close(self) -> None:
         """End the process, by force if it does not listen. Doing so twice does no harm."""
-        self._connection.close()
+        self.hang_up()
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._errors.close()
+
+    def hang_up(self) -> None:
+        """Have the process end by itself, without waiting for it."""
+        self._connection.close()
 
     def __enter__(self) -> Client:
         """Return the client."""
@@ -185,6 +189,8 @@ class Clients:
 
     def close(self) -> None:
         """End all processes."""
+        for client in self._clients.values():
+            client.hang_up()
         for client in self._clients.values():
             client.close()
 

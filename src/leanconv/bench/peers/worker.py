@@ -83,7 +83,7 @@ class _Server:
         self._call = loaded.call
         settle()
         if extra is not None:
-            extra = max(extra - result.nbytes, 0)
+            extra = max(extra - result.nbytes - loaded.input_bytes, 0)
         return Ready(prepared - start, called - start, extra, loaded.parameters, result)
 
 
