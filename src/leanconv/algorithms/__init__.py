@@ -12,6 +12,7 @@ from leanconv.algorithms.copy_strategies import (
     Im2rowCopySelf,
     Im2rowScan,
 )
+from leanconv.algorithms.depthwise import Depthwise
 from leanconv.algorithms.direct import Direct
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
@@ -30,6 +31,7 @@ from leanconv.algorithms.reference import Reference
 from leanconv.algorithms.winograd import WinogradF2, WinogradF4, WinogradF6
 
 REGISTRY: tuple[Algorithm, ...] = (
+    Depthwise(),
     DirectBand(),
     Pointwise(),
     Direct(),

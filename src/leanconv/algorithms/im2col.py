@@ -2,7 +2,8 @@
 
 Idea        row = tap and channel, column = pixel; with channels first rows of the image are copied in runs
 Workspace   taps * C * P * Q elements whole (one image), taps * C * strip per thread in strips
-Good for    channels first, many output channels       Bad for   1x1 (a plain copy), depthwise, memory
+Good for    channels first, many output channels
+Bad for     1x1 (a plain copy), depthwise, memory
 """
 
 from __future__ import annotations
