@@ -18,14 +18,14 @@ WINDOW = Geometry((3, 2), (1, 2), (1, 1), ((1, 1), (0, 1)))
 SINGLE = Geometry((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
 
 
-def case_for(name: str, layout: str = "NCHW", epilogue: dict[str, Any] | None = None) -> Case:
-    """3x2 windows, or 1x1 for an algorithm that refuses those."""
-    for geometry in (WINDOW, SINGLE):
-        case = Case(
-            (2, 6, 8, 9), (17, 6, *geometry.kernel), geometry, layout=layout, epilogue=epilogue or {"bias": True}
-        )
-        if {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].applies:
-            return case
+def case_for(name: str, layout: str | None = None, epilogue: dict[str, Any] | None = None) -> Case:
+    """3x2 windows, or 1x1 for an algorithm that refuses those; without a `layout` NHWC if it refuses NCHW."""
+    for order in [layout] if layout else ["NCHW", "NHWC"]:
+        for geometry in (WINDOW, SINGLE):
+            shapes = (2, 6, 8, 9), (17, 6, *geometry.kernel)
+            case = Case(*shapes, geometry, layout=order, epilogue=epilogue or {"bias": True})
+            if {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].applies:
+                return case
     pytest.skip(f"{name} refuses both")
 
 

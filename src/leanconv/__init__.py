@@ -1,6 +1,7 @@
 """Convolution on CPUs: the published algorithms side by side, each with its exact bytes and its time."""
 
 from leanconv.api import algorithms, conv1d, conv2d, conv3d, plan
+from leanconv.bandwidth import memory_bandwidth
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
 from leanconv.errors import (
@@ -48,6 +49,7 @@ __all__ = [
     "fma_peak",
     "get_num_threads",
     "mapped_conv2d",
+    "memory_bandwidth",
     "plan",
     "regular_map",
     "set_num_threads",

@@ -59,8 +59,9 @@ class Algorithm(ABC):
     """One published idea.
 
     `name` is what users write; `title` a few words; `paper` where it was published; `error_class` how its
-    rounding compares with a plain sum ("plain": the same products, added in some order); `tunables` the
-    settings a caller may choose, with what they mean.
+    rounding compares with a plain sum ("plain": the same products, added in some order; "float64": summed in
+    float64; "transformed": products of transformed windows and weights); `tunables` the settings a caller may
+    choose, with what they mean.
     """
 
     name: ClassVar[str]
@@ -72,6 +73,17 @@ class Algorithm(ABC):
     @abstractmethod
     def refusal(self, problem: Problem) -> str | None:
         """A sentence that says why the algorithm does not apply, or None if it does."""
+
+    def suits(self, problem: Problem, host: Host) -> bool:
+        """Whether it is worth its memory where it applies; "auto" tries those that are not last."""
+        return True
+
+    def error_bound(self, problem: Problem) -> float:
+        """The largest error of an output to expect, relative to the largest output (before the activation).
+
+        For images and weights of random numbers of one size; it is what the tests hold each algorithm to.
+        """
+        return 1e-6 if problem.dtype == "float32" else 1e-14
 
     @abstractmethod
     def lower(

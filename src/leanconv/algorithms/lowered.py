@@ -130,11 +130,8 @@ def strips(
 
     `chosen` output rows a strip, else as many as fit half the second-level cache and the workspace.
     """
-    p, item = problem, problem.itemsize
-    pixels, width, depth = math.prod(p.out_size), p.out_size[-1], p.taps * p.group_in
-    unit = 1 if rows and chosen is None else width
-    size = min(chosen * width, pixels) if chosen is not None else strip_pixels(p, host, threads, workspace, unit)
-    heights, cut = fitting_strips(p, host, size, unit)
+    p, item, depth = problem, problem.itemsize, problem.taps * problem.group_in
+    heights, cut = fitting_strips(p, host, *strip_pixels(p, host, threads, workspace, chosen, whole_rows=not rows))
     steps = matrix_steps(p, cut.block, rows=rows)
     image = image_input(p).fields
     fields = patch_fields(p, steps) | {"x_n": image["x_n"], "x_g": image["x_g"]}
@@ -161,15 +158,23 @@ def strips(
     )
 
 
-def strip_pixels(problem: Problem, host: Host, threads: int, workspace: int | None, unit: int) -> int:
-    """Pixels whose windows fit half the second-level cache, and all threads' the workspace; a multiple of `unit`."""
+def strip_pixels(
+    problem: Problem, host: Host, threads: int, workspace: int | None, chosen: int | None, *, whole_rows: bool
+) -> tuple[int, int]:
+    """The most pixels of a strip, and the number that it should be a multiple of: whole output rows, or any.
+
+    `chosen` output rows, else as many pixels as fit half the second-level cache and the workspace.
+    """
     p = problem
-    pixels, row = math.prod(p.out_size), p.taps * p.group_in * p.itemsize
+    pixels, width, depth = math.prod(p.out_size), p.out_size[-1], p.taps * p.group_in
+    if chosen is not None:
+        return min(chosen * width, pixels), width
+    unit = width if whole_rows else 1
     budget = host.l2 // 2 if workspace is None else min(host.l2 // 2, workspace // threads // 64 * 64)
-    size = max(unit, min(pixels, budget // row // unit * unit))
+    size = max(unit, min(pixels, budget // (depth * p.itemsize) // unit * unit))
     if threads > 1:  # enough strips for every thread to have several
         size = min(size, max(unit, pixels * p.batch * p.groups // (4 * threads) // unit * unit))
-    return size
+    return size, unit
 
 
 def fitting_strips(problem: Problem, host: Host, size: int, unit: int) -> tuple[tuple[int, int], Blocking]:

@@ -54,7 +54,7 @@ class Mapped(Algorithm):
     ) -> Lowering:
         """One phase: a chunk samples its strip, then runs the core over it."""
         p, item, depth = problem, problem.itemsize, problem.taps * problem.group_in
-        heights, cut = fitting_strips(p, host, strip_pixels(p, host, threads, workspace, 1), 1)
+        heights, cut = fitting_strips(p, host, *strip_pixels(p, host, threads, workspace, None, whole_rows=False))
         steps = matrix_steps(p, cut.block, rows=True)
         channel = p.x_strides[1] * item
         fields = {

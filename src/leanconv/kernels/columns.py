@@ -22,7 +22,7 @@ from leanconv.kernels.core import Reduction, Sum, Tile
 from leanconv.kernels.cursor import SharedCursor
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.image import Stage
+from leanconv.kernels.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)

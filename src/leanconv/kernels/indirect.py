@@ -17,7 +17,6 @@ from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Sum
 from leanconv.kernels.cursor import PointerCursor, SharedCursor
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.image import ZERO_BYTES
 from leanconv.kernels.patches import Patches, each_pixel
 
 
@@ -80,10 +79,8 @@ class Indirect:
             return [after, *sums]
 
         def apart() -> list[Value]:
-            zeros = fn.module.zeros(ZERO_BYTES)
-            starts = [fn.select(pad, zeros, pixel) for pad, pixel in zip(outside, pixels, strict=True)]
-            strides = [fn.select(pad, 0, step) for pad in outside]
-            after, sums = sum_.run(PointerCursor(fn, starts, strides, None), red.channels, weights, accs)
+            cursor = PointerCursor.punched(fn, pixels, [fn.negate(pad) for pad in outside], step)
+            after, sums = sum_.run(cursor, red.channels, weights, accs)
             return [after, *sums]
 
         if not self.padded:

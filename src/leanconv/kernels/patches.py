@@ -17,7 +17,7 @@ from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value, vec
 from leanconv.codegen.targets import Target
 from leanconv.kernels.copy import copy_run
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.image import mapped_position
+from leanconv.kernels.image import following, mapped_position, position_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +64,7 @@ class Patches:
     def emit(
         self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value
     ) -> tuple[Value, Index]:
-        """Copy the windows of output pixels [first, end) to the matrix.
-
-        Returns where the core finds its pixel 0, and what number the first pixel has there.
-        """
+        """Copy the windows of output pixels [first, end) to the matrix, whose first pixel is `first`; see `Stage`."""
         if self.rows:
             self._emit_rows(fn, fields, x, matrix, first, end)
         else:
@@ -241,26 +238,14 @@ def each_pixel(
 
     Fields: `out{d}` output sizes.
     """
-    position: list[Value] = []
-    rest: Index = first
-    for dim in reversed(range(1, dims)):
-        position.insert(0, fn.i64(fn.urem(rest, fields[f"out{dim}"])))
-        rest = fn.udiv(rest, fields[f"out{dim}"])
-    position.insert(0, fn.i64(rest))
 
     def pixel(_: Value, state: list[Value]) -> list[Value]:
         at, inner = state[:dims], state[dims:]
         inner = body(at, inner)
-        after = list(at)
-        grown = fn.i64(fn.add(at[-1], 1))
-        for dim in reversed(range(1, dims)):
-            carry = fn.cmp("eq", grown, fields[f"out{dim}"])
-            after[dim] = fn.select(carry, 0, grown)
-            grown = fn.select(carry, fn.add(at[dim - 1], 1), at[dim - 1])
-        after[0] = grown
-        return [*after, *inner]
+        return [*following(fn, fields, at), *inner]
 
-    return fn.loop(first, end, 1, [*position, *carried], pixel, hint="pixel")[dims:]
+    state = [*position_of(fn, fields, first, dims), *carried]
+    return fn.loop(first, end, 1, state, pixel, hint="pixel")[dims:]
 
 
 @dataclass(frozen=True, slots=True)
