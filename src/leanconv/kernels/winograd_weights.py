@@ -10,7 +10,7 @@ from leanconv.codegen.targets import Target
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.linear import linear
 from leanconv.kernels.panels import PanelShape
-from leanconv.kernels.winograd_input import gather
+from leanconv.kernels.runs import gather
 from leanconv.kernels.winograd_tiles import Tiling, Turns, over, row_major
 
 
