@@ -24,7 +24,8 @@ from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, pack_
 from leanconv.algorithms.lowered import fitting_strips
 from leanconv.host import Host
 from leanconv.kernels.image import Image
-from leanconv.kernels.windows import WindowBand, Windows, WindowSpec
+from leanconv.kernels.window_phases import WindowBand, WindowSpec
+from leanconv.kernels.windows import Windows
 from leanconv.memory import Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
