@@ -54,7 +54,7 @@ class _Kn2(Algorithm):
             phases += [core, phase(p, host, walk, ShiftAdd(ImageMaps()), blocks, image, "shift and add", maps)[0]]
         return Lowering(
             tuple(phases),
-            (Buffer("map", p.taps * p.out_channels * pixels * p.itemsize),),
+            (Buffer("maps", p.taps * p.out_channels * pixels * p.itemsize),),
             pack_weights(p, host),
             (
                 f"core {parameters.get('tile', '')} multiplies the image by all taps: {p.taps} maps of "

@@ -48,7 +48,7 @@ class _Accumulating(Algorithm):
         strip = tunables.get("strip")
         blocks = cut(p, host, threads, walk, 1)
         positions = walk.out[0] * walk.out[1] * _map_width(p, walk, blocks)
-        buffer = Buffer("map", p.out_channels * positions * p.itemsize)
+        buffer = Buffer("maps", p.out_channels * positions * p.itemsize)
         images: list[int | None] = list(range(p.batch))
         what = f"its part of a map of {p.out_channels} x {positions}"
         chosen: dict[str, int | str] = {}
@@ -95,7 +95,7 @@ def _strips(
         most = None if workspace is None else max(1, workspace // threads // 64 * 64 // pixel)
         blocks = cut(p, host, threads, walk, p.batch, most)
     held = (blocks.rows - 1) * _map_width(p, walk, blocks) + min(blocks.cols, walk.size[2])
-    return blocks, Buffer("map", held * pixel, per_thread=True)
+    return blocks, Buffer("maps", held * pixel, per_thread=True)
 
 
 class Kn2rowAs(_Accumulating):

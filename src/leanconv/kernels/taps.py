@@ -32,7 +32,7 @@ class Panel:
     """A panel of one block: its tile's width, the heights of its tiles, and the block's place in memory.
 
     `x` and `out` are the image and the panel's first channel; `plane` is the output's depth, `block` its rows and
-    columns; `weights` behind the bias; `maps` the thread's part of the buffer "map".
+    columns; `weights` behind the bias; `maps` the thread's part of the buffer "maps".
     """
 
     fn: Function
@@ -104,7 +104,7 @@ class Step(Protocol):
 
     @property
     def maps(self) -> bool:
-        """Whether it keeps products in the buffer "map"."""
+        """Whether it keeps products in the buffer "maps"."""
 
     @property
     def apart(self) -> bool:
@@ -155,7 +155,7 @@ class TapsSpec:
         weights = fn.gep(fields.buffer("w"), fn.mul(g, fields["w_g"]))
         maps: Value | None = None
         if self.step.maps:
-            maps = fn.gep(fields.buffer("map"), fn.mul(kernel.thread, fields["thread_map"]))
+            maps = fn.gep(fields.buffer("maps"), fn.mul(kernel.thread, fields["thread_maps"]))
 
         def span(index: Index, size: str, end: str) -> Span:
             first = fn.i64(fn.mul(index, fields[size]))
