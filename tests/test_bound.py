@@ -15,18 +15,20 @@ from strategies import READ_VIEWS, WRITE_VIEWS, Case, Geometry, check_untouched,
 
 EACH = pytest.mark.parametrize("name", [algorithm.name for algorithm in REGISTRY])
 WINDOW = Geometry((3, 2), (1, 2), (1, 1), ((1, 1), (0, 1)))
+SAME = Geometry((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
 SINGLE = Geometry((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
 
 
 def case_for(name: str, layout: str | None = None, epilogue: dict[str, Any] | None = None) -> Case:
-    """3x2 windows, or 1x1 for an algorithm that refuses those; without a `layout` NHWC if it refuses NCHW."""
-    for order in [layout] if layout else ["NCHW", "NHWC"]:
-        for geometry in (WINDOW, SINGLE):
-            shapes = (2, 6, 8, 9), (17, 6, *geometry.kernel)
-            case = Case(*shapes, geometry, layout=order, epilogue=epilogue or {"bias": True})
+    """The first of some geometries, and of the layouts unless one is named, that an algorithm accepts."""
+    for geometry in (WINDOW, SAME, SINGLE):
+        for order in ("NCHW", "NHWC") if layout is None else (layout,):
+            case = Case(
+                (2, 6, 8, 9), (17, 6, *geometry.kernel), geometry, layout=order, epilogue=epilogue or {"bias": True}
+            )
             if {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].applies:
                 return case
-    pytest.skip(f"{name} refuses both")
+    pytest.skip(f"{name} refuses {layout}")
 
 
 # -- weights -----------------------------------------------------------------------------------------------------

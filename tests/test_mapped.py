@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 import leanconv
 from assembly import parse
 from definitions_indirect import mapped, sample
-from guard import GuardedAllocator
+from guard import GuardedAllocator, run_python
 from leanconv.algorithms.mapped import Mapped
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
@@ -284,6 +285,19 @@ def test_a_result_may_not_lie_in_the_map_or_the_image() -> None:
 def test_huge_sums_of_a_map_are_not_mistaken_for_infinite_positions() -> None:
     got = leanconv.mapped_conv2d(X + 1, W + 1, np.full_like(AT, 3e38), pad_mode="replicate")
     assert (got == 24).all()
+
+
+# -- the example -------------------------------------------------------------------------------------------------
+
+
+def test_the_panorama_example_finds_spots_at_all_latitudes(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    example = Path(__file__).parent.parent / "examples" / "panorama.py"
+    script = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    printed = run_python(script, str(example), "--out", str(tmp_path / "panorama.png"))
+    flat, sphere = map(float, printed.partition("least of the largest")[2].split()[:2])
+    assert flat < 0.5 and sphere > 0.9
+    assert (tmp_path / "panorama.png").stat().st_size > 10_000
 
 
 # -- maps and code -----------------------------------------------------------------------------------------------
