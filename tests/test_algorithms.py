@@ -92,6 +92,8 @@ def test_random_convolutions(name: str) -> None:
 def test_both_layouts_give_the_same_bits(name: str) -> None:
     if is_blas(name):
         pytest.skip("BLAS multiplies other matrices for the other layout")
+    if name == "im2win":
+        pytest.skip("each layout has a window tensor of its own, summed in its own order")
 
     @settings(ENGINE, max_examples=12)
     @given(cases(geometries=accepted(name), kinds=kinds(name)))

@@ -24,13 +24,15 @@ from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, pack_
 from leanconv.algorithms.lowered import fitting_strips
 from leanconv.host import Host
 from leanconv.kernels.image import Image
-from leanconv.kernels.windows import WindowBand, Windows, WindowSpec
+from leanconv.kernels.window_phases import WindowBand, WindowSpec
+from leanconv.kernels.windows import Windows
 from leanconv.memory import Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
 TENSOR = "window tensor"
 FEW = 8  # vectors of channels up to which a copy is made for their number
+MOST_ROWS = 16  # of the image that are interleaved at one time
 LARGEST_BAND = 256 << 10  # bytes a thread
 
 
@@ -84,7 +86,9 @@ def copied(problem: Problem, host: Host, tensor: Tensor) -> tuple[Windows, dict[
     kernel, stride = still(p.kernel), still(p.stride)
     pixel, channel = p.x_strides[-1], p.x_strides[1]
     adjacent = "none"
-    if channel == 1 or p.group_in == 1:
+    if p.group_in == 1 and pixel == 1 and slide == p.ndim - 1 and math.prod(kernel) <= MOST_ROWS:
+        adjacent = "row"
+    elif channel == 1 or p.group_in == 1:
         adjacent = "channels"
     elif pixel == 1 and stride[-1] <= lanes // 2:
         adjacent = "pixels"
@@ -243,7 +247,7 @@ def bands(problem: Problem, host: Host, threads: int, workspace: int | None, cho
         size, unit = largest_band(p, tensor, budget), 1
         if threads > 1:  # enough bands for every thread to have several
             size = min(size, max(1, pixels * p.batch * p.groups // (4 * threads)))
-    heights, cut = fitting_strips(p, host, size, unit)
+    heights, cut = fitting_strips(p, host, size, unit, longer=True)
     windows, fields = copied(p, host, tensor)
     strides = image_input(p).fields
     fields |= {

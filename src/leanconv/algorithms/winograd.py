@@ -161,6 +161,13 @@ class _Lowered:
         """Whether input channels are adjacent in memory."""
         return self.problem.x_strides[1] == 1
 
+    @property
+    def runs(self) -> bool:
+        """Whether rows of windows are runs of adjacent pixels, of which padding is cut off (the rest is zeros)."""
+        p, axis = self.problem, self.tiling.axes[-1]
+        plain = not self.padded or (p.pad_mode == "zeros" and p.in_size[-1] >= axis.transform.size)
+        return not self.adjacent and p.x_strides[-1] == 1 and axis.dilation == 1 < axis.transform.size and plain
+
     def panel_bytes(self, width: int) -> int:
         """Transformed weights and biases of a panel `width` bytes wide."""
         return (self.tiling.points * self.problem.group_in + self.problem.has_bias) * width
@@ -283,17 +290,28 @@ class _Lowered:
     def spec(self) -> WinogradSpec:
         """The kernel."""
         p, target = self.problem, self.host.target
+        outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
         stream = p.group_in * self.panels.vectors * target.vector_bytes > self.host.l1 // 2
         return WinogradSpec(
             target,
             p.dtype,
             self.tiling,
-            InputStep(target, p.dtype, self.tiling, self.padded, p.pad_mode, self.adjacent, p.group_in % self.lanes),
+            InputStep(
+                target,
+                p.dtype,
+                self.tiling,
+                self.padded,
+                p.pad_mode,
+                self.adjacent,
+                self.runs,
+                p.group_in % self.lanes,
+            ),
             OutputStep(
                 target,
                 p.dtype,
                 self.tiling,
-                p.out_strides[1] == 1 and (p.residual_strides is None or p.residual_strides[1] == 1),
+                all(strides[1] == 1 for strides in outputs),
+                all(strides[1] != 1 == strides[-1] for strides in outputs) and self.tiling.axes[-1].dilation == 1,
                 p.has_bias,
                 Epilogue(p.activation, p.residual),
             ),

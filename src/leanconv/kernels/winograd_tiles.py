@@ -43,11 +43,10 @@ class Axis:
         """Points that small tiles have too."""
         return self.edge + self.transform.taps - 1
 
-    @property
-    def spans(self) -> list[tuple[int, int]]:
-        """(number of points, class bit), in order."""
-        dropped = self.transform.size - self.kept
-        return [(self.kept, 0), *([(dropped, 1)] if dropped else [])]
+    def split(self, points: int) -> list[tuple[int, int]]:
+        """The first `points` points as (number of points, class bit), in order."""
+        kept = min(points, self.kept)
+        return [(kept, 0), *([(points - kept, 1)] if points > kept else [])]
 
     def bit(self, point: int) -> int:
         """The class bit of a point."""
