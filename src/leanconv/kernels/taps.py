@@ -149,7 +149,7 @@ class Step(Protocol):
 
     @property
     def maps(self) -> bool:
-        """Whether it keeps products in the buffer "products"."""
+        """Whether it keeps products in the buffer "maps"."""
 
     @property
     def apart(self) -> bool:
@@ -205,7 +205,7 @@ class TapsSpec:
         def own(role: str) -> Value:
             return fn.gep(fields.buffer(role), fn.mul(kernel.thread, fields[f"thread_{role}"]))
 
-        maps = own("products") if self.step.maps else None
+        maps = own("maps") if self.step.maps else None
         sums = own("sums") if self.epilogue.residual == "after" else None
 
         def span(index: Index, size: str, end: str) -> Span:
