@@ -150,7 +150,22 @@ def cores(case: str, name: str, target: Target) -> list[KernelSpec]:
     return found
 
 
-CORE_NAMES = ["direct", "pointwise", "im2row", "im2col", "im2row_strip", "im2col_strip"]
+CORE_NAMES = [
+    "direct",
+    "direct_band",
+    "pointwise",
+    "im2row",
+    "im2col",
+    "im2row_strip",
+    "im2col_strip",
+    "implicit_gemm",
+    "indirect",
+    "mec",
+    "mec_a",
+    "mec_rows",
+    "im2win",
+    "im2win_band",
+]
 CORE_NAMES += ["kn2row_exact", "kn2col_aa", "kn2row_aa", "kn2col_as", "kn2row_as", "kn2col", "kn2row"]
 
 

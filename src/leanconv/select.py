@@ -1,4 +1,4 @@
-"""Which algorithm runs: those that apply and fit the memory limit, the first of the registry's order."""
+"""Which algorithm runs: those that apply and fit the memory limit, in the registry's order those first that suit."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.base import Algorithm
 from leanconv.checks import integer, one_of
 from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableError
+from leanconv.host import this_host
 from leanconv.plan import Plan
 from leanconv.problem import Problem
-from leanconv.staging import dense_output, needs_copies
+from leanconv.staging import refusal
 
 NOT_AUTOMATIC = frozenset({"reference"})  # never chosen unasked: it is there to compare with
 
@@ -28,7 +29,8 @@ class AlgorithmInfo:
         packed_weight_bytes: bytes of its packed weights; None if it does not apply.
         title: what it is, in a few words.
         paper: where it was published.
-        error_class: how its rounding compares with a plain sum ("plain", "float64").
+        error_class: how its rounding compares with a plain sum ("plain", "float64", "transformed").
+        error_bound: largest error to expect relative to the largest output; None if it does not apply.
     """
 
     name: str
@@ -39,14 +41,7 @@ class AlgorithmInfo:
     title: str
     paper: str
     error_class: str
-
-
-def refusal(algorithm: Algorithm, problem: Problem) -> str | None:
-    """Why an algorithm cannot compute a problem even with copies around it, or None."""
-    reason = algorithm.refusal(problem)
-    if reason is not None and needs_copies(problem):
-        reason = algorithm.refusal(dense_output(problem))
-    return reason
+    error_bound: float | None
 
 
 def list_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo]:
@@ -65,6 +60,7 @@ def list_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo]:
                 title=algorithm.title,
                 paper=algorithm.paper,
                 error_class=algorithm.error_class,
+                error_bound=algorithm.error_bound(problem) if plan else None,
             )
         )
     return result
@@ -97,6 +93,7 @@ def choose(
             raise NotApplicableError(name, reason)
     else:
         candidates = [a for a in REGISTRY if a.name not in NOT_AUTOMATIC and refusal(a, problem) is None]
+        candidates.sort(key=lambda algorithm: not algorithm.suits(problem, this_host()))
     tunables = _tunables(name, candidates[0], parameters)
     least: int | None = None
     for algorithm in candidates:

@@ -12,9 +12,9 @@ from leanconv.host import Host
 from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
-from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.image import Image, Rows, Source
 from leanconv.kernels.pack import PackSpec
-from leanconv.kernels.patches import Patches
+from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
@@ -23,17 +23,17 @@ from leanconv.program import Phase
 class CoreInput:
     """Where the core reads its pixels: `channels` elements for each of `kernel` taps, and the fields of the source.
 
-    `stage` copies windows to the buffer "scratch" of each thread first; the source is then `Rows` of that.
+    `stage` copies windows to the buffer "scratch" of each thread first; the source then reads that.
     """
 
-    source: Rows | Image
+    source: Source
     kernel: tuple[int, ...]
     channels: int
     unit_channel: bool
     merged: bool
     fields: Mapping[str, int]
     buffer: str = "x"
-    stage: Patches | None = None
+    stage: Stage | None = None
 
 
 def image_input(problem: Problem) -> CoreInput:
@@ -131,11 +131,11 @@ def panel_fields(problem: Problem, host: Host) -> dict[str, int]:
     return fields
 
 
-def pack_weights(problem: Problem, host: Host) -> WeightPacking:
-    """The packing of a problem's weights into panels."""
+def pack_weights(problem: Problem, host: Host, order: tuple[int, ...] | None = None) -> WeightPacking:
+    """The packing of a problem's weights into panels; `order` of a sum as in `PackSpec`, or taps and then channels."""
     p, item, panels = problem, problem.itemsize, panels_of(problem, host)
     sizes = panel_fields(problem, host)
-    spec = PackSpec(host.target, p.dtype, p.kernel, panels.shape, p.has_bias)
+    spec = PackSpec(host.target, p.dtype, p.kernel, panels.shape, p.has_bias, order or tuple(range(p.ndim + 1)))
     strides = [s * item for s in p.w_strides]
     fields = {
         "g_div": panels.total,
