@@ -19,14 +19,14 @@ SINGLE = Geometry((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
 
 
 def case_for(name: str, layout: str = "NCHW", epilogue: dict[str, Any] | None = None) -> Case:
-    """3x2 windows, or 1x1 for an algorithm that refuses those."""
-    for geometry in (WINDOW, SINGLE):
-        case = Case(
-            (2, 6, 8, 9), (17, 6, *geometry.kernel), geometry, layout=layout, epilogue=epilogue or {"bias": True}
-        )
+    """3x2 windows, or 1x1 or groups for an algorithm that refuses those."""
+    for geometry, filters, groups in ((WINDOW, 17, 1), (SINGLE, 17, 1), (WINDOW, 18, 6), (WINDOW, 18, 2)):
+        w_shape = (filters, 6 // groups, *geometry.kernel)
+        options = {"groups": groups, "layout": layout, "epilogue": epilogue or {"bias": True}}
+        case = Case((2, 6, 8, 9), w_shape, geometry, **options)
         if {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].applies:
             return case
-    raise AssertionError(f"{name} refuses both")
+    raise AssertionError(f"{name} refuses all")
 
 
 # -- weights -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ from leanconv.algorithms.band import DirectBand
 from leanconv.algorithms.base import Algorithm
 from leanconv.algorithms.depthwise import Depthwise
 from leanconv.algorithms.direct import Direct
+from leanconv.algorithms.grouped import Grouped
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
 from leanconv.algorithms.lowered_blas import Im2colBlas, Im2rowBlas
@@ -14,6 +15,7 @@ from leanconv.algorithms.reference import Reference
 
 REGISTRY: tuple[Algorithm, ...] = (
     Depthwise(),
+    Grouped(),
     DirectBand(),
     Pointwise(),
     Direct(),
