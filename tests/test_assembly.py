@@ -136,6 +136,9 @@ EACH_FUSED = pytest.mark.parametrize("target", FUSED_TARGETS, ids=[t.name for t 
 
 def tiles(spec: Any) -> set[int]:
     """Accumulators of the tiles that a kernel has."""
+    if hasattr(spec, "heights"):
+        widths = (spec.panels.vectors * spec.panels.whole, spec.panels.last)
+        return {rows * width for width, heights in zip(widths, spec.heights, strict=True) for rows in heights if width}
     if hasattr(spec, "panels"):
         shapes = {(spec.rows[0], spec.panels.vectors)} if spec.panels.whole else set()
         shapes |= {(spec.rows[1], spec.panels.last)} if spec.panels.last else set()
@@ -153,7 +156,23 @@ def cores(case: str, name: str, target: Target) -> list[KernelSpec]:
     return found
 
 
-CORE_NAMES = ["direct", "direct_band", "pointwise", "im2row", "im2col", "im2row_strip", "im2col_strip"]
+CORE_NAMES = [
+    "direct",
+    "direct_band",
+    "pointwise",
+    "im2row",
+    "im2col",
+    "im2row_strip",
+    "im2col_strip",
+    "implicit_gemm",
+    "indirect",
+    "mec",
+    "mec_a",
+    "mec_rows",
+    "im2win",
+    "im2win_band",
+]
+CORE_NAMES += ["kn2row_exact", "kn2col_aa", "kn2row_aa", "kn2col_as", "kn2row_as", "kn2col", "kn2row"]
 
 
 @EACH_FUSED

@@ -141,4 +141,6 @@ def test_inner_loops_spill_next_to_nothing(case: str, size: int, layout: str, ta
     allowed = 0.1 if layout == "NCHW" else 0.0
     for loop in loops:
         found = spills(loop)
-        assert len(found) <= allowed * count_fused(loop), f"{len(found)} beside {count_fused(loop)} multiply-adds: {found[:4]}"
+        assert len(found) <= allowed * count_fused(loop), (
+            f"{len(found)} beside {count_fused(loop)} multiply-adds: {found[:4]}"
+        )

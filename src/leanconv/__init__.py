@@ -1,6 +1,7 @@
 """Convolution on CPUs: the published algorithms side by side, each with its exact bytes and its time."""
 
 from leanconv.api import algorithms, conv1d, conv2d, conv3d, plan
+from leanconv.bandwidth import memory_bandwidth
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
 from leanconv.errors import (
@@ -14,6 +15,7 @@ from leanconv.errors import (
     MemoryLimitError,
     NotApplicableError,
 )
+from leanconv.mapped import mapped_conv2d, regular_map
 from leanconv.peak import fma_peak
 from leanconv.plan import Plan
 from leanconv.problem import Activation, Problem
@@ -46,7 +48,10 @@ __all__ = [
     "conv3d",
     "fma_peak",
     "get_num_threads",
+    "mapped_conv2d",
+    "memory_bandwidth",
     "plan",
+    "regular_map",
     "set_num_threads",
     "threads",
 ]

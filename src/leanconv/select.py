@@ -12,7 +12,7 @@ from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableE
 from leanconv.host import this_host
 from leanconv.plan import Plan
 from leanconv.problem import Problem
-from leanconv.staging import dense_output, needs_copies
+from leanconv.staging import refusal
 
 NOT_AUTOMATIC = frozenset({"reference"})  # never chosen unasked: it is there to compare with
 
@@ -29,7 +29,8 @@ class AlgorithmInfo:
         packed_weight_bytes: bytes of its packed weights; None if it does not apply.
         title: what it is, in a few words.
         paper: where it was published.
-        error_class: how its rounding compares with a plain sum ("plain", "float64").
+        error_class: how its rounding compares with a plain sum ("plain", "float64", "transformed").
+        error_bound: largest error to expect relative to the largest output; None if it does not apply.
     """
 
     name: str
@@ -40,14 +41,7 @@ class AlgorithmInfo:
     title: str
     paper: str
     error_class: str
-
-
-def refusal(algorithm: Algorithm, problem: Problem) -> str | None:
-    """Why an algorithm cannot compute a problem even with copies around it, or None."""
-    reason = algorithm.refusal(problem)
-    if reason is not None and needs_copies(problem):
-        reason = algorithm.refusal(dense_output(problem))
-    return reason
+    error_bound: float | None
 
 
 def list_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo]:
@@ -66,6 +60,7 @@ def list_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo]:
                 title=algorithm.title,
                 paper=algorithm.paper,
                 error_class=algorithm.error_class,
+                error_bound=algorithm.error_bound(problem) if plan else None,
             )
         )
     return result

@@ -26,12 +26,24 @@ class WeightPacking:
 
 
 @dataclass(frozen=True, slots=True)
+class Tables:
+    """Buffers that depend on the problem only, and the phase that fills them.
+
+    A plan makes them once for all that is bound to it, and keeps them; a call that is not bound makes them in its
+    workspace.
+    """
+
+    buffers: tuple[Buffer, ...]
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
 class Lowering:
     """A problem as phases over declared workspace buffers.
 
     `packing` is None for an algorithm that reads the weights as the user has them; `steps` says in words what
     runs; `parameters` are the settings that were chosen; `addresses` are buffers (or functions) that exist
-    already.
+    already; `tables` are read by the phases and by nothing changed.
     """
 
     phases: tuple[Phase, ...]
@@ -40,14 +52,16 @@ class Lowering:
     steps: tuple[str, ...] = ()
     parameters: Mapping[str, int | str] = field(default_factory=dict)
     addresses: Mapping[str, int] = field(default_factory=dict)
+    tables: Tables | None = None
 
 
 class Algorithm(ABC):
     """One published idea.
 
     `name` is what users write; `title` a few words; `paper` where it was published; `error_class` how its
-    rounding compares with a plain sum ("plain": the same products, added in some order); `tunables` the
-    settings a caller may choose, with what they mean.
+    rounding compares with a plain sum ("plain": the same products, added in some order; "float64": summed in
+    float64; "transformed": products of transformed windows and weights); `tunables` the settings a caller may
+    choose, with what they mean.
     """
 
     name: ClassVar[str]
@@ -63,6 +77,13 @@ class Algorithm(ABC):
     def suits(self, problem: Problem, host: Host) -> bool:
         """Whether it is worth its memory where it applies; "auto" tries those that are not last."""
         return True
+
+    def error_bound(self, problem: Problem) -> float:
+        """The largest error of an output to expect, relative to the largest output (before the activation).
+
+        For images and weights of random numbers of one size; it is what the tests hold each algorithm to.
+        """
+        return 1e-6 if problem.dtype == "float32" else 1e-14
 
     @abstractmethod
     def lower(

@@ -82,7 +82,8 @@ def pack_lanes(problem: Problem, host: Host, lanes: Lanes) -> WeightPacking:
     total = p.group_out if apart else p.out_channels
     panels, rest = -(-total // outputs), total % outputs
     shape = PanelShape(1, total >= outputs, 1 if rest else 0, rest)
-    spec = PackSpec(host.target, p.dtype, p.kernel, shape, p.has_bias, 0 if outputs == lanes.lanes else outputs)
+    order, fewer = tuple(range(p.ndim + 1)), 0 if outputs == lanes.lanes else outputs
+    spec = PackSpec(host.target, p.dtype, p.kernel, shape, p.has_bias, order, fewer)
     panel = block_bytes(p, host)
     fields = {
         "g_div": panels,

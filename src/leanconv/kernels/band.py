@@ -17,10 +17,10 @@ from functools import partial
 
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.kernels.copy import copy_run
 from leanconv.kernels.epilogue import store_lanes, transpose
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import mapped_position
-from leanconv.kernels.patches import copy_run
 
 LINE = 64  # bytes written to a pixel at one time: halves of a line, a pixel apart, would be evicted in between
 
@@ -66,12 +66,15 @@ class Band:
         """Elements of a vector."""
         return self.target.lanes(self.dtype)
 
-    def emit(self, fn: Function, fields: Fields, x: Value, band: Value, first: Value, end: Value) -> None:
-        """Copy what the output pixels [first, end), whole rows of the first dimension, read."""
+    def emit(
+        self, fn: Function, fields: Fields, x: Value, band: Value, first: Value, end: Value
+    ) -> tuple[Value, Index]:
+        """Copy what the output pixels [first, end), whole rows of the first dimension, read; see `Stage`."""
         begin = fn.udiv(first, fields["plane"])
         rows = fn.sub(fn.udiv(end, fields["plane"]), begin)
         count = fn.add(fn.mul(fn.sub(rows, 1), self.first_stride), self.first_reach)
         self.copy(fn, fields, x, band, fn.mul(begin, self.first_stride), count)
+        return band, 0
 
     def copy(self, fn: Function, fields: Fields, x: Value, band: Value, first: Index, count: Index) -> None:
         """Copy positions [first, first + count) of the first dimension; the first one to `band`."""

@@ -66,8 +66,7 @@ class ColumnSpec:
         start: Index = first
         if self.stage is not None:
             scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
-            self.stage.emit(fn, fields, x, scratch, first, end)
-            x, start = scratch, 0
+            x, start = self.stage.emit(fn, fields, x, scratch, first, end)
         panels = (
             fn.i64(fn.mul(index["k"], fields["panels"])),
             fn.i64(fn.smin(fn.add(fn.mul(index["k"], fields["panels"]), fields["panels"]), fields["panel_count"])),

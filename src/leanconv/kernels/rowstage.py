@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
+from leanconv.kernels.copy import copy_run
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.image import mapped_position
-from leanconv.kernels.patches import copy_run
 
 
 @dataclass(frozen=True, slots=True)

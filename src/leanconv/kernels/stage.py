@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from leanconv.codegen.ir import Function, Value
+from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.fields import Fields
 
 
 class Stage(Protocol):
     """A copy of what some output pixels read; hashable, because kernels are kept by what they are made for."""
 
-    def emit(self, fn: Function, fields: Fields, x: Value, scratch: Value, first: Value, end: Value) -> None:
-        """Copy what the output pixels [first, end) of the image at `x` read to `scratch`."""
+    def emit(
+        self, fn: Function, fields: Fields, x: Value, scratch: Value, first: Value, end: Value
+    ) -> tuple[Value, Index]:
+        """Copy what the output pixels [first, end) of the image at `x` read to `scratch`.
+
+        Returns where the source of the core finds its pixel 0, and which of its pixels `first` is.
+        """
