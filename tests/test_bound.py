@@ -20,12 +20,13 @@ SINGLE = Geometry((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
 
 
 def case_for(name: str, layout: str | None = None, epilogue: dict[str, Any] | None = None) -> Case:
-    """The first of some geometries, and of the layouts unless one is named, that an algorithm accepts."""
-    for geometry in (WINDOW, SAME, SINGLE):
+    """The first of some geometries and groups, and of the layouts unless one is named, that an algorithm accepts."""
+    plain = [(geometry, 17, 1) for geometry in (WINDOW, SAME, SINGLE)]
+    for geometry, filters, groups in (*plain, (WINDOW, 18, 6), (WINDOW, 18, 2)):
         for order in ("NCHW", "NHWC") if layout is None else (layout,):
-            case = Case(
-                (2, 6, 8, 9), (17, 6, *geometry.kernel), geometry, layout=order, epilogue=epilogue or {"bias": True}
-            )
+            w_shape = (filters, 6 // groups, *geometry.kernel)
+            rest = epilogue or {"bias": True}
+            case = Case((2, 6, 8, 9), w_shape, geometry, groups, layout=order, epilogue=rest)
             if {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].applies:
                 return case
     pytest.skip(f"{name} refuses {layout}")

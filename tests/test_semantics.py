@@ -30,15 +30,19 @@ def randn(*shape: int) -> Any:
 
 
 def arrays(name: str, layout: str | None = None, batch: int = 2, groups: int = 1) -> tuple[Any, Any, dict[str, Any]]:
-    """An image, weights and options that an algorithm accepts: 3x3 with padding, or 1x1 if it refuses that."""
+    """An image, weights and options that an algorithm accepts: 3x3 with padding, or 1x1 or other groups if need be."""
+    padded = {"padding": ((1, 2), (0, 1)), "stride": (1, 2)}
     for order in ("NCHW", "NHWC") if layout is None else (layout,):
         x = randn(batch, 8, 9, 10) if order == "NCHW" else randn(batch, 9, 10, 8)
-        for w, options in (
-            (randn(12, 8 // groups, 3, 3), {"padding": ((1, 2), (0, 1)), "stride": (1, 2)}),
-            (randn(12, 8 // groups, 3, 3), {"padding": ((1, 2), (0, 2))}),
-            (randn(12, 8 // groups, 1, 1), {}),
+        for filters, taps, number, options in (
+            (12, 3, groups, padded),
+            (12, 3, groups, {"padding": ((1, 2), (0, 2))}),
+            (12, 1, groups, {}),
+            (8 * groups, 3, 8, padded),
+            (12, 3, 2, padded),
         ):
-            options = {**options, "layout": order, "groups": groups}
+            w = randn(filters, 8 // number, taps, taps)
+            options = {**options, "layout": order, "groups": number}
             if {i.name: i for i in leanconv.algorithms(x.shape, w.shape, **options)}[name].applies:
                 return x, w, options
     pytest.skip(f"{name} refuses {layout}")

@@ -14,6 +14,7 @@ from leanconv.algorithms.copy_strategies import (
 )
 from leanconv.algorithms.depthwise import Depthwise
 from leanconv.algorithms.direct import Direct
+from leanconv.algorithms.grouped import Grouped
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
 from leanconv.algorithms.im2win import Im2win, Im2winBand
@@ -32,6 +33,7 @@ from leanconv.algorithms.winograd import WinogradF2, WinogradF4, WinogradF6
 
 REGISTRY: tuple[Algorithm, ...] = (
     Depthwise(),
+    Grouped(),
     DirectBand(),
     Pointwise(),
     Direct(),
