@@ -9,7 +9,14 @@ from leanconv.algorithms.im2row import Im2row, Im2rowStrip
 from leanconv.algorithms.lowered_blas import Im2colBlas, Im2rowBlas
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
-from leanconv.algorithms.winograd import WinogradF2, WinogradF4, WinogradF6
+from leanconv.algorithms.winograd import (
+    WinogradF2,
+    WinogradF2OnTheFly,
+    WinogradF4,
+    WinogradF4OnTheFly,
+    WinogradF6,
+    WinogradF6OnTheFly,
+)
 
 REGISTRY: tuple[Algorithm, ...] = (
     Pointwise(),
@@ -24,5 +31,8 @@ REGISTRY: tuple[Algorithm, ...] = (
     WinogradF2(),
     WinogradF4(),
     WinogradF6(),
+    WinogradF2OnTheFly(),
+    WinogradF4OnTheFly(),
+    WinogradF6OnTheFly(),
 )
 """Every algorithm, the one preferred where several apply first."""
