@@ -182,6 +182,7 @@ MEMORY = [
     replace(PROBE, groups=9, x_shape=(2, 9, 12, 9), w_shape=(18, 1, 3, 3), epilogue={"bias": True}),
     replace(PROBE, groups=13, x_shape=(2, 13, 9, 9), w_shape=(13, 1, 3, 3), layout="NHWC"),
     replace(PROBE, groups=3, x_shape=(1, 12, 9, 9), w_shape=(12, 4, 3, 3), layout="NHWC", epilogue={"bias": True}),
+    Case((2, 6, 9, 10), (20, 6, 3, 3), replace(WINDOW, stride=(1, 1), pads=((1, 1), (1, 1))), layout="NHWC"),
 ]
 EACH_MEMORY = pytest.mark.parametrize("case", MEMORY, ids=range(len(MEMORY)))
 
