@@ -12,8 +12,10 @@ from leanconv.checks import integer
 from leanconv.errors import ArgumentValueError
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.plan import Plan
-from leanconv.select import AlgorithmInfo, choose, list_algorithms
-from leanconv.sizes import parse_bytes
+from leanconv.planning.choice import choose as choose_plan
+from leanconv.planning.limits import resolve_limit
+from leanconv.planning.wanted import AlgorithmLike
+from leanconv.select import AlgorithmInfo, list_algorithms
 from leanconv.threads import get_num_threads
 
 
@@ -58,8 +60,8 @@ def conv2d(
         **options: layout ("NCHW"; or "NHWC"), pad_mode ("zeros", "reflect", "replicate", "circular"),
         activation (a
             name, or ("clip", low, high), ("leaky_relu", slope)), residual (an array of the output's shape to
-            be added), residual_order ("before" or "after" the activation), algorithm ("auto" or a name from
-            `algorithms`), memory_limit (bytes or "256KiB": most that workspace and packed weights may take),
+            be added), residual_order ("before" or "after" the activation), algorithm, accuracy, deterministic and
+            choose (see `plan`), memory_limit (bytes or "256KiB": most that workspace and packed weights may take),
             threads, out (array for the result).
 
     Returns:
@@ -104,7 +106,11 @@ def plan(
     activation: ActivationLike = None,
     residual: bool = False,
     residual_order: str = "before",
-    algorithm: str = "auto",
+    algorithm: AlgorithmLike = "auto",
+    accuracy: str = "standard",
+    deterministic: bool = False,
+    choose: str = "model",
+    budget: float = 1.0,
     memory_limit: int | str | None = None,
     threads: int | None = None,
     parameters: Mapping[str, int] | None = None,
@@ -126,7 +132,16 @@ def plan(
         activation: see there.
         residual: whether an array of the output's shape is added.
         residual_order: see there.
-        algorithm: "auto" or a name from `algorithms`.
+        algorithm: "auto"; a name from `algorithms`; several, to choose among; exclusions such as "!mec", which
+            take every algorithm of that name or whose name begins with `mec_`; or a function that is called
+            with the problem and the candidates that fit, best first, and returns one of them or its name.
+        accuracy: "exact" for sums of the products themselves, "standard" for errors of at most four times those,
+            "fast" for any. An algorithm that is named is taken whatever its accuracy.
+        deterministic: whether only sums in one order will do, so that the bits of a result depend on its problem only,
+            not on threads, memory limit or measured times.
+        choose: "model" for the fastest by the cost model; "measure" to time the best few of them; "exhaustive" to time
+            every algorithm with every setting. What was measured is remembered on disk.
+        budget: seconds that "measure" takes at most for a problem not measured before.
         memory_limit: most bytes (an int, or text such as "256KiB") that workspace, and packed weights beyond
         the size
             of the plain ones, may take together.
@@ -159,7 +174,17 @@ def plan(
         residual_order=residual_order,
     )
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
-    return choose(problem, algorithm, count, parse_bytes(memory_limit, "memory_limit"), parameters=parameters)
+    return choose_plan(
+        problem,
+        algorithm,
+        count,
+        resolve_limit(memory_limit),
+        parameters=parameters,
+        accuracy=accuracy,
+        deterministic=deterministic,
+        how=choose,
+        budget=budget,
+    )
 
 
 def _ndim(x_shape: Sequence[int]) -> int:

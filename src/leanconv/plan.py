@@ -74,6 +74,16 @@ class Plan:
         return Plan(problem, *options, inner=replace(self.problem, residual_strides=_dense_residual(problem, self)))
 
     @property
+    def chosen(self) -> Algorithm:
+        """The algorithm."""
+        return self._algorithm
+
+    @property
+    def lowering(self) -> Lowering:
+        """The program as phases, and what they need."""
+        return self._lowering
+
+    @property
     def packing(self) -> WeightPacking | None:
         """How weights are packed; None if they are read as they are."""
         return self._lowering.packing

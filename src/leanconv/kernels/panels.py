@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,7 @@ class Panels:
     valid: int
 
     @staticmethod
+    @lru_cache(maxsize=1024)
     def of(channels: int, lanes: int) -> Panels:
         """Panels of two registers; an odd one makes the last panel three wide, which runs as fast (4x3 for 6x2)."""
         registers = -(-channels // lanes)
