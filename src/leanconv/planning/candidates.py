@@ -74,7 +74,8 @@ def candidates(
 ) -> list[Candidate]:
     """Each algorithm on as many threads as fit the limit and are worth it; the fastest that fits first.
 
-    With `keep_threads` only the limit takes threads away, even if fewer would be faster. Those that do not fit on one thread either come last, the one that needs least first.
+    With `keep_threads` only the limit takes threads away, even if fewer would be faster. Those that do not fit on one
+    thread either come last, the one that needs least first.
     """
     found: list[Candidate] = []
     for name in names:
