@@ -63,12 +63,10 @@ class Lesson:
         lines = [
             f"The layer: {self.problem}, {self.flops / 1e6:.1f} MFLOP, one thread.",
             "",
-            "Plain loops add one product at a time. For each they load two numbers, so they do "
-            f"{self.loop_intensity:.2f} operations",
-            f"a byte, and each sum must wait for the one before. One output touches {self.loop_lines} cache lines of the "
-            "image.",
-            f"A register tile loads a row of weights and a few pixels, and uses each many times: {self.tile_intensity:.1f}"
-            " operations a byte.",
+            "Plain loops add one product at a time, and each sum waits for the one before. For each product they load",
+            f"two numbers: {self.loop_intensity:.2f} operations a byte. One output touches {self.loop_lines} cache lines",
+            "of the image. A register tile loads a row of weights and a few pixels, and uses each many times:",
+            f"{self.tile_intensity:.1f} operations a byte.",
             "im2col makes that easy: all windows stand side by side in a matrix, and a matrix product has such tiles.",
             f"The price is the matrix: each pixel stands in it {self.redundancy:.1f} times, "
             f"{format_bytes(self.matrix_bytes)} for an image of {format_bytes(self.image_bytes)}.",
