@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from leanconv.errors import MemoryLimitError
+from leanconv.errors import MemoryLimitError, NotApplicableError
 from leanconv.memory import Arena
 from leanconv.plan import Plan
 from leanconv.planning.candidates import Candidate, algorithm_named, candidates
@@ -105,6 +105,7 @@ def plan_layers(
         deterministic: see there.
 
     Raises:
+        NotApplicableError: no algorithm that may run can compute a layer.
         MemoryLimitError: no plans fit the limit; says the least that would do.
     """
     table = _options(layers, threads, limit, chain, (algorithm, accuracy, deterministic))
@@ -188,7 +189,11 @@ def _options(
 
 def _of(problem: Problem, threads: int, limit: int | None, requirements: tuple[Any, str, bool]) -> list[_Option]:
     allowed = wanted(*requirements, problem)
-    names = [name for name in allowed.names if refusal(algorithm_named(name), problem) is None]
+    reasons = {name: refusal(algorithm_named(name), problem) for name in allowed.names}
+    names = [name for name, reason in reasons.items() if reason is None]
+    if not names:
+        name, reason = next(iter(reasons.items()))
+        raise NotApplicableError(name, f"{reason} ({problem.describe()})")
     budgets = (None,) if limit is None else BUDGETS
     bias = problem.out_channels * problem.itemsize if problem.has_bias else 0
     found: dict[tuple[str, int, int], _Option] = {}
