@@ -320,5 +320,5 @@ _COMMANDS = {
     "bench": _bench,
     "doctor": _doctor,
     "cache": _cache,
-    **dict.fromkeys(("explain", "tune", "network", "records"), _plan),
+    **dict.fromkeys(("explain", "tune", "network", "records", "model-error"), _plan),
 }

@@ -48,14 +48,17 @@ class Plan:
         memory_limit: int | None = None,
         tunables: Mapping[str, int] | None = None,
         inner: Problem | None = None,
+        staging: int | None = None,
     ) -> None:
+        """`staging`: bytes of workspace that the algorithm should keep to, if other than the limit."""
         self.problem = problem
         self.threads = threads
         self.memory_limit = memory_limit
         self.tunables = dict(tunables or {})
         self._algorithm = algorithm
+        self._staging = staging
         self._lowering: Lowering = around_copies(
-            problem, algorithm, this_host(), threads, memory_limit, self.tunables, inner
+            problem, algorithm, this_host(), threads, memory_limit if staging is None else staging, self.tunables, inner
         )
         # A limit counts packed weights too; what they leave is what all concurrent calls may use together.
         packed = self.extra_bytes - self.workspace_bytes
@@ -68,10 +71,11 @@ class Plan:
         """
         options = (self._algorithm, self.threads, self.memory_limit, self.tunables)
         if needs_copies(problem) or self._algorithm.refusal(problem) is None:
-            plan = Plan(problem, *options)
+            plan = Plan(problem, *options, staging=self._staging)
             if _same_packing(plan.packing, self.packing):
                 return plan
-        return Plan(problem, *options, inner=replace(self.problem, residual_strides=_dense_residual(problem, self)))
+        inner = replace(self.problem, residual_strides=_dense_residual(problem, self))
+        return Plan(problem, *options, inner=inner, staging=self._staging)
 
     @property
     def chosen(self) -> Algorithm:

@@ -58,8 +58,19 @@ def candidate(
     parameters: Mapping[str, int] | None = None,
 ) -> Candidate:
     """One algorithm on so many threads; its bytes may be above the limit."""
+
+    def needs(plan: Plan) -> int:
+        return plan.extra_bytes if bound else plan.unbound_bytes
+
     plan = Plan(problem, algorithm, threads, limit, parameters)
-    return Candidate(plan, seconds(plan, bound=bound), plan.extra_bytes if bound else plan.unbound_bytes)
+    if limit is not None and needs(plan) > limit and plan.workspace_bytes:
+        # Packed weights count too: what they leave is for staging, or else the least.
+        rest = max(0, limit - (needs(plan) - plan.workspace_bytes))
+        for staging in (rest, 0):
+            plan = Plan(problem, algorithm, threads, limit, parameters, staging=staging)
+            if needs(plan) <= limit:
+                break
+    return Candidate(plan, seconds(plan, bound=bound), needs(plan))
 
 
 def candidates(

@@ -8,7 +8,7 @@ from typing import Any
 from leanconv.checks import integer, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError, NotApplicableError
 from leanconv.plan import Plan
-from leanconv.planning.candidates import Candidate, algorithm_named, candidates, fits
+from leanconv.planning.candidates import Candidate, algorithm_named, candidate, candidates, fits
 from leanconv.planning.pins import active, decided, question
 from leanconv.planning.tuning import fastest
 from leanconv.planning.wanted import CHOICES, wanted
@@ -94,7 +94,7 @@ def _decide(
     asked = (problem, tuple(names), threads, memory_limit, bound, allowed.insisted)
     if by_model and not tunables and asked in _decided:
         name, count = _decided[asked]
-        return Plan(problem, algorithm_named(name), count, memory_limit)
+        return candidate(problem, algorithm_named(name), count, memory_limit, bound=bound).plan
     found = candidates(
         problem, names, threads, memory_limit, bound=bound, parameters=tunables, keep_threads=allowed.insisted
     )

@@ -47,6 +47,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     network.add_argument("--chain", action="store_true", help="each layer reads what the one before wrote")
     network.add_argument("--frontier", action="store_true", help="show time against memory")
     _add_common(network)
+    error = commands.add_parser(
+        "model-error",
+        help="compare the cost model with a report of leanconv bench",
+        description="For every layer of a report (leanconv bench ... --json REPORT): how much longer the algorithm that "
+        "the model takes needs than the fastest that was measured.",
+    )
+    error.add_argument("report", metavar="REPORT")
     records = commands.add_parser(
         "records",
         help="show, export, merge or delete what was measured",
@@ -68,7 +75,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
-    steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records}
+    steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": _error}
     try:
         return steps[options.command](options)
     except LeanconvError as error:
@@ -191,6 +198,13 @@ def _network(options: argparse.Namespace) -> int:
     print(
         json.dumps({"needed_bytes": found.needed_bytes, "seconds": found.predicted_seconds, "steps": steps}, indent=1)
     )
+    return 0
+
+
+def _error(options: argparse.Namespace) -> int:
+    from leanconv.planning.error import error_text, model_error
+
+    print(error_text(model_error(options.report)))
     return 0
 
 

@@ -3,7 +3,7 @@
     seconds = sum over phases of (counts * slots of each + bytes * slots of a byte of their level) / speed-up
 
 All constants are in issue slots of a vector multiply-add. They were fitted (non-negative least squares of the relative
-error) to the measured times of the algorithms on a hundred layers in both layouts; docs/cost-model.md says how, and how
+error) to the measured times of the algorithms on a hundred layers in both layouts; docs/planning.md says how, and how
 large the error is. Traffic counts by how fast the machine at hand reads from that level.
 
 A phase whose kernel nobody counts for (`phases.py`) is taken to reach a third of the peak.

@@ -9,6 +9,7 @@ CGO 2018, solve general graphs by PBQP; on a chain dynamic programming is exact)
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -307,7 +308,7 @@ def _network(layers: Sequence[tuple[str, Problem]], chosen: list[_Option], first
     for (name, problem), option in zip(layers, chosen, strict=True):
         turned = conversion(problem, layout, option.layout) if chain else 0.0
         entry = option.candidate.plan
-        plan = Plan(entry.problem, entry.chosen, entry.threads, entry.memory_limit)
+        plan = copy.copy(entry)  # candidates are kept for other networks
         plan.arena = arena
         steps.append(Step(name, option.layout, plan, option.seconds, turned))
         layout = option.layout
