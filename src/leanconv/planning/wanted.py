@@ -11,6 +11,7 @@ from leanconv.algorithms.base import Algorithm
 from leanconv.checks import flag, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.problem import Problem
+from leanconv.staging import refusal
 
 NOT_AUTOMATIC = frozenset({"reference"})  # never chosen unasked: it is there to compare with
 ACCURACIES = ("exact", "standard", "fast")
@@ -105,7 +106,10 @@ def _unfit(algorithm: Algorithm, problem: Problem, accuracy: str, deterministic:
         return "deterministic: its sums have an order of their own"
     if accuracy == "exact" and algorithm.error_class not in ("plain", "float64"):
         return f"accuracy 'exact': its error class is {algorithm.error_class}"
-    if accuracy == "standard":
+    if accuracy == "standard" and algorithm.error_class not in ("plain", "float64"):
+        reason = refusal(algorithm, problem)
+        if reason is not None:  # a bound is stated for what can be computed
+            return reason
         plain = Algorithm.error_bound(algorithm, problem)
         bound = algorithm.error_bound(problem)
         if bound > STANDARD * plain:
