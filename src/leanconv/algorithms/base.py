@@ -65,7 +65,9 @@ class Algorithm(ABC):
     rounding compares with a plain sum ("plain": the same products, added in some order; "float64": summed in
     float64; "transformed": products of transformed windows and weights); `tunables` the settings a caller may
     choose, with what they mean; `sum_order` names the order of its sums if it depends on the problem's sizes and taps
-    only: algorithms that name the same order return the same bits (None: an order of its own).
+    only: algorithms that name the same order return the same bits (None: an order of its own); `automatic`: whether
+    "auto" may take it. Those that another one here equals in time and memory on every layer that was measured are
+    there by name, to compare with, and do not lengthen the choice.
     """
 
     name: ClassVar[str]
@@ -74,6 +76,7 @@ class Algorithm(ABC):
     error_class: ClassVar[str] = "plain"
     tunables: ClassVar[Mapping[str, str]] = {}
     sum_order: ClassVar[str | None] = None
+    automatic: ClassVar[bool] = True
 
     @abstractmethod
     def refusal(self, problem: Problem) -> str | None:

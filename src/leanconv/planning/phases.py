@@ -17,7 +17,7 @@ from leanconv.kernels.columns import ColumnSpec, RowPackSpec
 from leanconv.kernels.copy import CopySpec
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.dense import DenseSpec
-from leanconv.kernels.image import Image
+from leanconv.kernels.image import Image, Rows
 from leanconv.kernels.naive import NaiveSpec
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.panels import PanelShape
@@ -154,8 +154,10 @@ def _span(spec: DenseSpec, f: Fields, rows: float, channels: int, item: int) -> 
         step = abs(f[f"step{last}"])
         reach = (red.kernel[-1] - 1) * abs(f.get(f"tap{last}", 0)) if len(red.kernel) == source.dims else 0
         lines = math.prod(red.kernel[:-1])
-    else:
+    elif isinstance(source, Rows):
         step, reach, lines = abs(f["x_row"]), 0, math.prod(red.kernel)
+    else:  # packed, or found through a table: each pixel's channels once
+        return math.prod(red.kernel) * rows * channels * item
     if red.unit_channel:
         pixel = channels * item
         if step >= 2 * pixel + 2 * LINE:

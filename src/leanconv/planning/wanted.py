@@ -13,7 +13,7 @@ from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.problem import Problem
 from leanconv.staging import refusal
 
-NOT_AUTOMATIC = frozenset({"reference"})  # never chosen unasked: it is there to compare with
+NOT_AUTOMATIC = frozenset(entry.name for entry in REGISTRY if not entry.automatic)
 ACCURACIES = ("exact", "standard", "fast")
 CHOICES = ("model", "measure", "exhaustive")
 STANDARD = 4.0  # times the error bound of a plain sum that "standard" allows
