@@ -50,8 +50,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     error = commands.add_parser(
         "model-error",
         help="compare the cost model with a report of leanconv bench",
-        description="For every layer of a report (leanconv bench ... --json REPORT): how much longer the algorithm that "
-        "the model takes needs than the fastest that was measured.",
+        description="For every layer of a report (leanconv bench ... --json REPORT): how much longer the algorithm "
+        "that the model takes needs than the fastest that was measured.",
     )
     error.add_argument("report", metavar="REPORT")
     records = commands.add_parser(
