@@ -189,7 +189,7 @@ def test_bench_interrupted(capsys, engine):
         (["mb1ic3ih8oc4"], "'kh' is missing"),
         (["mec", "--filter", "("], "'(' is no regular expression"),
         (["mec", "--filter", "zzz"], "none of the 12 layers has a name that matches 'zzz'"),
-        (["mec", "--algorithms", "direkt"], "no algorithm is called 'direkt'; did you mean direct?"),
+        (["mec", "--algorithms", "direkt"], "no algorithm is called 'direkt'; did you mean direct"),
         (["mec", "--json", "no/such/folder.json"], "there is no folder no/such"),
         (["mec", "--plot", "plot.txt"], "must end in .png"),
     ],

@@ -15,6 +15,7 @@ from leanconv.errors import (
     MemoryLimitError,
     NotApplicableError,
 )
+from leanconv.mapped import mapped_conv2d, regular_map
 from leanconv.peak import fma_peak
 from leanconv.plan import Plan
 from leanconv.planning.explain import Explanation
@@ -55,6 +56,7 @@ __all__ = [
     "fma_peak",
     "get_memory_limit",
     "get_num_threads",
+    "mapped_conv2d",
     "memory_bandwidth",
     "memory_limit",
     "network_frontier",
@@ -62,6 +64,7 @@ __all__ = [
     "plan",
     "plan_network",
     "record_plans",
+    "regular_map",
     "set_memory_limit",
     "set_num_threads",
     "threads",

@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from leanconv import results_cli
+
 OK, TROUBLE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _EXIT_CODES = """\
@@ -47,6 +49,7 @@ examples:
   leanconv bench layers.csv --filter 3x3 --threads 1,2 --json results.json
   leanconv bench mb1ic64ih56oc64kh3ph1 --layout NHWC,NCHW --algorithms direct,im2row
   leanconv bench mobilenet_v2 --batch 8 --plot mobilenet.png
+  leanconv bench compare old.json new.json
   leanconv bench --set mec --peers all --threads 1,2
 
 """
@@ -59,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; the process's own arguments if None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(words)
+    options = _parser().parse_args(results_cli.join_words(words))
     try:
         code = _COMMANDS[options.command](options, words)
         sys.stdout.flush()
@@ -83,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_bench(commands)
+    results_cli.add_commands(commands)
 
     doctor = commands.add_parser(
         "doctor",
@@ -321,4 +325,5 @@ _COMMANDS = {
     "doctor": _doctor,
     "cache": _cache,
     **dict.fromkeys(("explain", "tune", "network", "records", "model-error"), _plan),
+    **results_cli.HANDLERS,
 }

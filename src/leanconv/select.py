@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from leanconv.algorithms import REGISTRY
-from leanconv.algorithms.base import Algorithm
 from leanconv.plan import Plan
 from leanconv.problem import Problem
-from leanconv.staging import dense_output, needs_copies
+from leanconv.staging import refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +35,6 @@ class AlgorithmInfo:
     paper: str
     error_class: str
     error_bound: float | None
-
-
-def refusal(algorithm: Algorithm, problem: Problem) -> str | None:
-    """Why an algorithm cannot compute a problem even with copies around it, or None."""
-    reason = algorithm.refusal(problem)
-    if reason is not None and needs_copies(problem):
-        reason = algorithm.refusal(dense_output(problem))
-    return reason
 
 
 def list_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo]:

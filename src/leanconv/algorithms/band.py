@@ -4,7 +4,8 @@ Idea        the input rows that a block of output rows needs are copied once int
             by blocks in registers if channels come first; the core then reads adjacent channels and no edges
 Workspace   rows * (W + pads) * C/g elements a thread, rows as the cache or the memory limit has room for; images
             of which a thread would get less than a row's share are copied whole, before, by all threads
-Good for    channels first with many channels; few channels with padding       Bad for   1x1 with few output channels
+Good for    channels first with many channels; few channels with padding
+Bad for     1x1 with few output channels
 """
 
 from __future__ import annotations

@@ -29,12 +29,24 @@ class WeightPacking:
 
 
 @dataclass(frozen=True, slots=True)
+class Tables:
+    """Buffers that depend on the problem only, and the phase that fills them.
+
+    A plan makes them once for all that is bound to it, and keeps them; a call that is not bound makes them in its
+    workspace.
+    """
+
+    buffers: tuple[Buffer, ...]
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
 class Lowering:
     """A problem as phases over declared workspace buffers.
 
     `packing` is None for an algorithm that reads the weights as the user has them; `steps` says in words what
     runs; `parameters` are the settings that were chosen; `addresses` are buffers (or functions) that exist
-    already.
+    already; `tables` are read by the phases and by nothing changed.
     """
 
     phases: tuple[Phase, ...]
@@ -43,6 +55,7 @@ class Lowering:
     steps: tuple[str, ...] = ()
     parameters: Mapping[str, int | str] = field(default_factory=dict)
     addresses: Mapping[str, int] = field(default_factory=dict)
+    tables: Tables | None = None
 
 
 class Algorithm(ABC):
@@ -66,16 +79,16 @@ class Algorithm(ABC):
     def refusal(self, problem: Problem) -> str | None:
         """A sentence that says why the algorithm does not apply, or None if it does."""
 
+    def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
+        """What the phases of a lowering do, for the cost model; None to have each phase counted by its kernel."""
+        return None
+
     def error_bound(self, problem: Problem) -> float:
         """The largest error of an output to expect, relative to the largest output (before the activation).
 
         For images and weights of random numbers of one size; it is what the tests hold each algorithm to.
         """
         return 1e-6 if problem.dtype == "float32" else 1e-14
-
-    def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
-        """What the phases of a lowering do, for the cost model; None to have each phase counted by its kernel."""
-        return None
 
     @abstractmethod
     def lower(

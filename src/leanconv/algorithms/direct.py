@@ -1,12 +1,11 @@
 """Direct convolution on a register tile, with nothing staged.
 
-Idea        a tile of pixels by output channels stays in registers while all taps and channels are summed;
-pixels are
-            read where they lie in the image, through one address each, so that tiles run on from row to row
-            and any stride, dilation, padding and memory order is read in place
-Workspace   none; packed weights K * C/g * taps elements (and a bias), K filled up to whole vectors in each
-group Good for    nearly everything dense       Bad for   groups with few channels, where vectors stay partly
-empty
+Idea        a tile of pixels by output channels stays in registers while all taps and channels are summed; pixels are
+            read where they lie in the image, through one address each, so that tiles run on from row to row and any
+            stride, dilation, padding and memory order is read in place
+Workspace   none; packed weights K * C/g * taps elements (and a bias), K filled up to whole vectors in each group
+Good for    nearly everything dense with channels last
+Bad for     channels first (a line of cache an element); groups with few channels, where vectors stay partly empty
 """
 
 from __future__ import annotations

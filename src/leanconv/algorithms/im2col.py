@@ -2,7 +2,8 @@
 
 Idea        row = tap and channel, column = pixel; with channels first rows of the image are copied in runs
 Workspace   taps * C * P * Q elements whole (one image), taps * C * strip per thread in strips
-Good for    channels first, many output channels       Bad for   1x1 (a plain copy), depthwise, memory
+Good for    channels first, many output channels
+Bad for     1x1 (a plain copy), depthwise, memory
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Im2col(Algorithm):
     """Columns of windows in one matrix an image."""
 
     name: ClassVar[str] = "im2col"
-    title: ClassVar[str] = "im2col, the whole patch matrix, then the core"
+    title: ClassVar[str] = "im2col (copy-short), the whole patch matrix, then the core"
     paper: ClassVar[str] = PAPER
 
     def refusal(self, problem: Problem) -> str | None:

@@ -1,8 +1,9 @@
 """im2row: the window of every output pixel becomes one row of a matrix.
 
-Idea        row = pixel, columns = taps, then channels; with channels last a window is copied in runs of C
-elements Workspace   taps * C * P * Q elements whole (one image), taps * C * strip per thread in strips
-Good for    channels last, many output channels       Bad for   1x1 (a plain copy), depthwise, memory
+Idea        row = pixel, columns = taps, then channels; with channels last a window is copied in runs of C elements
+Workspace   taps * C * P * Q elements whole (one image), taps * C * strip per thread in strips
+Good for    channels last, many output channels
+Bad for     1x1 (a plain copy), depthwise, memory
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Im2row(Algorithm):
     """Rows of windows in one matrix an image."""
 
     name: ClassVar[str] = "im2row"
-    title: ClassVar[str] = "im2row, the whole patch matrix, then the core"
+    title: ClassVar[str] = "im2row (copy-short), the whole patch matrix, then the core"
     paper: ClassVar[str] = PAPER
 
     def refusal(self, problem: Problem) -> str | None:

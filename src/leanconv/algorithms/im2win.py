@@ -1,10 +1,13 @@
 """im2win: the rows under a row of windows, interleaved column by column, so that each window is one run.
 
-Idea        for each output row the R rows of the image under it are laid out column by column: [P][W][R][C]; the
-            windows of the row lie in it one stride of columns apart, each in one run of R * S * C elements
+Idea        for each output row the R rows of the image under it are laid out column by column; the windows of the row
+            lie in that one stride of columns apart, each in one run of R * S * C elements in [P][W][R][C] (channels
+            last) or, in [C][P][W][R] (channels first), in one of R * S elements for each channel
 Workspace   P * W * R * C elements (W with padding) whole, one image at a time; in bands as many bytes as wanted
 Good for    kernels wider than their stride: im2row needs S / stride times as much
 Bad for     1x1 kernels and strides as large as the kernel, where nothing overlaps
+
+Bands have the order [P][W][R][C] in both layouts: channels first are transposed while they are copied.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.dense import output_refusal
+from leanconv.algorithms.window_planes import planes
 from leanconv.algorithms.windowed import bands, whole
 from leanconv.host import Host
 from leanconv.problem import Problem
@@ -39,6 +43,8 @@ class Im2win(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """Two phases an image: copy, then the core."""
+        if problem.layout == "NCHW":
+            return planes(problem, host, threads)
         return whole(problem, host, threads, problem.ndim - 1, "im2win")
 
 

@@ -2,11 +2,14 @@
 
 Idea        for each output column a strip of the image as wide as the kernel is laid out row by row: [Q][H][S][C]; the
             windows of the column lie in it one stride of rows apart, each in one run of R * S * C elements
-Workspace   Q * H * S * C elements (H with padding), one image at a time
-Good for    channels last, kernels higher than their stride: im2row needs R / stride times as much
+Workspace   Q * H * S * C elements (H with padding): of one image at a time (solution B), or of N images (A)
+Good for    channels last, kernels higher than their stride: im2row needs R / stride times as much; solution A for
+            batches of images with few output pixels and many weights (fully connected layers run as convolutions)
 Bad for     1x1 kernels and strides as large as the kernel, where nothing overlaps
 
-Solution B of the paper; each output element is stored once, at its place.
+The paper's solution A takes the batch as one matrix, which leaves rows of the images interleaved in the output; they
+are put in order through the tensor's memory.  Here every tile is stored at its place, so nothing is left to reorder and
+the two differ in what they hold: solution A fetches weights once for many images, solution B needs the memory of one.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.dense import output_refusal
-from leanconv.algorithms.windowed import whole
+from leanconv.algorithms.windowed import one_image, whole
 from leanconv.host import Host
 from leanconv.problem import Problem
 
@@ -39,3 +42,23 @@ class Mec(Algorithm):
     ) -> Lowering:
         """Two phases an image: copy, then the core."""
         return whole(problem, host, threads, 0, "MEC")
+
+
+class MecA(Algorithm):
+    """MEC with the batch as one matrix."""
+
+    name: ClassVar[str] = "mec_a"
+    title: ClassVar[str] = "MEC (solution A): strips of all images at once"
+    paper: ClassVar[str] = PAPER
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Outputs whose pixels are evenly spaced from image to image too: channels last."""
+        if problem.batch > 1 and output_refusal(problem) is None and output_refusal(one_image(problem)) is not None:
+            return f"the output's pixels are not evenly spaced from one of the {problem.batch} images to the next"
+        return output_refusal(problem)
+
+    def lower(
+        self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
+    ) -> Lowering:
+        """Two phases: copy, then the core."""
+        return whole(problem, host, threads, 0, "MEC", together=True)

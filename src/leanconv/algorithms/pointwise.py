@@ -1,8 +1,9 @@
 """Pointwise (1x1) convolution as a matrix product of the image itself.
 
-Idea        with one tap every pixel is a row of the matrix to be multiplied: nothing to stage and nothing to
-look up Workspace   none; packed weights K * C/g elements (and a bias), K filled up to whole vectors in each
-group Good for    every 1x1 layer       Bad for   nothing else is accepted
+Idea        with one tap every pixel is a row of the matrix to be multiplied: nothing to stage, nothing to look up
+Workspace   none; packed weights K * C/g elements (and a bias), K filled up to whole vectors in each group
+Good for    every 1x1 layer
+Bad for     nothing else is accepted
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Idea        seven loops, no blocking: what every other algorithm is compared with
 Workspace   none, and weights are read as they are
-Good for    checking       Bad for   speed
+Good for    checking
+Bad for     speed
 """
 
 from __future__ import annotations

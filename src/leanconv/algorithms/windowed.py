@@ -24,14 +24,16 @@ from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, pack_
 from leanconv.algorithms.lowered import fitting_strips
 from leanconv.host import Host
 from leanconv.kernels.image import Image
-from leanconv.kernels.windows import WindowBand, Windows, WindowSpec
+from leanconv.kernels.window_phases import WindowBand, WindowSpec
+from leanconv.kernels.windows import Windows
 from leanconv.memory import Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
 TENSOR = "window tensor"
 FEW = 8  # vectors of channels up to which a copy is made for their number
-LARGEST_BAND = 256 << 10  # bytes a thread
+MOST_ROWS = 16  # of the image that are interleaved at one time
+LARGEST_BAND = 255 << 10  # bytes a thread, if nothing else is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ def copied(problem: Problem, host: Host, tensor: Tensor) -> tuple[Windows, dict[
     kernel, stride = still(p.kernel), still(p.stride)
     pixel, channel = p.x_strides[-1], p.x_strides[1]
     adjacent = "none"
-    if channel == 1 or p.group_in == 1:
+    if p.group_in == 1 and pixel == 1 and slide == p.ndim - 1 and math.prod(kernel) <= MOST_ROWS:
+        adjacent = "row"
+    elif channel == 1 or p.group_in == 1:
         adjacent = "channels"
     elif pixel == 1 and stride[-1] <= lanes // 2:
         adjacent = "pixels"
@@ -115,25 +119,29 @@ def copied(problem: Problem, host: Host, tensor: Tensor) -> tuple[Windows, dict[
     return windows, fields
 
 
+def runs_of(problem: Problem, tensor: Tensor) -> tuple[int, int]:
+    """Runs of a window, and elements of each: one, or one for each tap if these are dilated."""
+    taps = problem.kernel[tensor.slide]
+    return (taps, tensor.entry) if problem.dilation[tensor.slide] > 1 else (1, taps * tensor.entry)
+
+
 def core_input(problem: Problem, tensor: Tensor, fields: Mapping[str, int], buffer: str) -> CoreInput:
     """The core's view of the tensor: an image without edges whose pixels are entries."""
     p, slide, item = problem, tensor.slide, problem.itemsize
-    entry = tensor.entry * item
-    dilation, taps = p.dilation[slide], p.kernel[slide]
     ones, zeros = (1,) * p.ndim, (0,) * p.ndim
     steps = {f"step{d}": step * (p.stride[d] if d == slide else 1) for d, step in enumerate(tensor.steps)}
     fields = {
         **{f"out{d}": size for d, size in enumerate(p.out_size)},
         **steps,
-        "tap0": dilation * entry,
+        "tap0": p.dilation[slide] * tensor.steps[slide],
         "x_c": item,
         **fields,
     }
-    runs = taps if dilation > 1 else 1
+    runs, depth = runs_of(p, tensor)
     return CoreInput(
         source=Image(ones, ones, zeros, False, "zeros", None),
         kernel=(runs,),
-        channels=p.taps * p.group_in // runs,
+        channels=depth,
         unit_channel=True,
         merged=False,
         fields=fields,
@@ -168,9 +176,37 @@ def stage_phase(problem: Problem, host: Host, threads: int, tensor: Tensor, imag
     return Phase("stage", WindowSpec(windows), fields, p.groups * fields["b_count"], {"windows": TENSOR})
 
 
-def whole(problem: Problem, host: Host, threads: int, slide: int, name: str) -> Lowering:
-    """The tensor of one image after the other, whole."""
+def one_image(problem: Problem) -> Problem:
+    """The same problem with the batch as its first spatial dimension, along which there is one tap."""
     p = problem
+
+    def with_batch(strides: tuple[int, ...]) -> tuple[int, ...]:
+        batch, channel, *spatial = strides
+        return (0, channel, batch, *spatial)
+
+    return replace(
+        p,
+        ndim=p.ndim + 1,
+        batch=1,
+        in_size=(p.batch, *p.in_size),
+        kernel=(1, *p.kernel),
+        stride=(1, *p.stride),
+        dilation=(1, *p.dilation),
+        pad_low=(0, *p.pad_low),
+        pad_high=(0, *p.pad_high),
+        x_strides=with_batch(p.x_strides),
+        w_strides=(*p.w_strides[:2], 0, *p.w_strides[2:]),
+        out_strides=with_batch(p.out_strides),
+        residual_strides=None if p.residual_strides is None else with_batch(p.residual_strides),
+    )
+
+
+def whole(problem: Problem, host: Host, threads: int, slide: int, name: str, *, together: bool = False) -> Lowering:
+    """The whole tensor of one image after the other, or of all images together."""
+    packing = pack_weights(problem, host, term_order(problem, slide))
+    p = problem
+    if together and p.batch > 1:
+        p, slide = one_image(p), slide + 1
     tensor = Tensor.of(p, slide)
     source = core_input(p, tensor, {"x_n": 0, "x_g": tensor.nbytes}, TENSOR)
     heights = tile_heights(math.prod(p.out_size), host, panels_of(p, host))
@@ -184,10 +220,10 @@ def whole(problem: Problem, host: Host, threads: int, slide: int, name: str) -> 
     return Lowering(
         tuple(phases),
         (Buffer(TENSOR, p.groups * tensor.nbytes),),
-        pack_weights(p, host, term_order(p, slide)),
+        packing,
         (
-            f"{name}: copy an image into a window tensor of {' x '.join(map(str, tensor.extents))} entries"
-            f" of {p.groups * tensor.entry}",
+            f"{name}: copy {'all images' if together else 'an image'} into a window tensor of"
+            f" {' x '.join(map(str, tensor.extents))} entries of {p.groups * tensor.entry}",
             f"core {parameters.get('tile', '')} reads windows where they overlap",
         ),
         parameters,
@@ -197,7 +233,7 @@ def whole(problem: Problem, host: Host, threads: int, slide: int, name: str) -> 
 def bands(problem: Problem, host: Host, threads: int, workspace: int | None, chosen: int | None) -> Lowering:
     """Bands of output pixels, each staged and read by one thread; windows slide along the last dimension.
 
-    `chosen` output rows a band, else as many pixels as fit half the second-level cache, 256 KiB and the workspace.
+    `chosen` output rows a band, else as many pixels as fit half the second-level cache, LARGEST_BAND and the workspace.
     """
     p = problem
     pixels, width, slide = math.prod(p.out_size), p.out_size[-1], p.ndim - 1
@@ -211,7 +247,7 @@ def bands(problem: Problem, host: Host, threads: int, workspace: int | None, cho
         size, unit = largest_band(p, tensor, budget), 1
         if threads > 1:  # enough bands for every thread to have several
             size = min(size, max(1, pixels * p.batch * p.groups // (4 * threads)))
-    heights, cut = fitting_strips(p, host, size, unit)
+    heights, cut = fitting_strips(p, host, size, unit, longer=True)
     windows, fields = copied(p, host, tensor)
     strides = image_input(p).fields
     fields |= {

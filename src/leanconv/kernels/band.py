@@ -17,10 +17,10 @@ from functools import partial
 
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.kernels.copy import copy_run
 from leanconv.kernels.epilogue import store_lanes, transpose
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import mapped_position
-from leanconv.kernels.patches import copy_run
 
 LINE = 64  # bytes written to a pixel at one time: halves of a line, a pixel apart, would be evicted in between
 

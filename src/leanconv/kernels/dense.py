@@ -19,9 +19,9 @@ from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Reduction, Sum, Tile
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.image import Source
 from leanconv.kernels.output import Output
-from leanconv.kernels.panels import PanelShape
+from leanconv.kernels.panels import PanelShape, each_panel
 from leanconv.kernels.stage import Stage
 
 
@@ -37,7 +37,7 @@ class DenseSpec:
 
     target: Target
     dtype: str
-    source: Rows | Image
+    source: Source
     reduction: Reduction
     panels: PanelShape
     rows: tuple[int, int]
@@ -78,27 +78,12 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
         x, origin = spec.stage.emit(fn, fields, x, scratch, fn.i64(first), end)
     start = spec.source.start(fn, fields, origin)
 
-    def panel(at: Value, vectors: int, rows: int, valid: int) -> None:
-        tile = Tile(spec.target, spec.dtype, rows, vectors, spec.bias)
+    def panel(at: Value, vectors: int, valid: int, last: bool) -> None:
+        tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias)
         w = fn.gep(weights, fn.mul(at, fields["w_panel"]))
         _panel(fn, fields, spec, tile, valid, x, w, out, residual, at, fn.i64(first), end, start)
 
-    lanes = spec.target.lanes(spec.dtype)
-    if spec.panels.whole:
-        whole_end = fn.i64(fn.smin(panel1, fields["panel_whole"]))
-
-        def body(at: Value, _: list[Value]) -> list[Value]:
-            panel(at, spec.panels.vectors, spec.rows[0], lanes)
-            return []
-
-        fn.loop(panel0, whole_end, 1, [], body, guard=True, hint="panel")
-    if spec.panels.last:
-
-        def last() -> list[Value]:
-            panel(fn.i64(fn.sub(fields["panel_count"], 1)), spec.panels.last, spec.rows[1], spec.panels.valid)
-            return []
-
-        fn.if_(fn.cmp("eq", panel1, fields["panel_count"]), last, lambda: [], hint="last")
+    each_panel(fn, fields, spec.panels, spec.target.lanes(spec.dtype), (panel0, panel1), panel)
     return kernel.finish()
 
 

@@ -23,7 +23,8 @@ class PackSpec:
     Fields: `g_*`, `p_*` for the chunk; `panel_count`; `channels`; `w_k w_c w_{d}` bytes between weights along
     output channels, input channels and kernel dimensions; `w_g` bytes between groups; `p_g`, `p_panel` packed
     bytes per group and whole panel; `bias_g` bytes of bias per group.  `order` lists the axes of a panel, outermost
-    first: kernel dimensions by number, and channels as the number after the last.
+    first: kernel dimensions by number, and channels as the number after the last.  `outputs` channels a whole panel
+    holds, if fewer than its lanes (0: as many).
     """
 
     target: Target
@@ -32,6 +33,7 @@ class PackSpec:
     panels: PanelShape
     bias: bool
     order: tuple[int, ...]
+    outputs: int = 0
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -42,14 +44,15 @@ class PackSpec:
         item = 8 if self.dtype == "float64" else 4
         shape = self.panels
         whole = shape.vectors * lanes
+        outputs = self.outputs or whole
         source = fn.gep(fields.buffer("weights"), fn.mul(group, fields["w_g"]))
-        source = fn.gep(source, fn.mul(fn.mul(panel, whole), fields["w_k"]))
+        source = fn.gep(source, fn.mul(fn.mul(panel, outputs), fields["w_k"]))
         packed = fn.gep(fields.buffer("w"), fn.mul(group, fields["p_g"]))
         packed = fn.gep(packed, fn.mul(panel, fields["p_panel"]))
         bias = None
         if self.bias:
             bias = fn.gep(fields.buffer("bias"), fn.mul(group, fields["bias_g"]))
-            bias = fn.gep(bias, fn.mul(panel, whole * item))
+            bias = fn.gep(bias, fn.mul(panel, outputs * item))
 
         def one(width: int, count: int) -> list[Value]:
             self._panel(fn, fields, source, bias, packed, width, count)
@@ -57,11 +60,11 @@ class PackSpec:
 
         is_last = fn.cmp("eq", fn.add(panel, 1), fields["panel_count"])
         if not shape.last:
-            one(whole, whole)
+            one(whole, outputs)
         else:
             tail = (shape.last - 1) * lanes + shape.valid
             if shape.whole:
-                fn.if_(is_last, lambda: one(shape.last * lanes, tail), lambda: one(whole, whole), hint="last")
+                fn.if_(is_last, lambda: one(shape.last * lanes, tail), lambda: one(whole, outputs), hint="last")
             else:
                 one(shape.last * lanes, tail)
         return kernel.finish()

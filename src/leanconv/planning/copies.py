@@ -9,7 +9,8 @@ from leanconv.host import Host
 from leanconv.kernels.band import Band, BandSpec
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.patches import Patches, PatchSpec
-from leanconv.kernels.windows import WindowBand, Windows, WindowSpec
+from leanconv.kernels.window_phases import WindowBand, WindowSpec
+from leanconv.kernels.windows import Windows
 
 Fields = Mapping[str, int]
 

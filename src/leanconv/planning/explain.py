@@ -13,8 +13,8 @@ from leanconv.planning.figures import figures
 from leanconv.planning.tuning import measured, remembered, signature
 from leanconv.planning.wanted import wanted
 from leanconv.problem import Problem
-from leanconv.select import refusal
 from leanconv.sizes import format_bytes
+from leanconv.staging import refusal
 
 CHOSEN, SLOWER, OVER, UNFIT, REFUSED = "chosen", "slower", "over the limit", "not allowed", "not applicable"
 

@@ -22,7 +22,7 @@ from leanconv.planning.candidates import Candidate, algorithm_named, candidates
 from leanconv.planning.figures import figures
 from leanconv.planning.wanted import wanted
 from leanconv.problem import Problem, dense_strides
-from leanconv.select import refusal
+from leanconv.staging import refusal
 
 LAYOUTS = ("NHWC", "NCHW")
 BUDGETS = (None, 1 << 20, 256 << 10, 64 << 10, 0)  # limits of single layers that are tried

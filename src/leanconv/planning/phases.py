@@ -21,9 +21,11 @@ from leanconv.kernels.image import Image
 from leanconv.kernels.naive import NaiveSpec
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.panels import PanelShape
+from leanconv.kernels.winograd import WinogradSpec
 from leanconv.planning.copies import staged, staged_alone
 from leanconv.program import Phase
 
+TRANSFORM = 4.0  # slots of a vector of one point in a transform
 LATENCY = 8  # sums that must be in flight: four cycles of two units
 LINE, PAGE = 64, 4096
 ENTRIES = 64  # pages that the first-level translation buffer holds
@@ -88,7 +90,7 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
         counts["turn" if spec.columns else "store"] += tiles * high * vectors
         if not red.unit_channel and channels > 1:
             counts["apart"] += tiles * outer * channels * inside
-            if f["x_c"] >= PAGE and channels * math.prod(red.kernel[:-1]) > ENTRIES:
+            if f.get("x_c", 0) >= PAGE and channels * math.prod(red.kernel[:-1]) > ENTRIES:
                 counts["page"] += tiles * math.prod(red.kernel[:-1]) * channels * inside
         panel_bytes = depth_bytes * vectors / shape.vectors
         span = _span(spec, f, high, channels, item)
@@ -155,7 +157,7 @@ def _span(spec: DenseSpec, f: Fields, rows: float, channels: int, item: int) -> 
         reach = (red.kernel[-1] - 1) * abs(f.get(f"tap{last}", 0)) if len(red.kernel) == source.dims else 0
         lines = math.prod(red.kernel[:-1])
     else:
-        step, reach, lines = abs(f["x_row"]), 0, math.prod(red.kernel)
+        step, reach, lines = abs(f.get("x_row", channels * item)), 0, math.prod(red.kernel)
     if red.unit_channel:
         pixel = channels * item
         if step >= 2 * pixel + 2 * LINE:
@@ -199,7 +201,7 @@ def _columns(spec: ColumnSpec, f: Fields, chunks: int, host: Host) -> Cost:
                 counts["store"] += part * high * vectors
     counts["tile"] += tiles
     counts["tap"] += tiles
-    if spec.stage is None and f["x_c"] >= PAGE:
+    if spec.stage is None and f.get("x_c", 0) >= PAGE:
         counts["page"] += tiles / f["panel_count"] * depth
     weights = outputs * f["w_row"]
     column = depth * wide * item
@@ -220,6 +222,27 @@ def _columns(spec: ColumnSpec, f: Fields, chunks: int, host: Host) -> Cost:
         reads += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.reads]
         writes += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.writes]
     return Cost(counts, tuple(reads), tuple(writes), chunks)
+
+
+@_cost.register
+def _winograd(spec: WinogradSpec, f: Fields, chunks: int, host: Host) -> Cost:
+    """Products at each point of each tile, and the transforms around them; the latter are estimates, not fitted."""
+    lanes = host.target.lanes(spec.dtype)
+    points, groups = spec.tiling.points, f["g_count"]
+    registers = f["panel_whole"] * spec.panels.vectors + spec.panels.last
+    channels = -(-f["channels"] // lanes)
+    read = f["tile_count"] * points * channels * groups * f["k_count"]
+    written = f["tile_count"] * points * registers * groups
+    counts = {
+        "multiply": written * f["channels"] * 1.1 + TRANSFORM * (read + written),
+        "tile": written / host.target.tile_rows(2) / 2,
+        "block": 0.0 if spec.read.adjacent else float(read),
+    }
+    if spec.transform:
+        counts["element"] = float(f["b_count"] * points * registers * lanes * f["channels"] * groups)
+    held = float(f["v_point"] * points + f["m_point"] * points)
+    nbytes = (read + written) * host.target.vector_bytes
+    return Cost(counts, ((float(nbytes), held),), ((float(nbytes), held),), chunks)
 
 
 @_cost.register

@@ -40,11 +40,12 @@ class Client:
         """
         self.info, self._timeout = info, timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
+        self._folder = tempfile.TemporaryDirectory(prefix="leanconv-peer-")
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "leanconv.bench.peers.worker", info.module, str(threads)]
             self._process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
+                [*command, str(theirs.fileno()), f"{self._folder.name}/layer"],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
@@ -86,13 +87,18 @@ class Client:
 
     def close(self) -> None:
         """End the process, by force if it does not listen. Doing so twice does no harm."""
-        self._connection.close()
+        self.hang_up()
         try:
             self._process.wait(_GRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         self._errors.close()
+        self._folder.cleanup()
+
+    def hang_up(self) -> None:
+        """Have the process end by itself, without waiting for it."""
+        self._connection.close()
 
     def __enter__(self) -> Client:
         """Return the client."""
@@ -185,6 +191,8 @@ class Clients:
 
     def close(self) -> None:
         """End all processes."""
+        for client in self._clients.values():
+            client.hang_up()
         for client in self._clients.values():
             client.close()
 

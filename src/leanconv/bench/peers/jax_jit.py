@@ -54,6 +54,10 @@ class Worker(Peer):
 
         x = jax.device_put(arrays.x)
         compiled = jax.jit(layer_function).lower(x).compile(_OPTIONS[model])
-        return Loaded(
-            lambda: compiled(x).block_until_ready(), lambda y: channels_first(np.asarray(y)), {"kernels": model}
-        )
+
+        def result(y: Any) -> Any:
+            return channels_first(np.asarray(y))
+
+        copied = x.unsafe_buffer_pointer() != arrays.x.ctypes.data
+        own = arrays.x.nbytes if copied else 0
+        return Loaded(lambda: compiled(x).block_until_ready(), result, {"kernels": model}, own)

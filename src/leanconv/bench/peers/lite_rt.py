@@ -37,4 +37,7 @@ class Worker(Peer):
             interpreter.invoke()
             return None
 
-        return Loaded(call, lambda _: channels_first(interpreter.get_tensor(target["index"]).reshape(shape)))
+        def result(_: Any) -> Any:
+            return channels_first(interpreter.get_tensor(target["index"]).reshape(shape))
+
+        return Loaded(call, result, input_bytes=arrays.x.nbytes)

@@ -57,4 +57,7 @@ class Worker(Peer):
         def call(_keep: Any = manager) -> Any:
             return module.forward([image])
 
-        return Loaded(call, lambda y: np.array(MNN.expr.convert(y[0], MNN.expr.NCHW).read()).reshape(shape))
+        def result(y: Any) -> Any:
+            return np.array(MNN.expr.convert(y[0], MNN.expr.NCHW).read()).reshape(shape)
+
+        return Loaded(call, result, input_bytes=arrays.x.nbytes)

@@ -39,7 +39,7 @@ class Ready:
     Attributes:
         prepare_seconds: to load the model and pack the weights.
         cold_seconds: the same and the first call.
-        extra_peak_bytes: the most memory held meanwhile beyond the arrays and one output; None if unknown.
+        extra_peak_bytes: the most memory held meanwhile beyond one image, the weights and one output; None if unknown.
         parameters: settings that were chosen.
         result: of the second call, (N, K, *spatial): a peer that spoils its input is found out.
     """

@@ -11,8 +11,8 @@ from scipy import signal
 from leanconv.bench.layers import Layer
 from leanconv.bench.peers.base import Arrays, Loaded, Peer
 
-# Above this much work a call takes seconds: each filter is a correlation of its own over all channels.
-_MOST_FLOPS = 200_000_000
+# Above this much work a call takes a large part of a second: each filter is a correlation of its own over all channels.
+_MOST_FLOPS = 20_000_000
 
 
 class Worker(Peer):
@@ -25,8 +25,8 @@ class Worker(Peer):
                 return f"correlate has no {name}"
         flops = layer.problem().flops
         if flops > _MOST_FLOPS:
-            most = f"{_MOST_FLOPS / 1e9:g} GFLOP"
-            return f"{flops / 1e9:.2f} GFLOP filter by filter would take seconds (measured up to {most})"
+            most = f"{_MOST_FLOPS / 1e6:g} MFLOP"
+            return f"{flops / 1e6:.0f} MFLOP, one filter after the other, would take too long (measured up to {most})"
         return None
 
     def model(self, layer: Layer, arrays: Arrays, folder: Path) -> str:

@@ -62,4 +62,5 @@ class Worker(TorchPeer):
             run = torch.ops.mkldnn._convolution_pointwise
             no_activation: tuple[Any, ...] = ("none", [], "")
             call = lambda: run(x, packed, bias, padding, stride, dilation, layer.groups, *no_activation)  # noqa: E731
-        return Loaded(call, to_numpy, {"format": model})
+        own = arrays.x.nbytes if model != "channels last" else 0
+        return Loaded(call, to_numpy, {"format": model}, own)

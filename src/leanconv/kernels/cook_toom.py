@@ -1,0 +1,153 @@
+"""Cook-Toom (Winograd) transforms for any number of outputs, taps and points, built from exact numbers.
+
+F(m, r): the m outputs of an r-tap correlation over n = m + r - 1 inputs, with n multiplications in place of m * r:
+
+    Y = A^T [ (G g) * (B^T d) ]
+
+Inputs and taps are polynomials, evaluated at n - 1 points and at infinity; the product of two values is the value of
+the product. Infinity stands first, so that the first rows of a transform are those of a smaller one.
+
+S. Winograd: Arithmetic Complexity of Computations, 1980; A. Lavin, S. Gray: Fast Algorithms for Convolutional Neural
+Networks, CVPR 2016; B. Barabasz et al.: Error Analysis and Improving the Accuracy of Winograd Convolution, 2018.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+
+@dataclass(frozen=True, slots=True)
+class Surd:
+    """The exact number `rational + root * sqrt(2)`."""
+
+    rational: Fraction = Fraction(0)
+    root: Fraction = Fraction(0)
+
+    def __add__(self, other: Surd) -> Surd:
+        """Sum."""
+        return Surd(self.rational + other.rational, self.root + other.root)
+
+    def __sub__(self, other: Surd) -> Surd:
+        """Difference."""
+        return Surd(self.rational - other.rational, self.root - other.root)
+
+    def __neg__(self) -> Surd:
+        """The number with the other sign."""
+        return Surd(-self.rational, -self.root)
+
+    def __mul__(self, other: Surd) -> Surd:
+        """Product."""
+        a, b, c, d = self.rational, self.root, other.rational, other.root
+        return Surd(a * c + 2 * b * d, a * d + b * c)
+
+    def __truediv__(self, other: Surd) -> Surd:
+        """Quotient: multiplied by the conjugate of the divisor, over its norm (zero for zero only)."""
+        norm = other.rational * other.rational - 2 * other.root * other.root
+        product = self * Surd(other.rational, -other.root)
+        return Surd(product.rational / norm, product.root / norm)
+
+    def __bool__(self) -> bool:
+        """Whether it is not zero."""
+        return bool(self.rational or self.root)
+
+    def __float__(self) -> float:
+        """The nearest float64, give or take a rounding."""
+        return float(self.rational) + float(self.root) * math.sqrt(2.0)
+
+
+Matrix = tuple[tuple[Surd, ...], ...]
+ZERO, ONE = Surd(), Surd(Fraction(1))
+
+
+def plus_minus(*points: Surd) -> tuple[Surd, ...]:
+    """Zero, then each point with both signs: pairs whose rows share their even and odd parts."""
+    return (ZERO, *(p for point in points for p in (point, -point)))
+
+
+_HALF_ROOT, _ROOT = Surd(root=Fraction(1, 2)), Surd(root=Fraction(1))
+_POINTS = {
+    4: plus_minus(ONE),
+    6: plus_minus(_HALF_ROOT, _ROOT),
+    8: plus_minus(ONE, Surd(Fraction(1, 2)), Surd(Fraction(2))),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CookToom:
+    """F(outputs, taps) at finite `points` and infinity: `outputs + taps - 2` different points."""
+
+    outputs: int
+    taps: int
+    points: tuple[Surd, ...]
+
+    @staticmethod
+    def of(outputs: int, taps: int) -> CookToom:
+        """The transform with the best points known here, those of least rounding error for so many products."""
+        count = outputs + taps - 2
+        size = next(n for n in (2, 4, 6, 8) if n > count) if count else 2
+        return CookToom(outputs, taps, _POINTS.get(size, (ZERO,))[:count])
+
+    @property
+    def size(self) -> int:
+        """Inputs of a tile, and products."""
+        return self.outputs + self.taps - 1
+
+    def weights(self) -> Matrix:
+        """G (size x taps): point k's row holds its powers over the product of its distances from the others."""
+        rows = [
+            tuple(power / self._distance(k) for power in _powers(point, self.taps))
+            for k, point in enumerate(self.points)
+        ]
+        return (tuple(ONE if j == self.taps - 1 else ZERO for j in range(self.taps)), *rows)
+
+    def inputs(self, outputs: int | None = None) -> Matrix:
+        """B^T for a tile of `outputs` outputs (all, if None): the first rows and points serve a smaller tile.
+
+        Point k's row is the polynomial with the other points as roots, infinity's the one with all of them.
+        """
+        points = self._points(outputs)
+        rows = [(*_polynomial(points[:k] + points[k + 1 :]), ZERO) for k in range(len(points))]
+        return (_polynomial(points), *rows)
+
+    def results(self, outputs: int | None = None) -> Matrix:
+        """A^T (outputs x size), for products of the *whole* transform's G whatever the size of the tile.
+
+        A smaller tile leaves out points, whose distances are then missing from the weights: they are put right here.
+        """
+        points, count = self._points(outputs), outputs or self.outputs
+        rows = []
+        for i in range(count):
+            row = [ONE if i == count - 1 else ZERO]
+            for point in points:
+                value = _powers(point, count)[i]
+                for left_out in self.points[len(points) :]:
+                    value = value * (point - left_out)
+                row.append(value)
+            rows.append(tuple(row))
+        return tuple(rows)
+
+    def _points(self, outputs: int | None) -> tuple[Surd, ...]:
+        return self.points[: (outputs or self.outputs) + self.taps - 2]
+
+    def _distance(self, k: int) -> Surd:
+        result = ONE
+        for other in self.points[:k] + self.points[k + 1 :]:
+            result = result * (self.points[k] - other)
+        return result
+
+
+def _powers(point: Surd, count: int) -> list[Surd]:
+    result = [ONE]
+    for _ in range(count - 1):
+        result.append(result[-1] * point)
+    return result
+
+
+def _polynomial(roots: tuple[Surd, ...]) -> tuple[Surd, ...]:
+    """Coefficients of the product of (x - root), the constant first."""
+    result = [ONE]
+    for root in roots:
+        result = [low - root * high for low, high in zip([ZERO, *result], [*result, ZERO], strict=True)]
+    return tuple(result)

@@ -1,0 +1,236 @@
+"""Winograd convolution, fused: a block of tiles goes through all steps while it is in the cache.
+
+A chunk is one (block of tiles, group, group of panels):
+
+    input step      windows of the block's tiles, all channels  ->  V [point][tile][channel]
+    for each panel of output channels
+        products    V times the panel's weights, a matrix product a point, on the register-tiled core  ->  M
+        output step M [point][tile][NR]  ->  pixels, bias, residual, activation
+
+V and M are a thread's own.  With `transform` the panel's weights are transformed here as well, each time, into a third
+block, instead of beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value
+from leanconv.codegen.targets import Target
+from leanconv.kernels.core import Reduction, Sum, Tile
+from leanconv.kernels.epilogue import row_addresses
+from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.image import whole_windows
+from leanconv.kernels.panels import PanelShape
+from leanconv.kernels.winograd_input import InputStep
+from leanconv.kernels.winograd_output import OutputStep
+from leanconv.kernels.winograd_tiles import Bits, Counters, Tiling
+from leanconv.kernels.winograd_weights import WeightStep, copy_bias
+
+
+@dataclass(frozen=True, slots=True)
+class WinogradSpec:
+    """Everything the kernel is specialised for.
+
+    Fields besides those of the steps: `b_* g_* k_*` for the chunk; `tile_count` tiles, `b_count` blocks of them;
+    `panels` a chunk, `panel_count`; `x_g o_g r_g` bytes between groups; `w_g w_panel` bytes of weights a group and
+    whole panel; `u_point u_last` from point to point in whole panels and the last; `v_at m_at u_at zero_at` where in
+    the scratch V, M, transformed weights and zeros are.
+    """
+
+    target: Target
+    dtype: str
+    tiling: Tiling
+    read: InputStep
+    write: OutputStep
+    reduction: Reduction
+    panels: PanelShape
+    transform: bool
+
+    @property
+    def lanes(self) -> int:
+        """Channels in a vector."""
+        return self.target.lanes(self.dtype)
+
+    @property
+    def item(self) -> int:
+        """Bytes of an element."""
+        return 8 if self.dtype == "float64" else 4
+
+    def emit(self, module: Module, name: str) -> tuple[str, ...]:
+        """Emit the kernel; returns the names of its fields in order."""
+        kernel = KernelFunction(module, name)
+        fn, fields = kernel.fn, kernel.fields
+        index = {letter: kernel.index(letter) for letter in "gbk"}
+        scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
+        source, products = fn.gep(scratch, fields["v_at"]), fn.gep(scratch, fields["m_at"])
+
+        def group_of(role: str, letter: str) -> Value:
+            return fn.gep(fields.buffer(role), fn.mul(index["g"], fields[f"{letter}_g"]))
+
+        first = fn.i64(fn.udiv(fn.mul(index["b"], fields["tile_count"]), fields["b_count"]))
+        end = fn.i64(fn.udiv(fn.mul(fn.add(index["b"], 1), fields["tile_count"]), fields["b_count"]))
+        start = self.tiling.start(fn, fields, first)
+        zeros = self._zeros(fn, fields, scratch)
+        reader = self.read.emit(fn, fields, group_of("x", "x"), zeros, source)
+        counts = self.tiling.each(fn, fields, first, end, start, reader.tile)
+
+        out = group_of("out", "o")
+        residual = group_of("residual", "r") if self.write.epilogue.residual else None
+        low = fn.i64(fn.mul(index["k"], fields["panels"]))
+        high = fn.i64(fn.smin(fn.add(low, fields["panels"]), fields["panel_count"]))
+
+        def shape(vectors: int, valid: int) -> Callable[[Value], None]:
+            writer = self.write.emit(fn, fields, products, out, residual, vectors, valid)
+            heights = self._heights(fn, counts, vectors)
+
+            def panel(at: Value) -> None:
+                bias, weights = self._weights(kernel, index["g"], scratch, at, vectors, valid)
+                self._products(fn, fields, vectors, heights, source, weights, products)
+                channel = fn.mul(at, self.panels.vectors * self.lanes)
+                self.tiling.each(
+                    fn, fields, first, end, start, lambda place, rows: writer.tile(place, rows, channel, bias)
+                )
+
+            return panel
+
+        if self.panels.whole:
+            whole = shape(self.panels.vectors, self.lanes)
+
+            def body(at: Value, _: list[Value]) -> list[Value]:
+                whole(at)
+                return []
+
+            fn.loop(low, fn.smin(high, fields["panel_whole"]), 1, [], body, guard=True, hint="panel")
+        if self.panels.last:
+
+            def last() -> list[Value]:
+                shape(self.panels.last, self.panels.valid)(fn.i64(fn.sub(fields["panel_count"], 1)))
+                return []
+
+            fn.if_(fn.cmp("eq", high, fields["panel_count"]), last, lambda: [], hint="last")
+        return kernel.finish()
+
+    def _zeros(self, fn: Function, fields: Fields, scratch: Value) -> Value | None:
+        """A row of zeros as long as the channels, that padding is read from; None if a few zeros will do."""
+        if not (self.read.padded and self.read.adjacent):
+            return None
+        zeros = fn.gep(scratch, fields["zero_at"])
+
+        def clear(c: Value, _: list[Value]) -> list[Value]:
+            fn.store(fn.const(SCALARS[self.dtype], 0.0), fn.gep(zeros, fn.mul(c, self.item)))
+            return []
+
+        fn.loop(0, fields["channels"], 1, [], clear, hint="zero")
+        return zeros
+
+    def _weights(
+        self, kernel: KernelFunction, group: Index, scratch: Value, panel: Value, vectors: int, valid: int
+    ) -> tuple[Value, Value]:
+        """Where the biases and the transformed weights of a panel are."""
+        fn, fields = kernel.fn, kernel.fields
+        width = vectors * self.lanes
+        row = width * self.item
+        if not self.transform:
+            bias = fn.gep(fields.buffer("w"), fn.mul(group, fields["w_g"]))
+            bias = fn.gep(bias, fn.mul(panel, fields["w_panel"]))
+            return bias, fn.gep(bias, row) if self.write.bias else bias
+        step = WeightStep(self.target, self.dtype, self.tiling)
+        count = (vectors - 1) * self.lanes + valid
+        channel = fn.mul(panel, self.panels.vectors * self.lanes)
+        bias = fn.gep(scratch, fields["u_at"])
+        weights = bias
+        if self.write.bias:
+            shift = fn.gep(fields.buffer("bias"), fn.mul(group, fields["bias_g"]))
+            copy_bias(fn, step, fn.gep(shift, fn.mul(channel, self.item)), bias, width, count)
+            weights = fn.gep(bias, row)
+        filters = fn.gep(fields.buffer("weights"), fn.mul(group, fields["w_g"]))
+        filters = fn.gep(filters, fn.mul(channel, fields["w_k"]))
+        step.emit(fn, fields, filters, weights, self._point_bytes(fields, vectors), width, count)
+        return bias, weights
+
+    def _point_bytes(self, fields: Fields, vectors: int) -> Value:
+        """Bytes of weights from point to point."""
+        return fields["u_point" if vectors == self.panels.vectors else "u_last"]
+
+    def _most_rows(self, vectors: int) -> int:
+        """Rows of the highest register tile.
+
+        The walk over the channels begins at zero here, and LLVM turns it into a pointer a row; with ten of them it
+        loads pairs ahead on NEON, and spills.
+        """
+        return min(self.target.tile_rows(vectors), 12 if self.target.masks else 9)
+
+    def _heights(self, fn: Function, counts: Counters, vectors: int) -> dict[Bits, tuple[Value, ...]]:
+        """How the tiles of each class make register tiles: rows of the lower ones, their number, that of the others.
+
+        n tiles make t = ceil(n / most) register tiles of n // t rows, n % t of them one row higher.
+        """
+        most = self._most_rows(vectors)
+        result = {}
+        for bits, count in counts.items():
+            number = fn.udiv(fn.add(count, most - 1), most)
+            some = fn.smax(number, 1)
+            low, more = fn.udiv(count, some), fn.urem(count, some)
+            result[bits] = tuple(fn.i64(value) for value in (low, fn.sub(number, more), more))
+        return result
+
+    def _products(
+        self,
+        fn: Function,
+        fields: Fields,
+        vectors: int,
+        heights: dict[Bits, tuple[Value, ...]],
+        source: Value,
+        weights: Value,
+        products: Value,
+    ) -> None:
+        """The matrix product of every point."""
+        steps = [fields["v_point"], self._point_bytes(fields, vectors), fields["m_point"]]
+
+        def axis(d: int, table: dict[Bits, tuple[Value, ...]], state: list[Value]) -> list[Value]:
+            if d == len(self.tiling.axes):
+                ((low, lower, higher),) = table.values()
+                self._point(fn, fields, vectors, low, lower, higher, state)
+                return [fn.gep(pointer, step) for pointer, step in zip(state, steps, strict=True)]
+            here = self.tiling.axes[d]
+
+            def turn(point: Value, state: list[Value]) -> list[Value]:
+                kept = {bits[1:]: value for bits, value in table.items() if not bits[0]}
+                if here.ragged:
+                    dropped = fn.cmp("uge", point, here.kept)
+                    others = {bits[1:]: value for bits, value in table.items() if bits[0]}
+                    kept = {
+                        bits: tuple(fn.select(dropped, b, a) for a, b in zip(value, others[bits], strict=True))
+                        for bits, value in kept.items()
+                    }
+                return axis(d + 1, kept, state)
+
+            if here.transform.size == 1:
+                return turn(fn.i64(0), state)
+            return fn.loop(0, here.transform.size, 1, state, turn, hint="point")
+
+        axis(0, heights, [source, weights, products])
+
+    def _point(
+        self, fn: Function, fields: Fields, vectors: int, low: Value, lower: Value, higher: Value, state: list[Value]
+    ) -> None:
+        """One matrix product: register tiles of every height, two of which occur."""
+        rows_at, weights, to = state
+        row = vectors * self.target.vector_bytes
+        for rows in reversed(range(1, self._most_rows(vectors) + 1)):
+            tile = Tile(self.target, self.dtype, rows, vectors, bias=False)
+            sum_ = Sum(fn, fields, tile, self.reduction)
+            number = fn.select(fn.cmp("eq", low, rows), lower, 0)
+            number = fn.select(fn.cmp("eq", low, rows - 1), higher, number)
+
+            def body(_: Value, state: list[Value], tile: Tile = tile, sum_: Sum = sum_) -> list[Value]:
+                pixels = row_addresses(fn, state[0], tile.rows, fields["v_row"])
+                accs = whole_windows(sum_, pixels, weights)
+                for i, acc in enumerate(accs):
+                    fn.store(acc, state[1], i * self.target.vector_bytes)
+                step = fn.mul(fields["v_row"], tile.rows)
+                return [fn.gep(state[0], step), fn.gep(state[1], tile.rows * row)]
+
+            rows_at, to = fn.loop(0, number, 1, [rows_at, to], body, guard=True, hint="rows")

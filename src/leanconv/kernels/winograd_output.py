@@ -1,0 +1,211 @@
+"""The output step of a Winograd kernel: products back to pixels, then bias, residual, activation and the one store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from leanconv.codegen.ir import I64, SCALARS, Function, Index, Value, vector
+from leanconv.codegen.targets import Target
+from leanconv.kernels.channel_runs import gather, load_runs, scatter, store_runs
+from leanconv.kernels.cook_toom import Matrix
+from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
+from leanconv.kernels.fields import Fields
+from leanconv.kernels.linear import linear
+from leanconv.kernels.winograd_tiles import Counters, Place, Tiling, Turns, over, row_major
+
+
+@dataclass(frozen=True, slots=True)
+class OutputStep:
+    """How products become outputs.
+
+    `adjacent`: output channels are, or else `runs`: pixels along the last axis are.  Fields: `{o,r}_n {o,r}_k
+    {o,r}_at{d}` bytes between images, channels and pixels of the output and the residual; `m_point` bytes between
+    points.
+    """
+
+    target: Target
+    dtype: str
+    tiling: Tiling
+    adjacent: bool
+    runs: bool
+    bias: bool
+    epilogue: Epilogue
+
+    @property
+    def lanes(self) -> int:
+        """Channels in a vector."""
+        return self.target.lanes(self.dtype)
+
+    @property
+    def item(self) -> int:
+        """Bytes of an element."""
+        return 8 if self.dtype == "float64" else 4
+
+    def emit(
+        self, fn: Function, fields: Fields, source: Value, out: Value, residual: Value | None, vectors: int, valid: int
+    ) -> OutputEmitter:
+        """An emitter of the step for panels of `vectors` registers, whose last one holds `valid` channels."""
+        stack = fn.alloca(self.tiling.points * self.target.vector_bytes)
+        return OutputEmitter(self, fn, fields, source, out, residual, stack, vectors, valid)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputEmitter:
+    """The step inside one kernel, for panels of one shape."""
+
+    step: OutputStep
+    fn: Function
+    fields: Fields
+    source: Value
+    out: Value
+    residual: Value | None
+    stack: Value
+    vectors: int
+    valid: int
+
+    def tile(self, place: Place, rows: Counters, channel: Index, bias: Value) -> None:
+        """One tile of the panel whose first output channel is `channel`, its biases at `bias`."""
+        fn, fields, step = self.fn, self.fields, self.step
+        width = step.target.vector_bytes
+        bases = {bits: fn.gep(self.source, fn.mul(row, self.vectors * width)) for bits, row in rows.items()}
+
+        def first_pixel(base: Value, letter: str) -> Value:
+            offset = fn.add(fn.mul(place.image, fields[f"{letter}_n"]), fn.mul(channel, fields[f"{letter}_k"]))
+            for d, at in enumerate(place.origin):
+                offset = fn.add(offset, fn.mul(at, fields[f"{letter}_at{d}"]))
+            return fn.gep(base, offset)
+
+        out = first_pixel(self.out, "o")
+        residual = first_pixel(self.residual, "r") if self.residual is not None else out
+        matrices = [axis.transform.results(n) for n, axis in zip(place.outputs, step.tiling.axes, strict=True)]
+
+        def one(v: Index, count: int) -> None:
+            at = fn.mul(v, width)
+            to = [fn.gep(out, fn.mul(fields["o_k"], fn.mul(v, step.lanes)))]
+            to.append(to[0])
+            if self.residual is not None:
+                to[1] = fn.gep(residual, fn.mul(fields["r_k"], fn.mul(v, step.lanes)))
+            shift = fn.load(vector(SCALARS[step.dtype], step.lanes), fn.gep(bias, at)) if step.bias else None
+            self._vector(place, matrices, {bits: fn.gep(b, at) for bits, b in bases.items()}, to, shift, count)
+
+        whole = self.vectors - (self.valid < step.lanes)
+
+        def vectors(v: Value, _: list[Value]) -> list[Value]:
+            one(v, step.lanes)
+            return []
+
+        if whole == 1:
+            one(0, step.lanes)
+        elif whole:
+            fn.loop(0, whole, 1, [], vectors, hint="vector")
+        if whole < self.vectors:
+            one(whole, self.valid)
+
+    def _vector(
+        self,
+        place: Place,
+        matrices: list[Matrix],
+        bases: Counters,
+        to: list[Value],
+        shift: Value | None,
+        count: int,
+    ) -> None:
+        """All outputs of one vector of channels."""
+        fn, step, tiling = self.fn, self.step, self.step.tiling
+        width = step.target.vector_bytes
+        kind = vector(SCALARS[step.dtype], step.lanes)
+        sizes = tuple(n + axis.transform.taps - 1 for n, axis in zip(place.outputs, tiling.axes, strict=True))
+        near = [width * n for n in row_major(sizes)]
+        far = [fn.mul(self.fields["m_point"], n) for n in row_major(tiling.sizes)]
+        active = tiling.active
+        last = len(sizes) - 1
+
+        def source(state: list[Value], bits: tuple[int, ...], d: int, first: bool) -> list[Value]:
+            """The values along axis d: products, or what the axes before have left on the stack."""
+            if not first:
+                return [fn.load(kind, state[0], near[d] * j) for j in range(sizes[d])]
+            result = []
+            for j in range(sizes[d]):
+                base = bases[(*bits[:d], tiling.axes[d].bit(j), *bits[d:])]
+                result.append(fn.load(kind, fn.gep(fn.gep(base, state[0]), fn.mul(far[d], j))))
+            return result
+
+        zero = Value("0", I64)
+        passes = [d for d in active if d != last]
+
+        def along(d: int) -> None:
+            first, program = d == passes[0], linear(matrices[d])
+
+            def line(state: list[Value], bits: tuple[int, ...]) -> None:
+                values = source(state, bits, d, first)
+                for j, value in enumerate(program.emit(fn, values, fused=step.target.fma)):
+                    fn.store(value, state[1], near[d] * j)
+
+            loops = []
+            for k in range(len(sizes)):
+                if k != d:
+                    done = k in passes and k < d
+                    spans = [(place.outputs[k], 0)] if done else tiling.axes[k].split(sizes[k])
+                    loops.append(Turns(spans, [far[k] if first else near[k], near[k]]))
+            over(fn, loops, [zero if first else self.stack, self.stack], line)
+
+        for d in passes:
+            along(d)
+
+        alone, program = not passes, linear(matrices[last])
+
+        def row(state: list[Value], bits: tuple[int, ...]) -> None:
+            values = source(state, bits, last, alone)
+            self._store(program.emit(fn, values, fused=step.target.fma), state, place, shift, count)
+
+        loops = []
+        for k in range(last):
+            spans = [(place.valid[k], 0)]
+            o_at = fn.mul(self.fields[f"o_at{k}"], tiling.axes[k].dilation)
+            r_at = fn.mul(self.fields[f"r_at{k}"], tiling.axes[k].dilation) if self.residual is not None else o_at
+            loops.append(Turns(spans, [far[k] if alone else near[k], o_at, r_at]))
+        over(fn, loops, [zero if alone else self.stack, *to], row)
+
+    def _store(self, values: list[Value], state: list[Value], place: Place, shift: Value | None, count: int) -> None:
+        """Bias, then a row of outputs along the last axis; those beyond the image are left out."""
+        fn, fields, step = self.fn, self.fields, self.step
+        last = len(place.outputs) - 1
+        dilation = step.tiling.axes[last].dilation
+        if shift is not None:
+            values = [fn.binary("fadd", value, shift) for value in values]
+        if step.runs:
+            extra: list[Value | None] = [None] * len(values)
+            if self.residual is not None:
+                extra = [*load_runs(fn, values[0].type, state[2], fields["r_k"], len(values), count)]
+            done = [step.epilogue.apply(fn, value, more) for value, more in zip(values, extra, strict=True)]
+            store_runs(fn, done, state[1], fields["o_k"], count)
+            return
+
+        def from_(j: int) -> list[Value]:
+            if j == len(values):
+                return []
+
+            def one() -> list[Value]:
+                o = fn.gep(state[1], fn.mul(fields[f"o_at{last}"], j * dilation))
+                r = o
+                if self.residual is not None:
+                    r = fn.gep(state[2], fn.mul(fields[f"r_at{last}"], j * dilation))
+                self._one(values[j], o, r, count)
+                return from_(j + 1)
+
+            exist = place.valid[last]
+            return one() if isinstance(exist, int) else fn.if_(fn.cmp("sgt", exist, j), one, lambda: [], hint="exists")
+
+        from_(0)
+
+    def _one(self, value: Value, out: Value, residual: Value, count: int) -> None:
+        """One pixel of one vector of channels."""
+        fn, step, extra = self.fn, self.step, None
+        if step.adjacent:
+            if self.residual is not None:
+                extra = load_lanes(fn, value.type, residual, count, masks=step.target.masks)
+            store_lanes(fn, step.epilogue.apply(fn, value, extra), out, count, masks=step.target.masks)
+            return
+        if self.residual is not None:
+            extra = gather(fn, value.type, residual, self.fields["r_k"], count)
+        scatter(fn, step.epilogue.apply(fn, value, extra), out, self.fields["o_k"], count)

@@ -1,0 +1,187 @@
+"""Winograd's weights: G g G^T of every filter, in panels [group][panel][bias NR][point][channels][NR].
+
+Points are an odd number of cache lines apart: what is written for one filter would else fall into one set of the cache.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
+from leanconv.codegen.targets import Target
+from leanconv.kernels.channel_runs import gather, load_runs
+from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.linear import linear
+from leanconv.kernels.panels import PanelShape
+from leanconv.kernels.winograd_tiles import Tiling, Turns, over, row_major
+
+
+@dataclass(frozen=True, slots=True)
+class WeightStep:
+    """How the filters of a panel are transformed.
+
+    Fields: `channels`, `w_k w_c w_{d}` bytes between weights, `u_point` (of the last panel `u_last`) bytes between
+    points.
+    """
+
+    target: Target
+    dtype: str
+    tiling: Tiling
+
+    @property
+    def lanes(self) -> int:
+        """Output channels in a vector."""
+        return self.target.lanes(self.dtype)
+
+    @property
+    def item(self) -> int:
+        """Bytes of an element."""
+        return 8 if self.dtype == "float64" else 4
+
+    @property
+    def kind(self) -> str:
+        """A vector of output channels."""
+        return vector(SCALARS[self.dtype], self.lanes)
+
+    @property
+    def taps(self) -> list[int]:
+        """Taps along each axis."""
+        return [axis.transform.taps for axis in self.tiling.axes]
+
+    def emit(
+        self, fn: Function, fields: Fields, source: Value, target: Value, point: Index, width: int, count: int
+    ) -> None:
+        """Write [point][channel][width] from filters at `source`; the first `count` of `width` channels exist."""
+        stack = fn.alloca(self.tiling.points * self.target.vector_bytes)
+        dense = fn.cmp("eq", 0, 0)  # the taps of a filter lie one behind the other
+        for d, step in enumerate(row_major(self.taps)):
+            if self.taps[d] > 1:
+                dense = fn.both(dense, fn.cmp("eq", fields[f"w_{d}"], step * self.item))
+
+        def channel(_: Value, state: list[Value]) -> list[Value]:
+            for first in range(0, width, self.lanes):
+                exist = max(0, min(self.lanes, count - first))
+                base = fn.gep(state[0], fn.mul(fields["w_k"], first))
+                self._take(fn, fields, base, stack, dense, exist)
+                self._transform(fn, stack, fn.gep(state[1], first * self.item), point)
+            return [fn.gep(state[0], fields["w_c"]), fn.gep(state[1], width * self.item)]
+
+        fn.loop(0, fields["channels"], 1, [source, target], channel, hint="channel")
+
+    def _take(self, fn: Function, fields: Fields, source: Value, stack: Value, dense: Value, count: int) -> None:
+        """The taps of a vector of filters, each at the place of its points."""
+        near = [self.target.vector_bytes * n for n in row_major(self.tiling.sizes)]
+
+        def runs() -> list[Value]:
+            values = load_runs(fn, self.kind, source, fields["w_k"], math.prod(self.taps), count)
+            for at, value in zip(itertools.product(*map(range, self.taps)), values, strict=True):
+                fn.store(value, stack, sum(i * step for i, step in zip(at, near, strict=True)))
+            return []
+
+        def one(state: list[Value], _: tuple[int, ...]) -> None:
+            fn.store(gather(fn, self.kind, state[0], fields["w_k"], count), state[1])
+
+        def apart() -> list[Value]:
+            loops = [Turns([(n, 0)], [fields[f"w_{d}"], near[d]]) for d, n in enumerate(self.taps)]
+            over(fn, loops, [source, stack], one)
+            return []
+
+        fn.if_(dense, runs, apart, hint="dense")
+
+    def _transform(self, fn: Function, stack: Value, target: Value, point: Index) -> None:
+        """From taps to points, one axis after the other; the last one writes to the panel."""
+        axes, active = self.tiling.axes, self.tiling.active
+        near = [self.target.vector_bytes * n for n in row_major(self.tiling.sizes)]
+        far = [fn.mul(point, n) for n in row_major(self.tiling.sizes)]
+
+        def along(d: int, final: bool) -> None:
+            program = linear(axes[d].transform.weights())
+            to = far if final else near
+
+            def line(state: list[Value], _: tuple[int, ...]) -> None:
+                taken = [fn.load(self.kind, state[0], near[d] * j) for j in range(self.taps[d])]
+                for j, value in enumerate(program.emit(fn, taken, fused=self.target.fma)):
+                    fn.store(value, fn.gep(state[1], fn.mul(to[d], j)))
+
+            loops = []
+            for k, axis in enumerate(axes):
+                if k != d:
+                    count = axis.transform.size if k in active and k < d else axis.transform.taps
+                    loops.append(Turns([(count, 0)], [near[k], to[k]]))
+            over(fn, loops, [stack, target if final else stack], line)
+
+        for d in active:
+            along(d, d == active[-1])
+
+
+@dataclass(frozen=True, slots=True)
+class WinogradPackSpec:
+    """Transform all weights. One chunk is one panel of one group; buffers: weights, bias, w (packed).
+
+    Fields: `g_* p_*` for the chunk; `panel_count`; those of `WeightStep`; `w_g` bytes between groups; `p_g`, `p_panel`
+    packed bytes a group and a whole panel; `bias_g` bytes of bias a group.
+    """
+
+    step: WeightStep
+    panels: PanelShape
+    bias: bool
+
+    @property
+    def target(self) -> Target:
+        """The CPU it is for."""
+        return self.step.target
+
+    def emit(self, module: Module, name: str) -> tuple[str, ...]:
+        """Emit the kernel; returns the names of its fields in order."""
+        kernel = KernelFunction(module, name)
+        fn, fields = kernel.fn, kernel.fields
+        group, panel = kernel.index("g"), fn.i64(kernel.index("p"))
+        whole = self.panels.vectors * self.step.lanes
+        source = fn.gep(fields.buffer("weights"), fn.mul(group, fields["w_g"]))
+        source = fn.gep(source, fn.mul(fn.mul(panel, whole), fields["w_k"]))
+        packed = fn.gep(fields.buffer("w"), fn.mul(group, fields["p_g"]))
+        packed = fn.gep(packed, fn.mul(panel, fields["p_panel"]))
+
+        def one(width: int, count: int) -> list[Value]:
+            target = packed
+            if self.bias:
+                shift = fn.gep(fields.buffer("bias"), fn.mul(group, fields["bias_g"]))
+                copy_bias(fn, self.step, fn.gep(shift, fn.mul(panel, whole * self.step.item)), packed, width, count)
+                target = fn.gep(packed, width * self.step.item)
+            point = fields["u_point" if width == whole else "u_last"]
+            self.step.emit(fn, fields, source, target, point, width, count)
+            return []
+
+        each_shape(fn, fields, self.panels, self.step.lanes, panel, one)
+        return kernel.finish()
+
+
+def each_shape(
+    fn: Function,
+    fields: Fields,
+    panels: PanelShape,
+    lanes: int,
+    panel: Value,
+    one: Callable[[int, int], list[Value]],
+) -> None:
+    """Emit `one(width, channels that exist)` for whole panels and for the last one, and branch between them."""
+    whole = panels.vectors * lanes
+    last = (panels.last * lanes, (panels.last - 1) * lanes + panels.valid)
+    if not panels.last:
+        one(whole, whole)
+    elif not panels.whole:
+        one(*last)
+    else:
+        is_last = fn.cmp("eq", fn.add(panel, 1), fields["panel_count"])
+        fn.if_(is_last, lambda: one(*last), lambda: one(whole, whole), hint="last")
+
+
+def copy_bias(fn: Function, step: WeightStep, source: Value, target: Value, width: int, count: int) -> None:
+    """The biases of a panel, zeros behind the last."""
+    kind = vector(SCALARS[step.dtype], step.lanes)
+    for first in range(0, width, step.lanes):
+        exist = max(0, min(step.lanes, count - first))
+        fn.store(gather(fn, kind, fn.gep(source, first * step.item), step.item, exist), target, first * step.item)
