@@ -171,7 +171,7 @@ def test_accuracy_goes_by_the_error_bound(monkeypatch: pytest.MonkeyPatch) -> No
     for accuracy, taken in names.items():
         found = {row.name: row for row in leanconv.explain(**LAYER, accuracy=accuracy).rows}
         assert (found["im2col"].verdict != "not allowed") == taken
-    monkeypatch.setattr(entry, "error_bound", lambda self, problem: 3e-6)
+    monkeypatch.setattr(entry, "error_bound", lambda self, problem: 1e-6)
     row = next(r for r in leanconv.explain(**LAYER, accuracy="standard").rows if r.name == "im2col")
     assert row.verdict != "not allowed"
     # Who is named is taken.

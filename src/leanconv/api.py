@@ -138,7 +138,7 @@ def plan(
         algorithm: "auto"; a name from `algorithms`; several, to choose among; exclusions such as "!mec", which
             take every algorithm of that name or whose name begins with `mec_`; or a function that is called
             with the problem and the candidates that fit, best first, and returns one of them or its name.
-        accuracy: "exact" for sums of the products themselves, "standard" for errors of at most four times those,
+        accuracy: "exact" for sums of the products themselves, "standard" for error bounds no larger than theirs,
             "fast" for any. An algorithm that is named is taken whatever its accuracy.
         deterministic: whether only sums in one order will do, so that the bits of a result depend on its problem only,
             not on threads, memory limit or measured times.

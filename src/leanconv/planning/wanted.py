@@ -15,7 +15,7 @@ from leanconv.problem import Problem
 NOT_AUTOMATIC = frozenset({"reference"})  # never chosen unasked: it is there to compare with
 ACCURACIES = ("exact", "standard", "fast")
 CHOICES = ("model", "measure", "exhaustive")
-STANDARD = 4.0  # times the error bound of a plain sum that "standard" allows
+STANDARD = 1.0  # times the error bound of a plain sum that "standard" allows
 AlgorithmLike: TypeAlias = str | Sequence[str] | Callable[..., Any]
 
 
