@@ -52,11 +52,11 @@ def files(store: Records) -> list[Path]:
 
 def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, store: Records) -> None:
     counts = timed(monkeypatch)
-    plan = leanconv.plan(**LAYER, choose="measure", budget=0.5)
+    plan = leanconv.plan(**LAYER, choose="measure", budget=60.0)
     assert len(counts) == 1 and 2 <= counts[0] <= tuning.FEW
     times = tuning.remembered(plan.problem, bound=True)
     assert min(times, key=times.__getitem__) == tuning.signature(plan)
-    again = leanconv.plan(**LAYER, choose="measure")
+    again = leanconv.plan(**LAYER, choose="measure", budget=60.0)
     assert len(counts) == 1 and again.algorithm == plan.algorithm
     # A call that packs its weights is another question; so is another thread count.
     x, w = np.ones(LAYER["x_shape"], np.float32), np.ones(LAYER["w_shape"], np.float32)
@@ -104,7 +104,7 @@ def test_damaged_records_cost_their_measurement_only(
     damage: str, monkeypatch: pytest.MonkeyPatch, store: Records
 ) -> None:
     counts = timed(monkeypatch)
-    plan = leanconv.plan(**LAYER, choose="measure")
+    plan = leanconv.plan(**LAYER, choose="measure", budget=60.0)
     other = leanconv.plan(**{**LAYER, "x_shape": (1, 8, 13, 13)}, choose="measure")
     key = tuning._key(plan.problem, bound=True)
     first = next(f for f in files(store) if records_module.make_key(key) in f.name)
@@ -138,7 +138,7 @@ def test_other_sources_or_machines_have_other_records(monkeypatch: pytest.Monkey
 
 
 def test_export_merge_and_read_only(tmp_path: Path, store: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = leanconv.plan(**LAYER, choose="measure")
+    plan = leanconv.plan(**LAYER, choose="measure", budget=60.0)
     path = tmp_path / "records.json"
     assert store.export(path) == len(list(store)) == 1
     other = Records(tmp_path / "other", "rw")
@@ -148,7 +148,7 @@ def test_export_merge_and_read_only(tmp_path: Path, store: Records, monkeypatch:
     counts = timed(monkeypatch)
     read_only = Records(tmp_path / "other", "ro")
     monkeypatch.setattr(tuning, "records", lambda: read_only)
-    assert leanconv.plan(**LAYER, choose="measure").algorithm == plan.algorithm and not counts
+    assert leanconv.plan(**LAYER, choose="measure", budget=60.0).algorithm == plan.algorithm and not counts
     leanconv.plan(**{**LAYER, "x_shape": (1, 8, 15, 15)}, choose="measure")
     assert len(counts) == 1 and len(list(read_only)) == 1
     for act in (lambda: read_only.merge(path), read_only.clear):
@@ -183,7 +183,10 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         ]
         for process in running:
             assert process.stdout is not None and process.stdout.readline() == b"ready\n"
-        time.sleep(0.7 + 0.31 * turn)
+        before, end = len(list(folder.glob("records/*/*.lco"))), time.monotonic() + 60
+        while len(list(folder.glob("records/*/*.lco"))) < before + 2 and time.monotonic() < end:
+            time.sleep(0.01)
+        time.sleep(0.031 * turn)
         for process in running:
             process.send_signal(signal.SIGKILL)
             process.communicate()

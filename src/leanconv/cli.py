@@ -326,4 +326,5 @@ _COMMANDS = {
     "cache": _cache,
     **results_cli.HANDLERS,
     **dict.fromkeys(("explain", "tune", "network", "records", "model-error"), _plan),
+    **results_cli.HANDLERS,
 }

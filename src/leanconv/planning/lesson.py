@@ -64,8 +64,8 @@ class Lesson:
             f"The layer: {self.problem}, {self.flops / 1e6:.1f} MFLOP, one thread.",
             "",
             "Plain loops add one product at a time, and each sum waits for the one before. For each product they load",
-            f"two numbers: {self.loop_intensity:.2f} operations a byte. One output touches {self.loop_lines} lines of",
-            "the image. A register tile loads a row of weights and a few pixels, and uses each many times:",
+            f"two numbers: {self.loop_intensity:.2f} operations a byte. One output touches {self.loop_lines} lines",
+            "of cache of the image. A register tile loads a row of weights and a few pixels, and uses each many times:",
             f"{self.tile_intensity:.1f} operations a byte.",
             "im2col makes that easy: all windows stand side by side in a matrix, and a matrix product has such tiles.",
             f"The price is the matrix: each pixel stands in it {self.redundancy:.1f} times, "

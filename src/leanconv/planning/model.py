@@ -57,13 +57,16 @@ def seconds(plan: Plan, *, bound: bool = True) -> float:
     packing = () if bound or low.packing is None else (low.packing.phase,)
     whole = plan.chosen.cost(problem, host, threads, low)
     phases = packing if whole is not None else (*packing, *low.phases)
-    counted = [(phase_cost(phase, host), phase.chunks) for phase in phases]
+    counted = [(phase_cost(phase, host), phase) for phase in phases]
     unknown = sum(cost is None for cost, _ in counted)
+    lanes = host.target.lanes(problem.dtype)
     total = CALL + (0.0 if whole is None else _phase(whole, threads, host, known))
-    for cost, chunks in counted:
+    for cost, phase in counted:
         if cost is None:
-            share = problem.flops / 2 / host.target.lanes(problem.dtype) * UNKNOWN / unknown
-            cost = Cost({"multiply": share}, chunks=chunks)
+            share = problem.flops / 2 / lanes * UNKNOWN / unknown
+            if hasattr(phase.spec, "panels"):  # of output channels of a group: the last vector may be partly empty
+                share *= -(-problem.group_out // lanes) * lanes / problem.group_out
+            cost = Cost({"multiply": share}, chunks=phase.chunks)
         total += _phase(cost, threads, host, known)
     return total
 

@@ -63,8 +63,9 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
     """Tiles of pixels by panels."""
     red, item = spec.reduction, 8 if spec.dtype == "float64" else 4
     lanes = host.target.lanes(spec.dtype)
-    channels = red.channels or f["channels_whole"] + red.remainder
     outer = math.prod(red.kernel)
+    # Of all terms, rows of a panel, those of one tap; other loops than over channels may be in it.
+    channels = _terms(spec, f) / outer
     inner = red.kernel[-1] if red.merged else 1
     images = f["n_count"] * f["g_count"]
     counts: defaultdict[str, float] = defaultdict(float)
@@ -88,7 +89,7 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
         counts["turn" if spec.columns else "store"] += tiles * high * vectors
         if not red.unit_channel and channels > 1:
             counts["apart"] += tiles * outer * channels * inside
-            if f["x_c"] >= PAGE and channels * math.prod(red.kernel[:-1]) > ENTRIES:
+            if f.get("x_c", 0) >= PAGE and channels * math.prod(red.kernel[:-1]) > ENTRIES:
                 counts["page"] += tiles * math.prod(red.kernel[:-1]) * channels * inside
         panel_bytes = depth_bytes * vectors / shape.vectors
         span = _span(spec, f, high, channels, item)
@@ -108,6 +109,12 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
         reads += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.reads]
         writes += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.writes]
     return Cost(counts, tuple(reads), tuple(writes), chunks)
+
+
+def _terms(spec: DenseSpec, f: Fields) -> int:
+    """Terms of a sum: rows of packed weights of a panel, but for that of the bias."""
+    item = 8 if spec.dtype == "float64" else 4
+    return f["w_panel"] // (spec.panels.vectors * spec.target.lanes(spec.dtype) * item) - spec.bias
 
 
 def _edges(spec: DenseSpec, f: Fields) -> tuple[float, Callable[[int], float]]:
@@ -146,7 +153,7 @@ def _part_inside(out: int, stride: int, dilation: int, pad: int, taps: int, size
     return total / (out * taps)
 
 
-def _span(spec: DenseSpec, f: Fields, rows: float, channels: int, item: int) -> float:
+def _span(spec: DenseSpec, f: Fields, rows: float, channels: float, item: int) -> float:
     """Bytes, in whole cache lines where channels lie apart, that a tile of pixels reads."""
     red, source = spec.reduction, spec.source
     if isinstance(source, Image):
@@ -173,7 +180,7 @@ def _input_bytes(spec: DenseSpec, f: Fields, span: float, rows: float) -> float:
     red, source = spec.reduction, spec.source
     if isinstance(source, Image) and all(f"in{d}" in f for d in range(source.dims)) and spec.stage is None:
         pixels = math.prod(f[f"in{d}"] for d in range(source.dims))
-        channels = red.channels or f["channels_whole"] + red.remainder
+        channels = _terms(spec, f) / math.prod(red.kernel)
         return float(pixels * channels * (8 if spec.dtype == "float64" else 4))
     return span * f["pixels"] / rows
 
@@ -182,9 +189,8 @@ def _input_bytes(spec: DenseSpec, f: Fields, span: float, rows: float) -> float:
 def _columns(spec: ColumnSpec, f: Fields, chunks: int, host: Host) -> Cost:
     """Tiles of channels by two vectors of pixels."""
     lanes, item = host.target.lanes(spec.dtype), 8 if spec.dtype == "float64" else 4
-    red, wide = spec.reduction, 2 * lanes
-    channels = red.channels or f["channels_whole"] + red.remainder
-    depth = math.prod(red.kernel) * channels
+    wide = 2 * lanes
+    depth = f["w_row"] // item - spec.bias
     images = f["n_count"] * f["g_count"]
     short = f["panel_count"] - f["panel_long"]
     outputs = f["panel_long"] * spec.rows + short * (spec.rows - 1)
@@ -201,7 +207,7 @@ def _columns(spec: ColumnSpec, f: Fields, chunks: int, host: Host) -> Cost:
                 counts["store"] += part * high * vectors
     counts["tile"] += tiles
     counts["tap"] += tiles
-    if spec.stage is None and f["x_c"] >= PAGE:
+    if spec.stage is None and f.get("x_c", 0) >= PAGE:
         counts["page"] += tiles / f["panel_count"] * depth
     weights = outputs * f["w_row"]
     column = depth * wide * item
