@@ -58,7 +58,7 @@ class _Kn2(Algorithm):
         over = walk.over_image()
         maps = _map_fields(p, host)
         product = Product(pixels_of(p, host), ImageMaps(), flat(p))
-        buffer = Buffer("map", p.taps * p.out_channels * pixels * p.itemsize)
+        buffer = Buffer("maps", p.taps * p.out_channels * pixels * p.itemsize)
         most = affordable(workspace, threads, buffer, sum_bytes(p, host))
         image_blocks, blocks = cut(p, host, threads, over, 1), cut(p, host, threads, walk, 1, most)
         phases: list[Phase] = []

@@ -60,7 +60,7 @@ class _Accumulating(Algorithm):
         strip = tunables.get("strip")
         blocks = cut(p, host, threads, walk, 1)
         positions = walk.out[0] * walk.out[1] * _map_width(p, walk, blocks)
-        buffer = Buffer("map", p.out_channels * positions * p.itemsize)
+        buffer = Buffer("maps", p.out_channels * positions * p.itemsize)
         images: list[int | None] = list(range(p.batch))
         what = f"its part of a map of {p.out_channels} x {positions}"
         chosen: dict[str, int | str] = {}
@@ -111,7 +111,7 @@ def _strips(
         both = [size for size in (pixel, sum_bytes(p, host)) if size]
         blocks = cut(p, host, threads, walk, p.batch, affordable(workspace, threads, None, *both))
     held = (blocks.rows - 1) * _map_width(p, walk, blocks) + min(blocks.cols, walk.size[2])
-    return blocks, Buffer("map", held * pixel, per_thread=True)
+    return blocks, Buffer("maps", held * pixel, per_thread=True)
 
 
 class Kn2rowAs(_Accumulating):
