@@ -29,6 +29,7 @@ PAPER = "M. Cho, D. Brand: MEC: Memory-efficient Convolution for Deep Neural Net
 class Mec(Algorithm):
     """MEC image by image."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "mec"
     title: ClassVar[str] = "MEC (solution B): strips of the image, one image at a time"
     paper: ClassVar[str] = PAPER
@@ -47,6 +48,7 @@ class Mec(Algorithm):
 class MecA(Algorithm):
     """MEC with the batch as one matrix."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "mec_a"
     title: ClassVar[str] = "MEC (solution A): strips of all images at once"
     paper: ClassVar[str] = PAPER
