@@ -20,6 +20,7 @@ from leanconv.codegen import jit
 from leanconv.codegen.targets import TARGETS
 from leanconv.kernels.cook_toom import ONE, CookToom, Matrix, Surd, plus_minus
 from leanconv.kernels.linear import Linear, linear
+from leanconv.kernels.polyphase import Strided, Transform
 from strategies import Case, Geometry, check_untouched, convolve
 from test_algorithms import run_every_way
 from test_assembly import multiplying, typical
@@ -69,14 +70,23 @@ def test_any_points_will_do() -> None:
     check_exact(CookToom(4, 2, plus_minus(third, five)[1:]))
 
 
-def check_exact(transform: CookToom) -> None:
+@pytest.mark.parametrize(("outputs", "taps", "stride"), [(4, 3, 2), (3, 3, 3), (2, 2, 2), (4, 7, 2), (2, 11, 4)])
+def test_strided_transforms_are_exact(outputs: int, taps: int, stride: int) -> None:
+    transform = Strided.of(outputs, taps, stride)
+    check_exact(transform, stride)
+    saved = {(4, 3, 2): 9, (4, 7, 2): 13, (2, 11, 4): 15}
+    assert transform.size == saved.get((outputs, taps, stride), transform.size) <= outputs * taps
+
+
+def check_exact(transform: Transform, stride: int = 1) -> None:
     taps = some_numbers(transform.taps, 1)
     weights = times(transform.weights(), taps)
     for count in range(1, transform.outputs + 1):
-        inputs = some_numbers(count + transform.taps - 1, 2)
+        inputs = some_numbers((count - 1) * stride + transform.taps, 2)
         points = times(transform.inputs(count), inputs)
         products = [a * b for a, b in zip(weights[: len(points)], points, strict=True)]
-        window = [times((tuple(inputs[i : i + transform.taps]),), taps)[0] for i in range(count)]
+        windows = [inputs[i * stride : i * stride + transform.taps] for i in range(count)]
+        window = [times((tuple(pixels),), taps)[0] for pixels in windows]
         assert times(transform.results(count), products) == window
 
 
@@ -174,7 +184,7 @@ def test_other_kernels(name: str, kernel: tuple[int, int]) -> None:
         if info.applies:
             check(case, name, threads=2)
         else:
-            assert "taps along an axis" in str(info.reason)
+            assert "taps a phase" in str(info.reason)
 
 
 BLOCKS = [
@@ -245,9 +255,9 @@ def test_refusals() -> None:
         case = Case((1, 4, *(30,) * len(kernel)), (8, 4, *kernel), geometry)
         return next(i for i in leanconv.algorithms(**case.plan_arguments) if i.name == name).reason
 
-    assert "stride is 2x2" in str(reason("winograd_f4", (3, 3), 2))
+    assert "stride of 4" in str(reason("winograd_f4", (3, 3), 4)) and reason("winograd_f4", (3, 3), 2) is None
     assert "one tap" in str(reason("winograd_f2", (1, 1)))
-    assert "6 taps" in str(reason("winograd_f4", (6, 3))) and reason("winograd_f2", (6, 3)) is None
+    assert "6 taps at" in str(reason("winograd_f4", (6, 3))) and reason("winograd_f2", (6, 3)) is None
     assert "512 products" in str(reason("winograd_f6", (3, 3, 3))) and reason("winograd_f4", (3, 3, 3)) is None
 
 
