@@ -69,3 +69,6 @@ class FakeEngine:
     def fma_peak(self, threads=1, dtype="float32"):
         self.calls.append(("peak", threads))
         return self.peak * threads
+
+    def memory_bandwidth(self, threads=1):
+        return 20.0 * threads

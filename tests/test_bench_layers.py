@@ -252,6 +252,18 @@ MMACS = {
     "mobilenet_v2": 299.5,
     "squeezenet1_1": 349.2,
     "mec": 4407.3,
+    "squeezenet1_0": 818.9,
+    "c3d": 38496.0,  # 38.5 G
+    "r3d18": 40697.0,  # 40.7 G
+    "convnext_tiny": 4455.0,  # 4.5 G
+    "replknet31b": 15353.0,  # 15.3 G
+    # No total is published for these, or it holds more than these layers.
+    "deeplab_v3": 32619.0,
+    "unet": 144795.0,
+    "wavenet": 20316.0,
+    "wav2vec2": 2449.0,
+    "conv_tasnet": 19575.0,
+    "large_kernels": 1215.0,
 }
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from fake_engine import FakeEngine
 from leanconv import oracle
-from leanconv.bench import check, plot, report, run, table
+from leanconv.bench import check, plot, report, run, table, turns
 from leanconv.bench.benchdnn import parse
 from leanconv.bench.layers import Layer
 
@@ -71,7 +71,7 @@ def test_samples_are_long_enough_and_slow_algorithms_are_timed_once():
     engine = FakeEngine({"fast": 0.0, "slow": 0.03})
     rows = by_algorithm(measure(engine, replace(QUICK, time=0.02)))
     fast, slow = rows["fast"], rows["slow"]
-    assert fast.calls * fast.seconds > run.SHORTEST_SAMPLE / 2
+    assert fast.calls * fast.seconds > turns.SHORTEST_SAMPLE / 2
     assert slow.calls == 1 and len(slow.samples) == 1 and slow.spread is None
     assert len(fast.samples) == 4 and fast.spread is not None
 
@@ -248,7 +248,21 @@ def test_table():
     lines = text.splitlines()
     assert max(map(len, lines)) <= 110
     assert lines[0].split() == [
-        *("layer", "algorithm", "time", "spread", "GFLOP/s", "%", "peak", "workspace", "packed", "w", "error")
+        *(
+            "layer",
+            "algorithm",
+            "time",
+            "spread",
+            "/",
+            "best",
+            "GFLOP/s",
+            "%",
+            "peak",
+            "workspace",
+            "packed",
+            "w",
+            "error",
+        )
     ]
     first = next(line for line in lines if line.startswith("small"))
     assert "direct *" in first and " ms " in first
@@ -279,7 +293,9 @@ def test_long_reasons_are_wrapped_below_themselves():
     reason = "a sentence that is so long that it does not fit into the columns, " * 3
     lines = shown(measure(FakeEngine(refusals={"direct": reason, "im2col": reason}))).splitlines()
     rows = [line for line in lines if "sentence" in line]
-    assert len(rows) > 2 and len({line.index(line.split()[-1]) > 30 for line in rows}) == 1
+    assert len(rows) > 2
+    begins = {len(line) - len(line.lstrip()) for line in rows[1:]}
+    assert begins == {rows[0].index("no algorithm applies")}
 
 
 def test_noise_is_marked():
@@ -316,6 +332,16 @@ def test_plot(tmp_path, suffix):
     path = tmp_path / f"plot{suffix}"
     plot.draw(measure(FakeEngine(), layers=[SMALL, OTHER]), path)
     assert path.read_bytes()[:4] == (b"\x89PNG" if suffix == ".png" else b"<?xm")
+
+
+def test_plot_with_peers_of_known_and_unknown_memory(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = measure(FakeEngine(), layers=[SMALL, OTHER])
+    for row, extra in zip(result.rows[::2], (3 << 20, None), strict=True):
+        row.kind, row.algorithm, row.extra_peak_bytes = "peer", "other", extra
+    path = tmp_path / "plot.svg"
+    plot.draw(result, path)
+    assert "of peers the measured extra peak" in path.read_text()
 
 
 def test_plot_without_matplotlib(tmp_path, monkeypatch):

@@ -15,19 +15,21 @@ from strategies import READ_VIEWS, WRITE_VIEWS, Case, Geometry, check_untouched,
 
 EACH = pytest.mark.parametrize("name", [algorithm.name for algorithm in REGISTRY])
 WINDOW = Geometry((3, 2), (1, 2), (1, 1), ((1, 1), (0, 1)))
-DENSE = Geometry((3, 2), (1, 1), (1, 1), ((1, 1), (0, 1)))
+SAME = Geometry((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
 SINGLE = Geometry((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
 
 
-def case_for(name: str, layout: str = "NCHW", epilogue: dict[str, Any] | None = None) -> Case:
-    """3x2 windows, or 1x1 for an algorithm that refuses those, or windows of stride 1."""
-    for geometry in (WINDOW, SINGLE, DENSE):
-        case = Case(
-            (2, 6, 8, 9), (17, 6, *geometry.kernel), geometry, layout=layout, epilogue=epilogue or {"bias": True}
-        )
-        if {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].applies:
-            return case
-    raise AssertionError(f"{name} refuses all")
+def case_for(name: str, layout: str | None = None, epilogue: dict[str, Any] | None = None) -> Case:
+    """The first of some geometries and groups, and of the layouts unless one is named, that an algorithm accepts."""
+    plain = [(geometry, 17, 1) for geometry in (WINDOW, SAME, SINGLE)]
+    for geometry, filters, groups in (*plain, (WINDOW, 18, 6), (WINDOW, 18, 2)):
+        for order in ("NCHW", "NHWC") if layout is None else (layout,):
+            w_shape = (filters, 6 // groups, *geometry.kernel)
+            rest = epilogue or {"bias": True}
+            case = Case((2, 6, 8, 9), w_shape, geometry, groups, layout=order, epilogue=rest)
+            if {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].applies:
+                return case
+    pytest.skip(f"{name} refuses {layout}")
 
 
 # -- weights -----------------------------------------------------------------------------------------------------

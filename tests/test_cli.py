@@ -127,6 +127,11 @@ def test_bench_options_reach_the_measurement(capsys, engine, tmp_path):
         "dtype": "float64",
         "time": 0.01,
         "rounds": 2,
+        "longest": 0.05,
+        "precision": 0.03,
+        "peers": [],
+        "peer_timeout": 120.0,
+        "bandwidth": True,
         "seed": 0,
     }
     assert content["command"][:3] == ["leanconv", "bench", SMALL]
@@ -184,7 +189,7 @@ def test_bench_interrupted(capsys, engine):
         (["mb1ic3ih8oc4"], "'kh' is missing"),
         (["mec", "--filter", "("], "'(' is no regular expression"),
         (["mec", "--filter", "zzz"], "none of the 12 layers has a name that matches 'zzz'"),
-        (["mec", "--algorithms", "direkt"], "no algorithm is called 'direkt'; did you mean direct?"),
+        (["mec", "--algorithms", "direkt"], "no algorithm is called 'direkt'; did you mean direct"),
         (["mec", "--json", "no/such/folder.json"], "there is no folder no/such"),
         (["mec", "--plot", "plot.txt"], "must end in .png"),
     ],

@@ -222,7 +222,7 @@ for layout in ("NCHW", "NHWC"):
     x, w = rng.integers(-4, 5, shape).astype("f4"), rng.integers(-4, 5, (13, 9, 3, 3)).astype("f4")
     options = dict(layout=layout, padding=1, activation="relu")
     for info in leanconv.algorithms(x.shape, w.shape, **options):
-        if info.applies and info.error_class != "transformed":
+        if info.applies and info.error_class in ("plain", "float64"):
             y = leanconv.conv2d(x, w, algorithm=info.name, **options)
             print(info.name, layout, y.sum(), np.square(y).sum(dtype="f8"))
 """

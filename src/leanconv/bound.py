@@ -20,7 +20,7 @@ from leanconv.threads import pool
 if TYPE_CHECKING:
     from leanconv.plan import Plan
 
-_X, _W, _OUT, _RESIDUAL, _WEIGHTS, _BIAS = range(len(ARGUMENTS))
+_X, _W, _OUT, _RESIDUAL, _WEIGHTS, _BIAS, _MAP = range(len(ARGUMENTS))
 
 
 class Runner:
@@ -33,8 +33,8 @@ class Runner:
         self._threads = max(1, min(threads, max((p.chunks for p in compiled.program.phases), default=1)))
         self._workspace = compiled.layout.nbytes > 0
 
-    def run(self, x: int, out: int, residual: int = 0, weights: int = 0, bias: int = 0) -> None:
-        """Run on arrays at these addresses; weights and bias only where they are not fixed."""
+    def run(self, x: int, out: int, residual: int = 0, weights: int = 0, bias: int = 0, map_: int = 0) -> None:
+        """Run on arrays at these addresses; weights and bias only where they are not fixed, `map_` only if sampled."""
         try:
             job = self._jobs.pop()
         except IndexError:
@@ -46,7 +46,7 @@ class Runner:
         if residual:
             table[_RESIDUAL] = residual
         if weights:
-            table[_WEIGHTS], table[_BIAS] = weights, bias
+            table[_WEIGHTS], table[_BIAS], table[_MAP] = weights, bias, map_
         if self._workspace:
             with self._arena.acquire(self._compiled.layout) as lease:
                 job.place_workspace(lease.addresses)

@@ -12,6 +12,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from leanconv import results_cli
+
 OK, TROUBLE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _EXIT_CODES = """\
@@ -37,7 +39,8 @@ LAYERS are any mix of
 All algorithms of a layer take turns in several rounds. For each you see the
 median time, its spread, the part of the peak of fused multiply-adds (measured
 in the same rounds), the memory it takes beyond input, weights and output, and
-its error against float64.
+its error against float64. Rows marked ? are not certain in proportion to the
+fastest: see --precision and --max-time.
 """
 
 _BENCH_EXAMPLES = """\
@@ -46,6 +49,8 @@ examples:
   leanconv bench layers.csv --filter 3x3 --threads 1,2 --json results.json
   leanconv bench mb1ic64ih56oc64kh3ph1 --layout NHWC,NCHW --algorithms direct,im2row
   leanconv bench mobilenet_v2 --batch 8 --plot mobilenet.png
+  leanconv bench compare old.json new.json
+  leanconv bench --set mec --peers all --threads 1,2
 
 """
 
@@ -57,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; the process's own arguments if None.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(words)
+    options = _parser().parse_args(results_cli.join_words(words))
     try:
         code = _COMMANDS[options.command](options, words)
         sys.stdout.flush()
@@ -81,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_bench(commands)
+    results_cli.add_commands(commands)
 
     doctor = commands.add_parser(
         "doctor",
@@ -102,7 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print JSON")
     actions.add_parser("clear", help="delete all kernels")
     actions.add_parser("path", help="print the folder, and nothing else")
+    _add_planning(commands)
     return parser
+
+
+def _add_planning(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from leanconv.planning.commands import add_commands
+
+    add_commands(commands)
 
 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -115,13 +128,20 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add = bench.add_argument
     add("layers", nargs="*", metavar="LAYERS", help="what to measure, see above")
-    add("--net", action="append", default=[], metavar="NAME", help="add a built-in network; may be repeated")
+    add(
+        "--net",
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="add a built-in network or set of layers; may be repeated",
+    )
     add("--filter", metavar="REGEX", help="only layers whose name holds a match of this regular expression")
     add("--batch", type=_positive, metavar="N", help="number of images, instead of what the layers say")
     add(
         "--list",
         action="store_true",
-        help="show the layers, or the built-in networks if none are named, and exit",
+        help="show the layers, or the built-in networks and the peers if no layers are named, and exit",
     )
     add(
         "--algorithms",
@@ -140,6 +160,14 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--threads", type=_counts, default=(1,), metavar="N,M", help="numbers of threads (default: 1)")
     add(
+        "--peers",
+        type=_words,
+        default=(),
+        metavar="A,B",
+        help="other libraries to measure beside, each in a process of its own (all: every one; those that are not "
+        "installed are skipped with a word; leanconv bench --list shows them; default: none)",
+    )
+    add(
         "--dtype",
         choices=("float32", "float64"),
         default="float32",
@@ -150,7 +178,8 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=_seconds,
         default=0.2,
         metavar="S",
-        help="seconds for each algorithm on each layer; one that takes longer for a call is timed once (default: 0.2)",
+        help="seconds for each algorithm and peer on each layer; one that takes longer for a call is timed once "
+        "(default: 0.2)",
     )
     add(
         "--rounds",
@@ -158,6 +187,27 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=10,
         metavar="N",
         help="how often the algorithms take turns (default: 10)",
+    )
+    add(
+        "--max-time",
+        type=_seconds,
+        metavar="S",
+        help="seconds for those whose ratio to the fastest is still uncertain after the rounds: they take more turns "
+        "with it (default: 5 times --time)",
+    )
+    add(
+        "--precision",
+        type=_seconds,
+        default=3.0,
+        metavar="PERCENT",
+        help="a ratio is certain if its interval of 95 %% confidence reaches at most so far from it (default: 3)",
+    )
+    add(
+        "--peer-timeout",
+        type=_seconds,
+        default=120.0,
+        metavar="S",
+        help="a peer that does not answer for so long is ended (default: 120)",
     )
     add(
         "--json",
@@ -264,4 +314,17 @@ def _cache(options: argparse.Namespace, _: list[str]) -> int:
     return OK
 
 
-_COMMANDS = {"bench": _bench, "doctor": _doctor, "cache": _cache}
+def _plan(options: argparse.Namespace, _: list[str]) -> int:
+    from leanconv.planning.commands import run
+
+    return run(options)
+
+
+_COMMANDS = {
+    "bench": _bench,
+    "doctor": _doctor,
+    "cache": _cache,
+    **results_cli.HANDLERS,
+    **dict.fromkeys(("explain", "tune", "network", "records", "model-error"), _plan),
+    **results_cli.HANDLERS,
+}

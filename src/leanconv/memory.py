@@ -31,6 +31,7 @@ __all__ = [
     "arena_bytes",
     "layout_of",
     "set_allocator",
+    "trim_arenas",
 ]
 
 SPARE_BYTES = 64 << 20
@@ -274,6 +275,11 @@ class Arena:
 
 
 _arenas: weakref.WeakSet[Arena] = weakref.WeakSet()
+
+
+def trim_arenas() -> int:
+    """Free the spares of all arenas of the process, and return how many bytes that were."""
+    return sum(arena.trim() for arena in list(_arenas))
 
 
 def _restart_arenas() -> None:

@@ -14,14 +14,15 @@ from leanconv.arrays import Array, address_of, as_array, check_bias
 from leanconv.bound import BoundPlan
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.host import this_host
-from leanconv.memory import Arena, Block, Buffer, allocate, arena_bytes
+from leanconv.locks import new_lock
+from leanconv.memory import Arena, Block, Buffer, Lease, allocate, arena_bytes
 from leanconv.problem import Problem
 from leanconv.program import ARGUMENTS, Compiled, Job, Phase, Program
-from leanconv.staging import around_copies, needs_copies
+from leanconv.staging import around_copies, refusal
 from leanconv.threads import pool
 
 PACKED = "packed weights"
-_, _W, _, _, _WEIGHTS, _BIAS = range(len(ARGUMENTS))
+_, _W, _, _, _WEIGHTS, _BIAS, _ = range(len(ARGUMENTS))
 _shared_arena = Arena()
 
 
@@ -48,18 +49,23 @@ class Plan:
         memory_limit: int | None = None,
         tunables: Mapping[str, int] | None = None,
         inner: Problem | None = None,
+        staging: int | None = None,
     ) -> None:
+        """`staging`: bytes of workspace that the algorithm should keep to, if other than the limit."""
         self.problem = problem
         self.threads = threads
         self.memory_limit = memory_limit
         self.tunables = dict(tunables or {})
         self._algorithm = algorithm
+        self._staging = staging
         self._lowering: Lowering = around_copies(
-            problem, algorithm, this_host(), threads, memory_limit, self.tunables, inner
+            problem, algorithm, this_host(), threads, memory_limit if staging is None else staging, self.tunables, inner
         )
-        # A limit counts packed weights too; what they leave is what all concurrent calls may use together.
-        packed = self.extra_bytes - self.workspace_bytes
-        self.arena = arena_for(None if memory_limit is None else max(0, memory_limit - packed))
+        # A limit counts packed weights and tables too; what they leave all concurrent calls may use together.
+        kept = self.extra_bytes - self.workspace_bytes + self.table_bytes
+        self.arena = arena_for(None if memory_limit is None else max(0, memory_limit - kept))
+        self._lock = new_lock()
+        self._tables: Lease | None = None
 
     def for_problem(self, problem: Problem) -> Plan:
         """The same choice, on the same packed weights, for arrays that lie otherwise in memory.
@@ -67,11 +73,22 @@ class Plan:
         Where such arrays would want weights in another order they are copied instead, a step counted in the workspace.
         """
         options = (self._algorithm, self.threads, self.memory_limit, self.tunables)
-        if needs_copies(problem) or self._algorithm.refusal(problem) is None:
-            plan = Plan(problem, *options)
+        if refusal(self._algorithm, problem) is None:
+            plan = Plan(problem, *options, staging=self._staging)
             if _same_packing(plan.packing, self.packing):
                 return plan
-        return Plan(problem, *options, inner=replace(self.problem, residual_strides=_dense_residual(problem, self)))
+        inner = replace(self.problem, residual_strides=_dense_residual(problem, self))
+        return Plan(problem, *options, inner=inner, staging=self._staging)
+
+    @property
+    def chosen(self) -> Algorithm:
+        """The algorithm."""
+        return self._algorithm
+
+    @property
+    def lowering(self) -> Lowering:
+        """The program as phases, and what they need."""
+        return self._lowering
 
     @property
     def packing(self) -> WeightPacking | None:
@@ -95,8 +112,14 @@ class Plan:
 
     @property
     def workspace_bytes(self) -> int:
-        """Bytes that a call of the bound plan needs beyond its arrays and the packed weights; exact."""
-        return arena_bytes(self._lowering.workspace, self.threads)
+        """Bytes that a call of the bound plan needs beyond its arrays and the packed weights, tables too; exact."""
+        return arena_bytes(self._lowering.workspace, self.threads) + self.table_bytes
+
+    @property
+    def table_bytes(self) -> int:
+        """Those bytes of the workspace that the plan, once bound, keeps between calls; the rest is only lent."""
+        tables = self._lowering.tables
+        return arena_bytes(tables.buffers) if tables else 0
 
     @property
     def packed_weight_bytes(self) -> int:
@@ -122,7 +145,8 @@ class Plan:
     @property
     def _unbound_workspace(self) -> tuple[Buffer, ...]:
         low = self._lowering
-        return (*low.workspace, Buffer(PACKED, low.packing.nbytes)) if low.packing else low.workspace
+        tables = low.tables.buffers if low.tables else ()
+        return (*low.workspace, *tables, *([Buffer(PACKED, low.packing.nbytes)] if low.packing else []))
 
     def __repr__(self) -> str:
         """One line: problem, algorithm, threads, bytes."""
@@ -135,16 +159,38 @@ class Plan:
     def compiled(self) -> Compiled:
         """The program of a bound call, compiled."""
         low = self._lowering
-        return Compiled(Program(low.phases, low.workspace, self.threads, low.addresses))
+        return Compiled(Program(low.phases, low.workspace, self.threads, {**low.addresses, **self._table_addresses}))
 
     @functools.cached_property
     def compiled_unbound(self) -> Compiled:
         """The program of a call whose weights may have changed: they are packed into workspace first."""
         low = self._lowering
-        if low.packing is None:
+        phases = (
+            *([low.tables.phase] if low.tables else []),
+            *([low.packing.phase] if low.packing else []),
+            *low.phases,
+        )
+        if len(phases) == len(low.phases):
             return self.compiled
-        phases = tuple(phase.renamed({"w": PACKED}) for phase in (low.packing.phase, *low.phases))
+        if low.packing:
+            phases = tuple(phase.renamed({"w": PACKED}) for phase in phases)
         return Compiled(Program(phases, self._unbound_workspace, self.threads, low.addresses))
+
+    @property
+    def _table_addresses(self) -> dict[str, int]:
+        """Where the tables are, made when first asked for; all that is bound to the plan reads the same ones."""
+        tables = self._lowering.tables
+        if tables is None:
+            return {}
+        with self._lock:
+            if self._tables is None:
+                lease = Arena().acquire(tables.buffers)
+                names = [buffer.name for buffer in tables.buffers]
+                program = Program((tables.phase,), (), self.threads, dict(zip(names, lease.addresses, strict=True)))
+                job = Job(Compiled(program))
+                pool().run(job.address, min(self.threads, tables.phase.chunks))
+                self._tables = lease
+        return {buffer.name: self._tables.address(buffer.name) for buffer in tables.buffers}
 
     def bind(self, w: Any, bias: Any = None) -> BoundPlan:
         """Pack weights once, for many calls.
@@ -171,6 +217,7 @@ class Plan:
         if bias is not None:
             shift, _ = as_array(bias, "bias")
             check_bias(shift, problem)
+        _ = self._table_addresses  # made now: a call is to allocate nothing that it keeps
         return BoundPlan(self, weights, shift)
 
     def pack(self, weights: Array, bias: Array | None) -> Block | None:

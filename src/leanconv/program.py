@@ -1,8 +1,8 @@
 """A Program: declared buffers and phases, everything one native call runs.
 
 A phase is a kernel, its fields and a number of chunks.  Buffers are named; a phase says which buffer plays
-which role of its kernel.  `x`, `w` (packed), `out`, `residual`, `weights` (as the user has them) and `bias`
-come from the caller, all others are declared workspace.
+which role of its kernel.  `x`, `w` (packed), `out`, `residual`, `weights` (as the user has them), `bias` and
+`map` (sampling positions) come from the caller, all others are declared workspace.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from leanconv.kernels import runtime
 from leanconv.kernels.fields import pack_fields
 from leanconv.memory import AlignedBlock, Buffer, Layout, layout_of
 
-ARGUMENTS = ("x", "w", "out", "residual", "weights", "bias")
+ARGUMENTS = ("x", "w", "out", "residual", "weights", "bias", "map")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,9 @@ class Compiled:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.layout = program.layout
-        self.slots = {
-            name: i for i, name in enumerate([*ARGUMENTS, *(b.name for b in program.workspace), *program.addresses])
-        }
+        declared = [*(buffer.name for buffer in program.workspace), *program.addresses]
+        assert not set(declared) & set(ARGUMENTS), f"a buffer has the name of an argument: {declared}"
+        self.slots = {name: i for i, name in enumerate([*ARGUMENTS, *declared])}
         self.kernels: list[Kernel] = []
         self.fields: list[ctypes.Array[ctypes.c_int64]] = []
         for phase in program.phases:

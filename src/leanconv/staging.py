@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from leanconv.algorithms.base import Algorithm, Lowering
-from leanconv.algorithms.dense import output_refusal
 from leanconv.host import Host
 from leanconv.kernels.copy import CopySpec
 from leanconv.memory import Buffer, arena_bytes
@@ -15,9 +14,14 @@ from leanconv.problem import Problem, dense_strides
 from leanconv.program import Phase
 
 
-def needs_copies(problem: Problem) -> bool:
-    """Whether output or residual lie so that the core cannot reach them."""
-    return output_refusal(problem) is not None
+def reachable(problem: Problem, algorithm: Algorithm) -> Problem | None:
+    """The problem, with as few arrays made dense as the algorithm needs to accept it; None if it accepts none.
+
+    First the output and the residual, which most algorithms want evenly spaced, then the image as well.
+    """
+    output = dense_output(problem)
+    candidates = (problem, output, dense_image(problem), dense_image(output))
+    return next((candidate for candidate in candidates if algorithm.refusal(candidate) is None), None)
 
 
 def dense_output(problem: Problem) -> Problem:
@@ -25,6 +29,17 @@ def dense_output(problem: Problem) -> Problem:
     shape = (problem.batch, problem.out_channels, *problem.out_size)
     dense = dense_strides(shape, problem.layout)
     return replace(problem, out_strides=dense, residual_strides=dense if problem.residual else None)
+
+
+def dense_image(problem: Problem) -> Problem:
+    """The same problem with a dense image."""
+    shape = (problem.batch, problem.in_channels, *problem.in_size)
+    return replace(problem, x_strides=dense_strides(shape, problem.layout))
+
+
+def refusal(algorithm: Algorithm, problem: Problem) -> str | None:
+    """Why an algorithm cannot compute a problem even with copies around it, or None."""
+    return None if reachable(problem, algorithm) else algorithm.refusal(dense_image(dense_output(problem)))
 
 
 def around_copies(
@@ -39,12 +54,11 @@ def around_copies(
     """The lowering of a problem by an algorithm, with copies around it where arrays do not lie as it needs them.
 
     `inner` is the same problem on dense arrays if the caller wants that one computed; otherwise copies are made only
-    where the algorithm refuses the output's strides.
+    where the algorithm refuses the strides of an array.
     """
-    if inner is None:
-        if not needs_copies(problem) or algorithm.refusal(problem) is None:
-            return algorithm.lower(problem, host, threads, workspace, tunables)
-        inner = dense_output(problem)
+    inner = inner or reachable(problem, algorithm) or problem
+    if inner == problem:
+        return algorithm.lower(problem, host, threads, workspace, tunables)
     p = problem
     image = ((p.batch, p.in_channels, *p.in_size), p.x_strides, inner.x_strides)
     shape = (p.batch, p.out_channels, *p.out_size)

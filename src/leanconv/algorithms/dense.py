@@ -12,9 +12,9 @@ from leanconv.host import Host
 from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
-from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.image import Image, Rows, Source
 from leanconv.kernels.pack import PackSpec
-from leanconv.kernels.patches import Patches
+from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
@@ -23,17 +23,17 @@ from leanconv.program import Phase
 class CoreInput:
     """Where the core reads its pixels: `channels` elements for each of `kernel` taps, and the fields of the source.
 
-    `stage` copies windows to the buffer "scratch" of each thread first; the source is then `Rows` of that.
+    `stage` copies windows to the buffer "scratch" of each thread first; the source then reads that.
     """
 
-    source: Rows | Image
+    source: Source
     kernel: tuple[int, ...]
     channels: int
     unit_channel: bool
     merged: bool
     fields: Mapping[str, int]
     buffer: str = "x"
-    stage: Patches | None = None
+    stage: Stage | None = None
 
 
 def image_input(problem: Problem) -> CoreInput:
@@ -131,11 +131,11 @@ def panel_fields(problem: Problem, host: Host) -> dict[str, int]:
     return fields
 
 
-def pack_weights(problem: Problem, host: Host) -> WeightPacking:
-    """The packing of a problem's weights into panels."""
+def pack_weights(problem: Problem, host: Host, order: tuple[int, ...] | None = None) -> WeightPacking:
+    """The packing of a problem's weights into panels; `order` of a sum as in `PackSpec`, or taps and then channels."""
     p, item, panels = problem, problem.itemsize, panels_of(problem, host)
     sizes = panel_fields(problem, host)
-    spec = PackSpec(host.target, p.dtype, p.kernel, panels.shape, p.has_bias)
+    spec = PackSpec(host.target, p.dtype, p.kernel, panels.shape, p.has_bias, order or tuple(range(p.ndim + 1)))
     strides = [s * item for s in p.w_strides]
     fields = {
         "g_div": panels.total,
@@ -207,8 +207,7 @@ def dense_phase(
 
 def core_fields(problem: Problem, host: Host, source: CoreInput, cut: Blocking, image: int | None) -> dict[str, int]:
     """All fields of the core's kernel."""
-    p, item = problem, problem.itemsize
-    lanes = host.target.lanes(p.dtype)
+    p = problem
     pixels = math.prod(p.out_size)
     fields = {**panel_fields(p, host), **source.fields}
     groups_of_panels = -(-fields["panel_count"] // cut.group)
@@ -231,16 +230,24 @@ def core_fields(problem: Problem, host: Host, source: CoreInput, cut: Blocking, 
     for d in reversed(range(len(source.kernel))):
         fields[f"w_rows{d}"] = tap
         tap *= source.kernel[d]
+    return fields | output_fields(p, host)
+
+
+def output_fields(problem: Problem, host: Host) -> dict[str, int]:
+    """Byte steps of the output and of a residual."""
+    p = problem
+    fields: dict[str, int] = {}
+    lanes = host.target.lanes(p.dtype)
     for letter, strides in (("o", p.out_strides), ("r", p.residual_strides)):
         if strides is None:
             continue
-        channel = strides[1] * item
+        channel = strides[1] * p.itemsize
         row = even_stride(strides[2:], p.out_size)
         fields |= {
-            f"{letter}_n": strides[0] * item,
+            f"{letter}_n": strides[0] * p.itemsize,
             f"{letter}_g": p.group_out * channel,
             f"{letter}_k": channel,
             f"{letter}_panel": panels_of(p, host).vectors * lanes * channel,
-            f"{letter}_row": (row or 0) * item,
+            f"{letter}_row": (row or 0) * p.itemsize,
         }
     return fields

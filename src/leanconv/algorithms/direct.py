@@ -1,12 +1,11 @@
 """Direct convolution on a register tile, with nothing staged.
 
-Idea        a tile of pixels by output channels stays in registers while all taps and channels are summed;
-pixels are
-            read where they lie in the image, through one address each, so that tiles run on from row to row
-            and any stride, dilation, padding and memory order is read in place
-Workspace   none; packed weights K * C/g * taps elements (and a bias), K filled up to whole vectors in each
-group Good for    nearly everything dense       Bad for   groups with few channels, where vectors stay partly
-empty
+Idea        a tile of pixels by output channels stays in registers while all taps and channels are summed; pixels are
+            read where they lie in the image, through one address each, so that tiles run on from row to row and any
+            stride, dilation, padding and memory order is read in place
+Workspace   none; packed weights K * C/g * taps elements (and a bias), K filled up to whole vectors in each group
+Good for    nearly everything dense with channels last
+Bad for     channels first (a line of cache an element); groups with few channels, where vectors stay partly empty
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.dense import core_phase, image_input, output_refusal, pack_weights
 from leanconv.host import Host
 from leanconv.problem import Problem
@@ -24,6 +23,7 @@ class Direct(Algorithm):
     """Direct convolution."""
 
     name: ClassVar[str] = "direct"
+    sum_order: ClassVar[str | None] = TAPS
     title: ClassVar[str] = "direct convolution on register tiles"
     paper: ClassVar[str] = (
         "J. Zhang, F. Franchetti, T. M. Low: High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018"

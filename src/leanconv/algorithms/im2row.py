@@ -1,8 +1,9 @@
 """im2row: the window of every output pixel becomes one row of a matrix.
 
-Idea        row = pixel, columns = taps, then channels; with channels last a window is copied in runs of C
-elements Workspace   taps * C * P * Q elements whole (one image), taps * C * strip per thread in strips
-Good for    channels last, many output channels       Bad for   1x1 (a plain copy), depthwise, memory
+Idea        row = pixel, columns = taps, then channels; with channels last a window is copied in runs of C elements
+Workspace   taps * C * P * Q elements whole (one image), taps * C * strip per thread in strips
+Good for    channels last, many output channels
+Bad for     1x1 (a plain copy), depthwise, memory
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ PAPER = "K. Chellapilla, S. Puri, P. Simard: High Performance CNNs for Document 
 class Im2row(Algorithm):
     """Rows of windows in one matrix an image."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "im2row"
-    title: ClassVar[str] = "im2row, the whole patch matrix, then the core"
+    title: ClassVar[str] = "im2row (copy-short), the whole patch matrix, then the core"
     paper: ClassVar[str] = PAPER
 
     def refusal(self, problem: Problem) -> str | None:
@@ -40,6 +42,7 @@ class Im2row(Algorithm):
 class Im2rowStrip(Algorithm):
     """Rows of windows in strips that stay in the cache."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "im2row_strip"
     title: ClassVar[str] = "im2row in strips of output rows, a thread's own"
     paper: ClassVar[str] = PAPER + "; in strips as in Caffe con Troll (Abuzaid et al., 2015) and MLAS"

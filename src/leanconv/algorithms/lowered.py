@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from leanconv.algorithms import columns
 from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
-from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, pack_weights
+from leanconv.algorithms.dense import CoreInput, dense_phase, even_stride, image_input, pack_weights
 from leanconv.host import Host
 from leanconv.kernels.image import Rows
 from leanconv.kernels.patches import Patches, PatchSpec
@@ -28,11 +28,11 @@ from leanconv.program import Phase
 MATRIX = "patch matrix"
 
 
-def patches(problem: Problem, host: Host, rows: bool, unit_matrix: bool) -> Patches:
-    """How the windows of a problem are copied."""
+def patches(problem: Problem, host: Host, rows: bool, unit_matrix: bool, kind: type[Patches] = Patches) -> Patches:
+    """How the windows of a problem are copied; `kind` says in which runs."""
     p = problem
     padded = any(p.pad_low) or any(p.pad_high)
-    return Patches(
+    return kind(
         host.target,
         p.dtype,
         p.kernel,
@@ -51,6 +51,7 @@ def patch_fields(problem: Problem, steps: Mapping[str, int]) -> dict[str, int]:
     """Fields of the copy, with the matrix's byte steps `m_pixel`, `m_c`, `m_tap`."""
     image = dict(image_input(problem).fields)
     image["s_c"] = image.pop("x_c")
+    image["at_pixel"] = (even_stride(problem.x_strides[2:], problem.in_size) or 0) * problem.itemsize
     return {**image, "channels": problem.group_in, "pixels": math.prod(problem.out_size), **steps}
 
 
@@ -62,7 +63,9 @@ def matrix_steps(problem: Problem, pixels: int, *, rows: bool) -> dict[str, int]
     return {"m_pixel": item, "m_c": pixels * item, "m_tap": c * pixels * item}
 
 
-def stage_phase(problem: Problem, host: Host, threads: int, image: int, *, rows: bool) -> Phase:
+def stage_phase(
+    problem: Problem, host: Host, threads: int, image: int, *, rows: bool, kind: type[Patches] = Patches
+) -> Phase:
     """The phase that copies all windows of one image into the buffer `MATRIX`."""
     p = problem
     pixels, width = math.prod(p.out_size), p.out_size[-1]
@@ -77,11 +80,11 @@ def stage_phase(problem: Problem, host: Host, threads: int, image: int, *, rows:
         "block": block,
         "m_g": p.taps * p.group_in * pixels * p.itemsize,
     }
-    return Phase("stage", PatchSpec(patches(p, host, rows, rows)), fields, p.groups * blocks, {"matrix": MATRIX})
+    return Phase("stage", PatchSpec(patches(p, host, rows, rows, kind)), fields, p.groups * blocks, {"matrix": MATRIX})
 
 
-def whole(problem: Problem, host: Host, threads: int, *, rows: bool) -> Lowering:
-    """The matrix of one image after the other, whole."""
+def whole(problem: Problem, host: Host, threads: int, *, rows: bool, kind: type[Patches] = Patches) -> Lowering:
+    """The matrix of one image after the other, whole; `kind` says in which runs it is copied."""
     p, item = problem, problem.itemsize
     pixels, depth = math.prod(p.out_size), p.taps * p.group_in
     steps = matrix_steps(p, pixels, rows=rows)
@@ -101,7 +104,7 @@ def whole(problem: Problem, host: Host, threads: int, *, rows: bool) -> Lowering
     phases: list[Phase] = []
     parameters: dict[str, int | str] = {}
     for image in range(p.batch):
-        phases.append(stage_phase(p, host, threads, image, rows=rows))
+        phases.append(stage_phase(p, host, threads, image, rows=rows, kind=kind))
         if turned:
             core, parameters = columns.column_phase(p, host, source, columns.blocking(p, host, threads), image)
         else:
@@ -127,17 +130,8 @@ def strips(
 
     `chosen` output rows a strip, else as many as fit half the second-level cache and the workspace.
     """
-    p, item = problem, problem.itemsize
-    pixels, width, depth = math.prod(p.out_size), p.out_size[-1], p.taps * p.group_in
-    unit = 1 if rows and chosen is None else width
-    if chosen is not None:
-        size = min(chosen * width, pixels)
-    else:
-        budget = host.l2 // 2 if workspace is None else min(host.l2 // 2, workspace // threads // 64 * 64)
-        size = max(unit, min(pixels, budget // (depth * item) // unit * unit))
-        if threads > 1:  # enough strips for every thread to have several
-            size = min(size, max(unit, pixels * p.batch * p.groups // (4 * threads) // unit * unit))
-    heights, cut = fitting_strips(p, host, size, unit)
+    p, item, depth = problem, problem.itemsize, problem.taps * problem.group_in
+    heights, cut = fitting_strips(p, host, *strip_pixels(p, host, threads, workspace, chosen, whole_rows=not rows))
     steps = matrix_steps(p, cut.block, rows=rows)
     image = image_input(p).fields
     fields = patch_fields(p, steps) | {"x_n": image["x_n"], "x_g": image["x_g"]}
@@ -164,14 +158,43 @@ def strips(
     )
 
 
-def fitting_strips(problem: Problem, host: Host, size: int, unit: int) -> tuple[tuple[int, int], Blocking]:
-    """Tile heights and a strip size of at most `size` pixels that tiles cover exactly, the last strip too."""
+def strip_pixels(
+    problem: Problem, host: Host, threads: int, workspace: int | None, chosen: int | None, *, whole_rows: bool
+) -> tuple[int, int]:
+    """The most pixels of a strip, and the number that it should be a multiple of: whole output rows, or any.
+
+    `chosen` output rows, else as many pixels as fit half the second-level cache and the workspace.
+    """
+    p = problem
+    pixels, width, depth = math.prod(p.out_size), p.out_size[-1], p.taps * p.group_in
+    if chosen is not None:
+        return min(chosen * width, pixels), width
+    unit = width if whole_rows else 1
+    budget = host.l2 // 2 if workspace is None else min(host.l2 // 2, workspace // threads // 64 * 64)
+    size = max(unit, min(pixels, budget // (depth * p.itemsize) // unit * unit))
+    if threads > 1:  # enough strips for every thread to have several
+        size = min(size, max(unit, pixels * p.batch * p.groups // (4 * threads) // unit * unit))
+    return size, unit
+
+
+def fitting_strips(
+    problem: Problem, host: Host, size: int, unit: int, *, longer: bool = False
+) -> tuple[tuple[int, int], Blocking]:
+    """Tile heights and a strip size of at most `size` pixels that tiles cover exactly, the last strip too.
+
+    `longer`: the last strip may be longer than the others, though not than `size`.
+    """
     pixels, panels = math.prod(problem.out_size), panels_of(problem, host)
-    for block in range(min(size, pixels) // unit * unit, 0, -unit):
+    size = min(size, pixels)
+    for block in range(size // unit * unit, 0, -unit):
         heights = tile_heights(block, host, panels)
-        rest = pixels % block
-        if all(_covered(n, height) for n in (block, rest) for height in heights):
-            return heights, Blocking(block, -(-pixels // block), panels.total)
+        count, rest = divmod(pixels, block)
+        choices = [(-(-pixels // block), rest or block)]
+        if longer and rest and block + rest <= size:
+            choices.append((count, block + rest))
+        for blocks, last in choices:
+            if all(_covered(n, height) for n in (block, last) for height in heights):
+                return heights, Blocking(block, blocks, panels.total)
     raise AssertionError("one unit divides the image, so the search ends there")
 
 

@@ -25,6 +25,7 @@ from leanconv.algorithms.blocking import panels_of
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.core import Reduction, reduction_fields
+from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.polyphase import Strided
 from leanconv.kernels.winograd import WinogradSpec
@@ -43,6 +44,11 @@ MOST_PRODUCTS = 256  # in one tile: all of F(4, 3) in three dimensions, whose wi
 # What each axis adds to the error of a plain sum, by its number of points. Measured: 1.1 times for 4 points, 1.4 for 6,
 # 3.5 for 8 (two axes of 3 taps, 256 channels); the rest is margin for single outputs.
 _ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5.0}
+
+
+# For the cost model: operations a point of one pass of a transform, those of loading and storing it, and how much more
+# of a byte's time shows than with the plain core: weights are used for a tile's few rows and not again in the block.
+_PASS, _MOVE, _STREAM = 2.2, 3.0, 8.0
 
 
 def tiling_of(problem: Problem, outputs: int) -> Tiling:
@@ -122,6 +128,25 @@ class Winograd(Algorithm):
         axes = zip(tiling_of(problem, self.outputs).axes, problem.kernel, strict=True)
         sizes = (axis.transform.outputs - 1 + -(-taps // axis.stride) for axis, taps in axes)
         return super().error_bound(problem) * math.prod(_ERROR_GROWTH[size] for size in sizes)
+
+    def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
+        """Products, transforms, and weights that each block of tiles reads once."""
+        p, tiling = problem, tiling_of(problem, self.outputs)
+        lanes, points = host.target.lanes(p.dtype), tiling.points
+        tiles = p.groups * tile_fields(p, tiling)["tile_count"]
+        inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
+        transform = points * (_PASS * len(tiling.active) + _MOVE)
+        blocks = int(lowering.parameters["blocks"])
+        counts = {"multiply": tiles * points * p.group_in * outer, "vector": tiles * (inner + outer) * transform}
+        if self.transform:
+            counts["vector"] += p.groups * blocks * p.group_in * outer * transform
+        if p.x_strides[1] != 1:
+            counts["block"] = tiles * points * inner
+        if p.out_strides[1] != 1:
+            counts["turn"] = p.batch * math.prod(p.out_size) * p.groups * outer
+        weights = p.groups * points * p.group_in * p.group_out * p.itemsize
+        out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
+        return Cost(counts, ((_STREAM * blocks * weights, weights),), ((out, out),), lowering.phases[-1].chunks)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

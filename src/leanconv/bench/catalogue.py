@@ -23,7 +23,18 @@ NETWORKS = {
     "resnet50": "ResNet-50 with the stride in the 3x3 (v1.5), 224 x 224",
     "mobilenet_v1": "MobileNet v1 1.0, 224 x 224",
     "mobilenet_v2": "MobileNet v2 1.0, 224 x 224",
+    "squeezenet1_0": "SqueezeNet 1.0, 224 x 224",
     "squeezenet1_1": "SqueezeNet 1.1, 224 x 224",
+    "convnext_tiny": "ConvNeXt-T, depthwise 7 x 7, 224 x 224",
+    "replknet31b": "RepLKNet-31B, depthwise 13 x 13 to 31 x 31, 224 x 224",
+    "deeplab_v3": "DeepLab v3 from its dilated block on, 513 x 513",
+    "unet": "U-Net without padding, 572 x 572",
+    "wavenet": "WaveNet, causal and dilated signals of one second",
+    "wav2vec2": "feature encoder of wav2vec 2.0, a signal of one second",
+    "conv_tasnet": "Conv-TasNet, depthwise and dilated signals of four seconds",
+    "c3d": "C3D, 16 frames of 112 x 112",
+    "r3d18": "ResNet-18 with 3-D convolutions, 16 frames of 112 x 112",
+    "large_kernels": "single layers with kernels of 7 to 31 taps a side",
     "mec": "the twelve layers of the MEC and im2win papers",
 }
 

@@ -33,11 +33,13 @@ class Expectation:
         positions: (image, *spatial) of each compared position, one row each; None for the whole output.
         values: the right values, (N, K, *spatial) or (position, K).
         compared: in words, how much is compared.
+        shape: of the whole output, (N, K, *spatial).
     """
 
     positions: NDArray[np.intp] | None
     values: NDArray[np.float64]
     compared: str
+    shape: tuple[int, ...]
 
     def error(self, out: NDArray[Any]) -> float:
         """Return the largest absolute error over the largest absolute value; infinite if `out` holds a NaN.
@@ -90,12 +92,12 @@ def expect(
     problem = layer.problem("NCHW", str(x.dtype), bias=bias is not None)
     outputs = math.prod(problem.out_shape)
     if problem.flops < WHOLE_FLOPS:
-        return Expectation(None, oracle.reference(problem, x, w, bias), f"all {outputs:,} outputs")
+        return Expectation(None, oracle.reference(problem, x, w, bias), f"all {outputs:,} outputs", problem.out_shape)
     flops_each = problem.flops / (problem.batch * math.prod(problem.out_size))
     count = min(max(int(_SAMPLE_FLOPS / flops_each), 16), _LARGEST_SAMPLE)
     positions = _positions((problem.batch, *problem.out_size), count, rng)
     values = _at(problem, layer, positions, x, w, bias)
-    return Expectation(positions, values, f"{values.size:,} of {outputs:,} outputs")
+    return Expectation(positions, values, f"{values.size:,} of {outputs:,} outputs", problem.out_shape)
 
 
 def _positions(extents: tuple[int, ...], count: int, rng: np.random.Generator) -> NDArray[np.intp]:

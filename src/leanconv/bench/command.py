@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from leanconv.bench import plot, table
 from leanconv.bench.catalogue import NETWORKS, network, resolve, select
 from leanconv.bench.layers import Layer, LayerError
+from leanconv.bench.peers import PEERS, PeerInfo, named
 from leanconv.bench.run import ALL, Engine, Settings, run
 from leanconv.bench.run import Progress as Step
 from leanconv.errors import LeanconvError
@@ -27,6 +28,7 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
     try:
         if options.list and not (options.layers or options.net):
             _list_networks()
+            _list_peers()
             return OK
         layers = _layers(options)
         if options.list:
@@ -34,6 +36,8 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
             return OK
         _check_algorithms(options.algorithms)
         _check_outputs(options)
+        for missing in (info for info in named(options.peers) if info.missing):
+            print(f"leanconv bench: {_missing(missing)}", file=sys.stderr)
     except LeanconvError as error:
         print(f"leanconv bench: {error}", file=sys.stderr)
         return USAGE
@@ -44,8 +48,13 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
         dtype=options.dtype,
         time=options.time,
         rounds=options.rounds,
+        longest=5 * options.time if options.max_time is None else options.max_time,
+        precision=options.precision / 100,
+        peers=options.peers,
+        peer_timeout=options.peer_timeout,
+        bandwidth=True,
     )
-    with _progress() as step:
+    with progress_bar() as step:
         report = run(layers, settings, command=command, engine=engine, progress=step)
 
     # With JSON on standard output the table must not mix with it.
@@ -109,6 +118,19 @@ def _list_networks() -> None:
         print(f"{name:<20}{count:>7}{len(shapes):>8}{flops / 1e9:>9.2f}  {title}")
 
 
+def _list_peers() -> None:
+    """Print the peers, and which are installed."""
+    width = max(len(info.name) for info in PEERS)
+    print(f"\n{'peer':<{width}}  {'version':<16}")
+    for info in PEERS:
+        version = "not installed" if info.missing else info.version
+        print(f"{info.name:<{width}}  {version:<16}  {info.title}")
+
+
+def _missing(info: PeerInfo) -> str:
+    return f"peer {info.name} is not installed: pip install {' '.join(info.missing)}"
+
+
 def _list_layers(layers: Sequence[Layer]) -> None:
     """Print layers, one a line."""
     width = max(len(layer.name) for layer in layers)
@@ -120,7 +142,7 @@ def _list_layers(layers: Sequence[Layer]) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Step | None]:
+def progress_bar() -> Iterator[Step | None]:
     """Show a progress bar on standard error while measuring, if that is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import statistics
@@ -14,6 +15,12 @@ SCHEMA = 1
 
 # An interquartile range above this part of the median is marked as noisy.
 NOISY = 0.05
+
+# Of the interval of a ratio.
+CONFIDENCE = 0.95
+
+# Kinds of rows.
+OWN, PEER = "leanconv", "peer"
 
 OK, NOT_APPLICABLE, WRONG, FAILED = "ok", "not applicable", "wrong result", "failed"
 
@@ -35,20 +42,20 @@ class Sample:
 
 @dataclass
 class Row:
-    """One algorithm on one layer.
+    """One algorithm, or one peer, on one layer.
 
     Attributes:
         layer: name of the layer.
-        algorithm: what was asked for.
+        algorithm: what was asked for; of a peer its name.
         ran: the algorithm of the plan; another one than `algorithm` if that was "auto".
         parameters: the plan's parameters.
         layout: "NCHW" or "NHWC".
         threads: threads the plan was asked to use.
         status: "ok", "not applicable", "wrong result" or "failed".
         reason: why, unless the status is "ok".
-        workspace_bytes: scratch memory of a call.
-        packed_weight_bytes: memory of the weights as they were rearranged in advance.
-        prepare_seconds: time to make the plan and to bind the weights.
+        workspace_bytes: scratch memory of a call, as declared; 0 for peers, which declare none.
+        packed_weight_bytes: memory of the weights as they were rearranged in advance, as declared.
+        prepare_seconds: time to make the plan and to bind the weights, or to load a peer's model.
         error: largest error against float64 over the largest output.
         compared: how much of the output was compared.
         calls: calls of a sample.
@@ -59,6 +66,13 @@ class Row:
         gflops: `flops` over median time.
         peak_gflops: median FMA peak of the rounds.
         percent_of_peak: median over the rounds of the part of that round's peak.
+        kind: "leanconv" or "peer".
+        version: of the peer.
+        cold_seconds: `prepare_seconds` and the first call; of a peer in a process that has run another layer before.
+        extra_peak_bytes: the most memory the process held while it prepared and called, beyond what it held before,
+            and beyond the output; None if the system does not tell. Pages, not exact bytes.
+        undecided: the ratio to the fastest row of the layer and number of threads is less certain than was asked for;
+            of the fastest row: so is the ratio to it of the next.
     """
 
     layer: str
@@ -82,6 +96,11 @@ class Row:
     gflops: float | None = None
     peak_gflops: float | None = None
     percent_of_peak: float | None = None
+    kind: str = OWN
+    version: str = ""
+    cold_seconds: float | None = None
+    extra_peak_bytes: int | None = None
+    undecided: bool = False
 
     @property
     def label(self) -> str:
@@ -108,6 +127,7 @@ class Report:
         started: date and time of the start, UTC, ISO 8601.
         finished: the same of the end.
         interrupted: whether it was stopped before all layers were measured.
+        bandwidth: measured speed of reading memory, each {"threads": n, "gb_per_s": x}; empty if not measured.
         machine: facts about the machine.
         versions: name of a component -> version.
         settings: how it was measured.
@@ -124,11 +144,12 @@ class Report:
     started: str = ""
     finished: str = ""
     interrupted: bool = False
+    bandwidth: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def failures(self) -> list[Row]:
-        """The rows that failed or computed something wrong."""
-        return [row for row in self.rows if row.status in (WRONG, FAILED)]
+        """Our rows that failed or computed something wrong."""
+        return [row for row in self.rows if row.status in (WRONG, FAILED) and row.kind == OWN]
 
     def json(self) -> str:
         """Return the report as JSON text."""
@@ -146,11 +167,38 @@ def spread(values: Sequence[float]) -> float | None:
 
 def ratio(row: Row, best: Row) -> float:
     """Return the time of a row over that of another: the median over the rounds that measured both."""
-    times = {sample.round: sample.seconds for sample in best.samples}
-    paired = [sample.seconds / times[sample.round] for sample in row.samples if sample.round in times]
+    paired = _paired(row, best)
     if paired:
         return statistics.median(paired)
     return (row.seconds or math.nan) / (best.seconds or math.nan)
+
+
+def ratio_interval(row: Row, best: Row) -> tuple[float, float, float] | None:
+    """Return the interval that holds the median of the paired ratios with 95 % confidence, the median in between.
+
+    Its ends are measured ratios: those whose ranks the median of as many tosses of a coin says (order statistics), so
+    that nothing is assumed of how the ratios are distributed. None below six rounds, which cannot say that much.
+    """
+    paired = sorted(_paired(row, best))
+    rank = _rank(len(paired))
+    return (paired[rank], statistics.median(paired), paired[-1 - rank]) if rank >= 0 else None
+
+
+@functools.cache
+def _rank(count: int) -> int:
+    """Return the greatest r for which value r from either end of `count` sorted ones encloses the median; or -1."""
+    below, rank = 0, -1
+    for r in range(count // 2):
+        below += math.comb(count, r)
+        if 2 * below > (1 - CONFIDENCE) * 2**count:
+            break
+        rank = r
+    return rank
+
+
+def _paired(row: Row, best: Row) -> list[float]:
+    times = {sample.round: sample.seconds for sample in best.samples}
+    return [sample.seconds / times[sample.round] for sample in row.samples if sample.round in times]
 
 
 def fastest(rows: Sequence[Row]) -> Row | None:

@@ -1,18 +1,17 @@
-"""Measuring: every algorithm on every layer, in turns, each result checked.
+"""Measuring: every algorithm and every peer on every layer, in turns, each result checked.
 
-Clocks drift and machines are shared, so nothing is compared that was not measured side by side. All
-algorithms of a layer take turns, A B C A B C ..., in several rounds; each round also measures the peak of
+Clocks drift and machines are shared, so nothing is compared that was not measured side by side. All algorithms
+and peers of a layer take turns, A B C A B C ..., in several rounds (`turns`); each round also measures the peak of
 fused multiply-adds on as many threads, and the part of the peak is computed round by round. Inputs and
 weights are normally distributed (never zeros, which some processors multiply faster). The output array is the
-same for all, and is filled with NaN before the result that is checked. What is timed is the call of a bound
-plan: weights are rearranged before, and that memory is reported.
+same for all algorithms, and is filled with NaN before the result that is checked; peers write to memory that
+is mapped already, too. What is timed is the call of a bound plan: weights are rearranged before, and that memory is
+reported.
 """
 
 from __future__ import annotations
 
 import datetime
-import gc
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,13 +22,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from leanconv.bench.check import TOLERANCE, Expectation, Trial, make_trial
+from leanconv.bench.contestants import Contestant
 from leanconv.bench.layers import Layer
-from leanconv.bench.report import FAILED, NOT_APPLICABLE, WRONG, Report, Row, Sample
+from leanconv.bench.peers import PeerInfo, named
+from leanconv.bench.peers.client import Clients
+from leanconv.bench.process_memory import PeakMemory
+from leanconv.bench.report import FAILED, NOT_APPLICABLE, PEER, WRONG, Report, Row
+from leanconv.bench.sampling import sample
+from leanconv.bench.turns import Schedule, take_turns
 from leanconv.blas import blas_threads
 from leanconv.errors import LeanconvError, NotApplicableError
-
-# One sample lasts at least this long, so that the clock's resolution and one interrupt do not matter.
-SHORTEST_SAMPLE = 2e-3
+from leanconv.memory import trim_arenas
 
 ALL = "all"
 # Named by `all` if they apply, except the one that is there to be right and not to be fast.
@@ -51,6 +54,9 @@ class Engine(Protocol):
     def fma_peak(self, threads: int = 1, dtype: str = "float32") -> float:
         """Return GFLOP/s."""
 
+    def memory_bandwidth(self, threads: int = 1) -> float:
+        """Return GB/s."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -61,9 +67,15 @@ class Settings:
         layouts: "NHWC", "NCHW".
         threads: numbers of threads, each measured on its own.
         dtype: "float32" or "float64".
-        time: seconds for each algorithm on each layer; one that takes longer than that for a call is timed
-            once.
-        rounds: how often the algorithms take turns, at most.
+        time: seconds for each algorithm and peer on each layer; one that takes longer than that for a call is
+            timed once.
+        rounds: how often they take turns.
+        longest: seconds with further rounds for those whose ratio to the fastest is uncertain; none if not above
+            `time`.
+        precision: a ratio is certain if the ends of its interval are within this part of it.
+        peers: names of peers, or "all".
+        peer_timeout: seconds until a peer that does not answer is ended.
+        bandwidth: whether to measure the speed of memory, too.
         seed: of the random arrays.
     """
 
@@ -73,16 +85,12 @@ class Settings:
     dtype: str = "float32"
     time: float = 0.2
     rounds: int = 10
+    longest: float = 0.0
+    precision: float = 0.03
+    peers: tuple[str, ...] = ()
+    peer_timeout: float = 120.0
+    bandwidth: bool = False
     seed: int = 0
-
-
-@dataclass
-class _Candidate:
-    """An algorithm that is ready to be timed."""
-
-    row: Row
-    call: Callable[[], object]
-    rounds: int = 0
 
 
 def default_engine() -> Engine:
@@ -102,38 +110,57 @@ def run(
 ) -> Report:
     """Measure the layers and return the report.
 
-    An algorithm that fails on a layer, or computes something wrong there, becomes a row that says so. An
+    An algorithm or peer that fails on a layer, or computes something wrong there, becomes a row that says so. An
     interrupt (Ctrl-C) ends the run; the report then holds the layers that were finished.
+
+    Raises:
+        PeerError: `settings.peers` names a peer that does not exist; nothing was measured.
     """
     from leanconv.doctor import machine_facts, versions
 
     engine = engine or default_engine()
+    peers = named(settings.peers)
     report = Report(list(command), asdict(settings), machine_facts(), versions(), started=_now())
     steps = len(layers) * len(settings.threads)
+    clients = Clients(settings.peer_timeout)
     try:
+        if settings.bandwidth:
+            for threads in settings.threads:
+                speed = engine.memory_bandwidth(threads=threads)
+                report.bandwidth.append({"threads": threads, "gb_per_s": speed})
         for number, layer in enumerate(layers):
             trial = make_trial(layer, settings.dtype, settings.seed)
             for part, threads in enumerate(settings.threads):
                 if progress:
                     progress(layer.name, number * len(settings.threads) + part, steps)
                 with blas_threads(threads):
-                    rows = _measure(engine, layer, trial, threads, settings)
+                    rows = _measure(engine, layer, trial, threads, settings, peers, clients)
                 if part == 0:
                     flops = layer.problem("NCHW", settings.dtype).flops
                     report.layers.append({**asdict(layer), "shape": layer.short(), "flops": flops})
                 report.rows += rows
     except KeyboardInterrupt:
         report.interrupted = True
+    finally:
+        clients.close()
     if progress:
         progress("", steps, steps)
     report.finished = _now()
     return report
 
 
-def _measure(engine: Engine, layer: Layer, trial: Trial, threads: int, settings: Settings) -> list[Row]:
+def _measure(
+    engine: Engine,
+    layer: Layer,
+    trial: Trial,
+    threads: int,
+    settings: Settings,
+    peers: Sequence[PeerInfo],
+    clients: Clients,
+) -> list[Row]:
     """Return the rows of one layer on some threads."""
     rows: list[Row] = []
-    candidates: list[_Candidate] = []
+    contestants: list[Contestant] = []
     for layout in settings.layouts:
         problem = layer.problem(layout, settings.dtype, bias=True)
         options = {**layer.options(layout), "dtype": settings.dtype, "bias": True}
@@ -146,11 +173,25 @@ def _measure(engine: Engine, layer: Layer, trial: Trial, threads: int, settings:
             row = Row(layer.name, name, layout, threads, flops=problem.flops)
             rows.append(row)
             with _recorded(row):
-                call = _prepare(engine, layer, row, [x, trial.w, trial.bias, out], options)
-                _check(row, call, out, trial.expected, settings.dtype)
+                call = _prepare(engine, layer, row, [x, trial.w, trial.bias, out], options, trial.expected)
                 if not row.reason:
-                    candidates.append(_Candidate(row, call))
-    _take_turns(engine, candidates, threads, settings)
+                    contestants.append(Contestant(row, lambda calls, call=call: sample(call, calls)))  # type: ignore[misc]
+    flops = layer.problem("NCHW", settings.dtype).flops
+    for info in peers:
+        row = Row(layer.name, info.name, info.layout, threads, flops=flops, kind=PEER, version=info.version or "")
+        rows.append(row)
+        with _recorded(row):
+            contestant = _load(clients, info, layer, row, trial, settings.dtype)
+            if not row.reason:
+                contestants.append(contestant)
+
+    def attempt(row: Row, action: Callable[[], None]) -> None:
+        with _recorded(row):
+            action()
+
+    schedule = Schedule(settings.time, settings.rounds, settings.longest, settings.precision)
+    take_turns(contestants, schedule, lambda: engine.fma_peak(threads=threads, dtype=settings.dtype), attempt)
+    clients.unload()
     return rows
 
 
@@ -182,95 +223,72 @@ def _recorded(row: Row) -> Iterator[None]:
 
 
 def _prepare(
-    engine: Engine, layer: Layer, row: Row, arrays: list[NDArray[Any]], options: dict[str, Any]
+    engine: Engine,
+    layer: Layer,
+    row: Row,
+    arrays: list[NDArray[Any]],
+    options: dict[str, Any],
+    expected: Expectation,
 ) -> Callable[[], object]:
-    """Plan and bind, fill in what the plan says, and return the call that is timed."""
+    """Plan and bind twice, fill in what the plan says, check, and return the call that is timed.
+
+    The first time counts as the cold start. The memory is that of the second: the compiler has finished then, as in a
+    program whose kernels are on disk, and what it used is no part of the algorithm.
+    """
     x, w, bias, out = arrays
+
+    def ready() -> tuple[Any, Callable[[], object]]:
+        plan = engine.plan(*layer.shapes(row.layout), **options, algorithm=row.algorithm, threads=row.threads)
+        bound = plan.bind(w, bias)
+        return plan, lambda: bound(x, out=out)
+
     start = time.perf_counter()
-    plan = engine.plan(*layer.shapes(row.layout), **options, algorithm=row.algorithm, threads=row.threads)
-    bound = plan.bind(w, bias)
+    plan, call = ready()
     row.prepare_seconds = time.perf_counter() - start
     row.ran = plan.algorithm
     row.parameters = dict(plan.parameters)
     row.workspace_bytes = plan.workspace_bytes
     row.packed_weight_bytes = plan.packed_weight_bytes
-    return lambda: bound(x, out=out)
-
-
-def _check(row: Row, call: Callable[[], object], out: NDArray[Any], expected: Expectation, dtype: str) -> None:
-    """Run once into an output full of NaN and compare."""
     out.fill(np.nan)
     call()
-    canonical = out if row.layout == "NCHW" else np.moveaxis(out, -1, 1)
-    row.error, row.compared = expected.error(canonical), expected.compared
+    row.cold_seconds = time.perf_counter() - start
+    _check(row, out if row.layout == "NCHW" else np.moveaxis(out, -1, 1), expected, str(out.dtype))
+    del plan, call
+    trim_arenas()
+    memory = PeakMemory()
+    _, call = ready()
+    call()
+    row.extra_peak_bytes = memory.extra_bytes()
+    return call
+
+
+def _load(clients: Clients, info: PeerInfo, layer: Layer, row: Row, trial: Trial, dtype: str) -> Contestant:
+    """Load a layer in a peer's process, fill in what it says, check its result, and return it ready to be timed."""
+    if dtype != "float32":
+        raise NotApplicableError(info.name, "peers are measured in float32")
+    client = clients.client(info, row.threads)
+    ready = client.load(layer, trial)
+    row.ran, row.parameters = info.name, ready.parameters
+    row.prepare_seconds, row.cold_seconds = ready.prepare_seconds, ready.cold_seconds
+    row.extra_peak_bytes = ready.extra_peak_bytes
+    _check(row, ready.result, trial.expected, dtype)
+    return Contestant(row, client.sample)
+
+
+def _check(row: Row, result: NDArray[Any], expected: Expectation, dtype: str) -> None:
+    """Compare a result (N, K, *spatial) with what is right."""
+    if result.shape != expected.shape:
+        row.status, row.reason = WRONG, f"the result's shape is {result.shape}, {expected.shape} is right"
+        return
+    row.error, row.compared = expected.error(result), expected.compared
     if not row.error <= TOLERANCE[dtype]:
-        unwritten = int(np.isnan(out).sum())
+        unwritten = int(np.isnan(result).sum())
         row.status = WRONG
         row.reason = (
-            f"{unwritten:,} of {out.size:,} outputs are NaN"
+            f"{unwritten:,} of {result.size:,} outputs are NaN"
             if unwritten
             else (f"largest error is {row.error:.1e} of the largest output, {TOLERANCE[dtype]:.0e} is allowed")
         )
-
-
-def _take_turns(engine: Engine, candidates: list[_Candidate], threads: int, settings: Settings) -> None:
-    """Time the candidates in turns and fill in their rows."""
-    for candidate in candidates:
-        with _recorded(candidate.row):
-            _calibrate(candidate, settings)
-    candidates = [candidate for candidate in candidates if candidate.rounds]
-    with _no_collection():
-        for turn in range(settings.rounds if candidates else 0):
-            peak = engine.fma_peak(threads=threads, dtype=settings.dtype)
-            for candidate in candidates:
-                # A slow candidate takes part in some rounds only, spread evenly over the run.
-                if turn * candidate.rounds % settings.rounds < candidate.rounds:
-                    with _recorded(candidate.row):
-                        seconds = _sample(candidate)
-                        candidate.row.samples.append(Sample(turn, seconds, peak))
-    for candidate in candidates:
-        if not candidate.row.reason:
-            candidate.row.summarise()
-
-
-def _calibrate(candidate: _Candidate, settings: Settings) -> None:
-    """Choose how many calls make a sample, and how many samples fit into the time."""
-    calls, seconds = 1, _time(candidate.call, 1)
-    while seconds * calls < SHORTEST_SAMPLE / 4:
-        calls *= 4
-        seconds = _time(candidate.call, calls)
-    wanted = max(SHORTEST_SAMPLE, settings.time / settings.rounds)
-    # Rounded up where the shortest sample asks for it, else down: the time is a bound.
-    candidate.row.calls = max(math.ceil(SHORTEST_SAMPLE / seconds), int(wanted / seconds), 1)
-    affordable = int(settings.time / (seconds * candidate.row.calls) + 0.01)
-    candidate.rounds = min(max(affordable, 1), settings.rounds)
-
-
-def _sample(candidate: _Candidate) -> float:
-    """Return the seconds of one call."""
-    calls = candidate.row.calls
-    if calls >= 4:
-        candidate.call()  # fetches into the caches what the others displaced; cheap next to the sample
-    return _time(candidate.call, calls)
-
-
-def _time(call: Callable[[], object], calls: int) -> float:
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return max(time.perf_counter() - start, 1e-9) / calls
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keep Python's garbage collector from running in a sample."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _now() -> str:

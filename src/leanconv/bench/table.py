@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from leanconv.bench.grid import print_grid
-from leanconv.bench.report import NOISY, NOT_APPLICABLE, OK, Report, Row, common_prefix, fastest, ratio
+from leanconv.bench.report import NOISY, NOT_APPLICABLE, OK, PEER, Report, Row, common_prefix, fastest, ratio
 from leanconv.sizes import format_bytes
 
 
@@ -32,7 +32,9 @@ def show(report: Report, console: Console) -> None:
 def results(report: Report, console: Console) -> None:
     """Print the rows of all layers."""
     columns = _extra_columns(report.rows)
-    numbers = ("time", "spread", "GFLOP/s", "% peak", "workspace", "packed w", "error")
+    numbers = ["time", "spread", "/ best", "GFLOP/s", "% peak", "workspace", "packed w"]
+    peers = any(row.kind == PEER for row in report.rows)
+    numbers += ["extra peak", "cold", "error"] if peers else ["error"]
     known = {layer["name"]: layer for layer in report.layers}
     prefix = common_prefix([*known])
     groups = []
@@ -42,7 +44,7 @@ def results(report: Report, console: Console) -> None:
         titles = _titles(name.removeprefix(prefix), known.get(name, {}), len(rows))
         groups.append(
             [
-                [title, *_cells(row, columns, best=row is best[row.threads])]
+                [title, *_cells(row, columns, best[row.threads], peers=peers)]
                 for title, row in zip(titles, rows, strict=True)
             ]
         )
@@ -52,7 +54,9 @@ def results(report: Report, console: Console) -> None:
 def summary(report: Report, console: Console) -> None:
     """Print one line an algorithm, over all layers it ran on."""
     columns = _extra_columns(report.rows)
-    numbers = ("layers", "fastest on", "time / best", "% peak", "total time", "largest workspace")
+    numbers = ["layers", "fastest on", "time / best", "% peak", "total time", "largest workspace"]
+    peers = any(row.kind == PEER for row in report.rows)
+    numbers += ["largest extra peak"] if peers else []
     repeats = {layer["name"]: layer["repeats"] for layer in report.layers}
     best = _best_rows(report.rows)
     groups: dict[tuple[str, str, int], list[Row]] = {}
@@ -72,8 +76,11 @@ def summary(report: Report, console: Console) -> None:
             f"{statistics.geometric_mean(relative):.2f}",
             f"{statistics.geometric_mean([row.percent_of_peak or math.nan for row in rows]):.1f}",
             format_seconds(total) if len(rows) == len(repeats) else "-",
-            format_bytes(max(row.workspace_bytes for row in rows)),
+            _declared(rows[0], max(row.workspace_bytes for row in rows)),
         ]
+        if peers:
+            extra = [row.extra_peak_bytes for row in rows if row.extra_peak_bytes is not None]
+            words.append(format_bytes(max(extra)) if extra else "-")
         lines.append([Text(word) for word in words])
     print_grid(console, ["all layers", *columns, *numbers], [lines], left=1 + len(columns))
 
@@ -91,9 +98,9 @@ def _digits(value: float) -> str:
     return f"{value:.3f}" if value < 9.9995 else f"{value:.2f}" if value < 99.995 else f"{value:.1f}"
 
 
-def _cells(row: Row, columns: list[str], *, best: bool) -> list[Text]:
+def _cells(row: Row, columns: list[str], best: Row | None, *, peers: bool) -> list[Text]:
     """Return the cells of a row but the first; fewer, with a sentence as the last, if it has no numbers."""
-    label = Text(f"{row.label} *" if best else row.label, style="bold green" if best else "")
+    label = Text(f"{row.label} *" if row is best else row.label, style="bold green" if row is best else "")
     cells = [label, *(Text(str(getattr(row, column))) for column in columns)]
     if row.status != OK:
         # "all" is no algorithm: its sentence says already that none applies.
@@ -101,16 +108,28 @@ def _cells(row: Row, columns: list[str], *, best: bool) -> list[Text]:
         return [*cells, Text(why, style="dim" if row.status == NOT_APPLICABLE else "red")]
     noisy = row.spread is not None and row.spread > NOISY
     spread = "-" if row.spread is None else f"(! {row.spread:.0%})" if noisy else f"{row.spread:.1%}"
+    relative = f"{ratio(row, best):.2f}" if best else "-"
+    memory = []
+    if peers:
+        extra = "-" if row.extra_peak_bytes is None else format_bytes(row.extra_peak_bytes)
+        memory = [Text(extra), Text("-" if row.cold_seconds is None else format_seconds(row.cold_seconds))]
     return [
         *cells,
         Text(format_seconds(row.seconds or 0.0)),
         Text(spread, style="yellow" if noisy else ""),
+        Text(f"? {relative}" if row.undecided else relative, style="yellow" if row.undecided else ""),
         Text(f"{row.gflops:.1f}"),
         Text(f"{row.percent_of_peak:.1f}"),
-        Text(format_bytes(row.workspace_bytes)),
-        Text(format_bytes(row.packed_weight_bytes)),
+        Text(_declared(row, row.workspace_bytes)),
+        Text(_declared(row, row.packed_weight_bytes)),
+        *memory,
         Text(f"{row.error:.1e}"),
     ]
+
+
+def _declared(row: Row, nbytes: int) -> str:
+    """Return the bytes that an algorithm declares; peers declare none."""
+    return "-" if row.kind == PEER else format_bytes(nbytes)
 
 
 def _titles(name: str, layer: dict[str, Any], rows: int) -> list[Text]:
@@ -133,17 +152,30 @@ def _notes(report: Report, timed: list[Row]) -> Iterable[str]:
     peaks = []
     for threads in _threads(timed):
         values = [sample.peak_gflops for row in timed if row.threads == threads for sample in row.samples]
-        peaks.append(f"{statistics.median(values):.0f} GFLOP/s on {threads} thread{'s' if threads > 1 else ''}")
+        peaks.append(f"{statistics.median(values):.0f} GFLOP/s on {_count(threads)}")
     dtype, cpu = report.settings["dtype"], report.machine.get("cpu", "?")
     yield f"Measured FMA peak, {dtype}: {', '.join(peaks)}. CPU: {cpu}."
+    if report.bandwidth:
+        speeds = [f"{item['gb_per_s']:.1f} GB/s on {_count(item['threads'])}" for item in report.bandwidth]
+        yield f"Measured speed of reading memory: {', '.join(speeds)}."
     yield (
         "* fastest. Times are medians, spread is the interquartile range over the median, (! n%) marks a "
-        "noisy one. time / best and % peak over all layers are geometric means; total time counts repeats."
+        "noisy one. / best is the median of the ratios of each round, ? marks one that is not certain. time / best and "
+        "% peak over all layers are geometric means; total time counts repeats."
     )
+    if any(row.kind == PEER for row in timed):
+        yield (
+            "Extra peak: the most memory that the process held beyond input, weights and output while it prepared the "
+            "layer and ran it; cold: time to prepare and for the first call."
+        )
     sampled = len({row.layer for row in timed if not row.compared.startswith("all")})
     layers = len({row.layer for row in timed})
     compared = f"a sample of the outputs on {sampled} of {layers} layers, else " if sampled else ""
     yield (f"Error: largest absolute error against float64 over the largest output; compared: {compared}every output.")
+
+
+def _count(threads: int) -> str:
+    return f"{threads} thread{'s' if threads > 1 else ''}"
 
 
 def _extra_columns(rows: list[Row]) -> list[str]:

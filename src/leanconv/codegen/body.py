@@ -170,6 +170,17 @@ class Body:
         align = ITEMSIZE.get(scalar_of(value.type), 8)
         self.do(f"store {value.type} {value.name}, ptr {self.gep(pointer, offset).name}, align {align}")
 
+    def load_integer(self, nbytes: int, pointer: Value, offset: Index = 0) -> Value:
+        """Load a signed integer of 4 or 8 bytes as an i64."""
+        if nbytes == 8:
+            return self.load(I64, pointer, offset)
+        return self.op(I64, f"sext i32 {self.load(I32, pointer, offset).name} to i64")
+
+    def store_integer(self, value: Index, nbytes: int, pointer: Value, offset: Index = 0) -> None:
+        """Store the low 4 or 8 bytes of an i64."""
+        whole = self.i64(value)
+        self.store(whole if nbytes == 8 else self.op(I32, f"trunc i64 {whole.name} to i32"), pointer, offset)
+
     def prefetch(self, pointer: Value, offset: Index = 0) -> None:
         """Ask for the cache line of an address to be fetched."""
         name = self.module.declare("llvm.prefetch.p0", "void", ["ptr", I32, I32, I32])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 I1, I32, I64, PTR = "i1", "i32", "i64", "ptr"
 SCALARS = {"float32": "float", "float64": "double"}
-ITEMSIZE = {"float": 4, "double": 8}
+ITEMSIZE = {"float": 4, "double": 8, I32: 4}
 
 
 @dataclass(frozen=True, slots=True)

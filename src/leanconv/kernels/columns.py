@@ -22,7 +22,7 @@ from leanconv.kernels.core import Reduction, Sum, Tile
 from leanconv.kernels.cursor import SharedCursor
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.patches import Patches
+from leanconv.kernels.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class ColumnSpec:
     tail: int
     bias: bool
     epilogue: Epilogue
-    stage: Patches | None = None
+    stage: Stage | None = None
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -66,8 +66,7 @@ class ColumnSpec:
         start: Index = first
         if self.stage is not None:
             scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
-            self.stage.emit(fn, fields, x, scratch, first, end)
-            x, start = scratch, 0
+            x, start = self.stage.emit(fn, fields, x, scratch, first, end)
         panels = (
             fn.i64(fn.mul(index["k"], fields["panels"])),
             fn.i64(fn.smin(fn.add(fn.mul(index["k"], fields["panels"]), fields["panels"]), fields["panel_count"])),

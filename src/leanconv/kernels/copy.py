@@ -1,10 +1,10 @@
-"""A strided copy of an image: what stands between the core and an array it cannot store into or read as it lies."""
+"""Copies: runs of elements, and an image that lies otherwise than the core can store into or read."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leanconv.codegen.ir import SCALARS, Module, Value
+from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.fields import KernelFunction
 
@@ -47,3 +47,36 @@ class CopySpec:
 
         level(0, ends[0], ends[1])
         return kernel.finish()
+
+
+def copy_run(
+    fn: Function,
+    kind: str,
+    count: Index,
+    source: Value | None,
+    target: Value,
+    steps: tuple[Index, Index],
+    adjacent: bool,
+) -> None:
+    """Copy `count` elements `steps` bytes apart (vectors where both ends are adjacent); zeros without a source."""
+    lanes = int(kind[1:].split(" ")[0])
+    scalar = kind[1:-1].split(" x ")[1]
+    item = 8 if scalar == "double" else 4
+    done: Index = 0
+    state = [source or target, target]
+    if adjacent:
+        done = fn.mul(fn.udiv(count, lanes), lanes)
+
+        def many(_: Value, state: list[Value]) -> list[Value]:
+            value = fn.load(kind, state[0]) if source is not None else fn.const(kind, 0.0)
+            fn.store(value, state[1])
+            return [fn.gep(state[0], lanes * item), fn.gep(state[1], lanes * item)]
+
+        state = fn.loop(0, done, lanes, state, many, guard=True, hint="copy")
+
+    def one(_: Value, state: list[Value]) -> list[Value]:
+        value = fn.load(scalar, state[0]) if source is not None else fn.const(scalar, 0.0)
+        fn.store(value, state[1])
+        return [fn.gep(state[0], steps[0]), fn.gep(state[1], steps[1])]
+
+    fn.loop(done, count, 1, state, one, guard=True, hint="copy")

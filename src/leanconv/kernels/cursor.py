@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from leanconv.codegen.ir import Function, Index, Value
 
+ZERO_BYTES = 64  # a block of zeros that padded pixels read: a round of channels, 8 at the most, of 8 bytes
+
 Addresses = list[tuple[Sequence[Value], Index]]  # per step: every pixel's address, and an offset common to all
 
 
@@ -74,6 +76,18 @@ class PointerCursor(Cursor):
         self.longest = 8  # all channels that are known: the strides are those of rounds of `unroll`
         if item is None:
             self.unroll = 1  # six addresses that move at each step: LLVM would load ahead and spill
+
+    @staticmethod
+    def punched(fn: Function, pixels: Sequence[Value], valid: Sequence[Value], stride: Index) -> PointerCursor:
+        """A walk in steps of `stride` (a number for adjacent channels) that reads zeros for pixels not valid."""
+        zeros, item = fn.module.zeros(ZERO_BYTES), stride if isinstance(stride, int) else None
+        steps = fn.mul(stride, Cursor.unroll) if item else stride
+        return PointerCursor(
+            fn,
+            [fn.select(ok, pixel, zeros) for ok, pixel in zip(valid, pixels, strict=True)],
+            [fn.select(ok, steps, 0) for ok in valid],
+            item,
+        )
 
     def at(self, state: list[Value]) -> PointerCursor:
         """The same walk at other addresses."""

@@ -19,10 +19,10 @@ from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Reduction, Sum, Tile
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.image import Source
 from leanconv.kernels.output import Output
-from leanconv.kernels.panels import PanelShape
-from leanconv.kernels.patches import Patches
+from leanconv.kernels.panels import PanelShape, each_panel
+from leanconv.kernels.stage import Stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ class DenseSpec:
     `rows` are the tile heights of the whole panels and of the last one; `ragged` adds tiles one row shorter,
     so that any number of pixels splits into whole tiles (without it every block is a multiple of the height);
     `columns` stores with pixels adjacent (NCHW) instead of channels; `stage` copies a block's windows to the
-    thread's part of the buffer "scratch" first, where the core then reads rows.
+    thread's part of the buffer "scratch" first, where the core then reads.
     """
 
     target: Target
     dtype: str
-    source: Rows | Image
+    source: Source
     reduction: Reduction
     panels: PanelShape
     rows: tuple[int, int]
@@ -45,7 +45,7 @@ class DenseSpec:
     bias: bool
     columns: bool
     epilogue: Epilogue
-    stage: Patches | None = None
+    stage: Stage | None = None
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit this kernel into a module; returns the names of its fields in order."""
@@ -72,33 +72,18 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
     end = fn.select(is_last, fields["pixels"], fn.add(first, fields["block"]))
     panel0 = fn.i64(fn.mul(index["k"], fields["panels"]))
     panel1 = fn.i64(fn.smin(fn.add(panel0, fields["panels"]), fields["panel_count"]))
+    origin = first
     if spec.stage is not None:
         scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
-        spec.stage.emit(fn, fields, x, scratch, fn.i64(first), end)
-        x = scratch
-    start = spec.source.start(fn, fields, 0 if spec.stage is not None else first)
+        x, origin = spec.stage.emit(fn, fields, x, scratch, fn.i64(first), end)
+    start = spec.source.start(fn, fields, origin)
 
-    def panel(at: Value, vectors: int, rows: int, valid: int) -> None:
-        tile = Tile(spec.target, spec.dtype, rows, vectors, spec.bias)
+    def panel(at: Value, vectors: int, valid: int, last: bool) -> None:
+        tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias)
         w = fn.gep(weights, fn.mul(at, fields["w_panel"]))
         _panel(fn, fields, spec, tile, valid, x, w, out, residual, at, fn.i64(first), end, start)
 
-    lanes = spec.target.lanes(spec.dtype)
-    if spec.panels.whole:
-        whole_end = fn.i64(fn.smin(panel1, fields["panel_whole"]))
-
-        def body(at: Value, _: list[Value]) -> list[Value]:
-            panel(at, spec.panels.vectors, spec.rows[0], lanes)
-            return []
-
-        fn.loop(panel0, whole_end, 1, [], body, guard=True, hint="panel")
-    if spec.panels.last:
-
-        def last() -> list[Value]:
-            panel(fn.i64(fn.sub(fields["panel_count"], 1)), spec.panels.last, spec.rows[1], spec.panels.valid)
-            return []
-
-        fn.if_(fn.cmp("eq", panel1, fields["panel_count"]), last, lambda: [], hint="last")
+    each_panel(fn, fields, spec.panels, spec.target.lanes(spec.dtype), (panel0, panel1), panel)
     return kernel.finish()
 
 

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from leanconv.codegen.ir import I1, Function, Index, Value
-from leanconv.kernels.core import UNROLL, Sum
+from leanconv.kernels.core import Sum
 from leanconv.kernels.cursor import Cursor, PointerCursor, SharedCursor
 from leanconv.kernels.epilogue import row_addresses
 from leanconv.kernels.fields import Fields
-
-ZERO_BYTES = 64  # a block of zeros that padded pixels read: a round of channels, 8 at the most, of 8 bytes
 
 
 class Source(Protocol):
@@ -139,12 +137,7 @@ class Image:
 
     def start(self, fn: Function, fields: Fields, pixel: Index) -> list[Value]:
         """The output position of a pixel, first dimension first."""
-        position: list[Value] = []
-        rest: Index = pixel
-        for dim in reversed(range(1, self.dims)):
-            position.insert(0, fn.i64(fn.urem(rest, fields[f"out{dim}"])))
-            rest = fn.udiv(rest, fields[f"out{dim}"])
-        return [fn.i64(rest), *position]
+        return position_of(fn, fields, pixel, self.dims)
 
     def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
         """Rows further on; divides only where an output row ends."""
@@ -192,13 +185,17 @@ class Image:
 
         if not self.padded:
             pixels = fn.if_(even, evenly, lambda: self._windows(sum_, base, state), hint="even")
-            return whole_windows(sum_, pixels, weights)
+            return self.total(sum_, pixels, weights)
         return fn.if_(
             even,
             lambda: whole_windows(sum_, evenly(), weights, self._ranges(sum_, state)),
             lambda: self._edge(sum_, base, weights, state),
             hint="even",
         )
+
+    def total(self, sum_: Sum, pixels: list[Value], weights: Value) -> list[Value]:
+        """The sums over windows that lie inside the image; `pixels` address their first taps."""
+        return whole_windows(sum_, pixels, weights)
 
     def _clips(self, sum_: Sum) -> bool:
         """Whether tiles that hang over the image above or below leave those taps out.
@@ -226,18 +223,9 @@ class Image:
 
     def _positions(self, sum_: Sum, state: list[Value]) -> list[list[Value]]:
         """The output position of every row of the tile."""
-        fn, fields = sum_.fn, sum_.fields
         positions = [state]
         for _ in range(1, sum_.tile.rows):
-            before = positions[-1]
-            after = list(before)
-            grown = fn.i64(fn.add(before[-1], 1))
-            for dim in reversed(range(1, self.dims)):
-                carry = fn.cmp("eq", grown, fields[f"out{dim}"])
-                after[dim] = fn.select(carry, 0, grown)
-                grown = fn.select(carry, fn.add(before[dim - 1], 1), before[dim - 1])
-            after[0] = grown
-            positions.append(after)
+            positions.append(following(sum_.fn, sum_.fields, positions[-1]))
         return positions
 
     def _windows(self, sum_: Sum, base: Value, state: list[Value]) -> list[Value]:
@@ -297,19 +285,34 @@ class Image:
         return sum_.finish(taps(0, [0] * len(corners), [true] * len(corners), first, accs))
 
     def _cursor(self, sum_: Sum, base: Value, offsets: list[Index], valid: list[Value]) -> Cursor:
-        fn, red = sum_.fn, sum_.reduction
+        fn, unit = sum_.fn, sum_.reduction.unit_channel
         pixels = [fn.gep(base, offset) for offset in offsets]
-        stride: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
+        stride: Index = sum_.tile.itemsize if unit else sum_.fields["x_c"]
         if self.pad_mode != "zeros":
             return SharedCursor(fn, pixels, 0, stride)
-        zeros = fn.module.zeros(ZERO_BYTES)
-        steps = fn.mul(stride, UNROLL) if red.unit_channel else stride
-        return PointerCursor(
-            fn,
-            [fn.select(ok, pixel, zeros) for ok, pixel in zip(valid, pixels, strict=True)],
-            [fn.select(ok, steps, 0) for ok in valid],
-            sum_.tile.itemsize if red.unit_channel else None,
-        )
+        return PointerCursor.punched(fn, pixels, valid, stride)
+
+
+def following(fn: Function, fields: Fields, position: list[Value]) -> list[Value]:
+    """The output position behind another one, counted along the last dimension first."""
+    after = list(position)
+    grown = fn.i64(fn.add(position[-1], 1))
+    for dim in reversed(range(1, len(position))):
+        carry = fn.cmp("eq", grown, fields[f"out{dim}"])
+        after[dim] = fn.select(carry, 0, grown)
+        grown = fn.select(carry, fn.add(position[dim - 1], 1), position[dim - 1])
+    after[0] = grown
+    return after
+
+
+def position_of(fn: Function, fields: Fields, pixel: Index, dims: int) -> list[Value]:
+    """The output position of a pixel, first dimension first."""
+    position: list[Value] = []
+    rest: Index = pixel
+    for dim in reversed(range(1, dims)):
+        position.insert(0, fn.i64(fn.urem(rest, fields[f"out{dim}"])))
+        rest = fn.udiv(rest, fields[f"out{dim}"])
+    return [fn.i64(rest), *position]
 
 
 def mapped_position(fn: Function, at: Value, size: Value, pad_mode: str) -> Value:

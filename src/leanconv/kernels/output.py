@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from leanconv.codegen.ir import Function, Value
+from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.core import Tile
 from leanconv.kernels.epilogue import Epilogue, load_lanes, row_addresses, store_lanes, transpose
 from leanconv.kernels.fields import Fields
@@ -15,15 +16,18 @@ class Output:
     """Where and how the tiles of one panel are stored; `valid` channels count in the panel's last register.
 
     Fields: `o_k`/`r_k` bytes between channels ("columns") or panels ("rows"); `o_row`/`r_row` bytes
-    between pixels ("rows"; adjacent in "columns").
+    between pixels ("rows"; adjacent in "columns").  `letter` and `extra` are the fields' first letters for what is
+    stored and for what is added (the output itself, to accumulate).
     """
 
     fn: Function
-    fields: Fields
+    fields: Fields | Mapping[str, Index]
     tile: Tile
     epilogue: Epilogue
     valid: int
     columns: bool
+    letter: str = "o"
+    extra: str = "r"
 
     def panel(self, base: Value, panel: Value, letter: str) -> Value:
         """The address of a panel's first channel."""
@@ -48,8 +52,8 @@ class Output:
             step = self.fields[f"{letter}_row"]
             return row_addresses(fn, fn.gep(base, fn.mul(pixel, step)), tile.rows, step)
 
-        sources = rows_of(residual, "r") if residual is not None else []
-        for i, row in enumerate(rows_of(out, "o")):
+        sources = rows_of(residual, self.extra) if residual is not None else []
+        for i, row in enumerate(rows_of(out, self.letter)):
             for v in range(tile.vectors):
                 extra = None
                 if sources:
@@ -73,7 +77,7 @@ class Output:
                 for lane, value in enumerate(transpose(fn, rows)[: self._count(v)]):
                     channel, extra = v * lanes + lane, None
                     if residual is not None:
-                        source = place(residual, "r", channel, first)
+                        source = place(residual, self.extra, channel, first)
                         extra = load_lanes(fn, tile.vec, source, count, masks=masks)
                     value = self.epilogue.apply(fn, value, extra)
-                    store_lanes(fn, value, place(out, "o", channel, first), count, masks=masks)
+                    store_lanes(fn, value, place(out, self.letter, channel, first), count, masks=masks)

@@ -1,6 +1,7 @@
 """Packed weights: [group][panel][bias NR][taps][channels][NR], what the register-tiled core reads from end to end.
 
-NR is the width of a panel (`Panels`); output channels past the last are zeros.  The bias heads its panel, so
+NR is the width of a panel (`Panels`); output channels past the last are zeros.  Taps and channels stand in the order in
+which they are summed, which an algorithm may choose.  The bias heads its panel, so
 that accumulators start from it.  A convolution is bound to its weights by running this kernel once; a call
 with weights that may change runs it first.
 """
@@ -21,7 +22,9 @@ class PackSpec:
 
     Fields: `g_*`, `p_*` for the chunk; `panel_count`; `channels`; `w_k w_c w_{d}` bytes between weights along
     output channels, input channels and kernel dimensions; `w_g` bytes between groups; `p_g`, `p_panel` packed
-    bytes per group and whole panel; `bias_g` bytes of bias per group.
+    bytes per group and whole panel; `bias_g` bytes of bias per group.  `order` lists the axes of a panel, outermost
+    first: kernel dimensions by number, and channels as the number after the last.  `outputs` channels a whole panel
+    holds, if fewer than its lanes (0: as many).
     """
 
     target: Target
@@ -29,6 +32,8 @@ class PackSpec:
     kernel: tuple[int, ...]
     panels: PanelShape
     bias: bool
+    order: tuple[int, ...]
+    outputs: int = 0
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -39,14 +44,15 @@ class PackSpec:
         item = 8 if self.dtype == "float64" else 4
         shape = self.panels
         whole = shape.vectors * lanes
+        outputs = self.outputs or whole
         source = fn.gep(fields.buffer("weights"), fn.mul(group, fields["w_g"]))
-        source = fn.gep(source, fn.mul(fn.mul(panel, whole), fields["w_k"]))
+        source = fn.gep(source, fn.mul(fn.mul(panel, outputs), fields["w_k"]))
         packed = fn.gep(fields.buffer("w"), fn.mul(group, fields["p_g"]))
         packed = fn.gep(packed, fn.mul(panel, fields["p_panel"]))
         bias = None
         if self.bias:
             bias = fn.gep(fields.buffer("bias"), fn.mul(group, fields["bias_g"]))
-            bias = fn.gep(bias, fn.mul(panel, whole * item))
+            bias = fn.gep(bias, fn.mul(panel, outputs * item))
 
         def one(width: int, count: int) -> list[Value]:
             self._panel(fn, fields, source, bias, packed, width, count)
@@ -54,11 +60,11 @@ class PackSpec:
 
         is_last = fn.cmp("eq", fn.add(panel, 1), fields["panel_count"])
         if not shape.last:
-            one(whole, whole)
+            one(whole, outputs)
         else:
             tail = (shape.last - 1) * lanes + shape.valid
             if shape.whole:
-                fn.if_(is_last, lambda: one(shape.last * lanes, tail), lambda: one(whole, whole), hint="last")
+                fn.if_(is_last, lambda: one(shape.last * lanes, tail), lambda: one(whole, outputs), hint="last")
             else:
                 one(shape.last * lanes, tail)
         return kernel.finish()
@@ -94,19 +100,19 @@ class PackSpec:
             row(bias, item, packed)
             packed = fn.gep(packed, width * item)
 
-        def taps(dim: int, base: Value, target: Value) -> Value:
-            if dim == len(self.kernel):
+        def axes(level: int, base: Value, target: Value) -> Value:
+            axis = self.order[level]
+            channels = axis == len(self.kernel)
 
-                def channel(_: Value, state: list[Value]) -> list[Value]:
+            def element(_: Value, state: list[Value]) -> list[Value]:
+                if level + 1 < len(self.order):
+                    after = axes(level + 1, state[0], state[1])
+                else:
                     row(state[0], fields["w_k"], state[1])
-                    return [fn.gep(state[0], fields["w_c"]), fn.gep(state[1], width * item)]
+                    after = fn.gep(state[1], width * item)
+                return [fn.gep(state[0], fields["w_c" if channels else f"w_{axis}"]), after]
 
-                return fn.loop(0, fields["channels"], 1, [base, target], channel, hint="channel")[1]
+            count = fields["channels"] if channels else self.kernel[axis]
+            return fn.loop(0, count, 1, [base, target], element, hint="pack")[1]
 
-            def tap(_: Value, state: list[Value]) -> list[Value]:
-                after = taps(dim + 1, state[0], state[1])
-                return [fn.gep(state[0], fields[f"w_{dim}"]), after]
-
-            return fn.loop(0, self.kernel[dim], 1, [base, target], tap, hint="tap")[1]
-
-        taps(0, source, packed)
+        axes(0, source, packed)

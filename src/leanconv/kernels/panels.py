@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
+
+from leanconv.codegen.ir import Function, Value
+from leanconv.kernels.fields import Fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +34,7 @@ class Panels:
     valid: int
 
     @staticmethod
+    @lru_cache(maxsize=1024)
     def of(channels: int, lanes: int) -> Panels:
         """Panels of two registers; an odd one makes the last panel three wide, which runs as fast (4x3 for 6x2)."""
         registers = -(-channels // lanes)
@@ -58,3 +64,31 @@ class Panels:
     def nbytes(self, register_bytes: int, steps: int, *, bias: bool) -> int:
         """Bytes of the packed weights of one group: `steps` = taps * channels rows, and one of bias."""
         return self.registers * register_bytes * (steps + (1 if bias else 0))
+
+
+def each_panel(
+    fn: Function,
+    fields: Fields,
+    shape: PanelShape,
+    lanes: int,
+    span: tuple[Value, Value],
+    body: Callable[[Value, int, int, bool], None],
+) -> None:
+    """Emit `body(panel, vectors, valid, last)` for the panels [first, end) of a span: the whole ones, then the last.
+
+    Fields: `panel_count` panels in all, `panel_whole` of them whole.
+    """
+    if shape.whole:
+
+        def whole(at: Value, _: list[Value]) -> list[Value]:
+            body(at, shape.vectors, lanes, False)
+            return []
+
+        fn.loop(span[0], fn.smin(span[1], fields["panel_whole"]), 1, [], whole, guard=True, hint="panel")
+    if shape.last:
+
+        def last() -> list[Value]:
+            body(fn.i64(fn.sub(fields["panel_count"], 1)), shape.last, shape.valid, True)
+            return []
+
+        fn.if_(fn.cmp("eq", span[1], fields["panel_count"]), last, lambda: [], hint="last")

@@ -9,12 +9,15 @@ as packed weights are.  Padding is written as zeros (or as the pixels that anoth
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.kernels.copy import copy_run
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.image import mapped_position
+from leanconv.kernels.image import following, mapped_position, position_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,37 +46,40 @@ class Patches:
         """Spatial dimensions."""
         return len(self.kernel)
 
-    def emit(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
-        """Copy the windows of output pixels [first, end) to the matrix, whose first pixel is `first`."""
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one element."""
+        return 8 if self.dtype == "float64" else 4
+
+    @property
+    def lanes(self) -> str:
+        """LLVM's type of a vector register of elements."""
+        return vector(SCALARS[self.dtype], self.target.lanes(self.dtype))
+
+    @property
+    def taps(self) -> int:
+        """Number of kernel positions."""
+        return math.prod(self.kernel)
+
+    def emit(
+        self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value
+    ) -> tuple[Value, Index]:
+        """Copy the windows of output pixels [first, end) to the matrix, whose first pixel is `first`; see `Stage`."""
         if self.rows:
             self._emit_rows(fn, fields, x, matrix, first, end)
         else:
             self._emit_columns(fn, fields, x, matrix, first, end)
+        return matrix, 0
 
     def _emit_rows(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
-        position: list[Value] = []
-        rest: Index = first
-        for dim in reversed(range(1, self.dims)):
-            position.insert(0, fn.i64(fn.urem(rest, fields[f"out{dim}"])))
-            rest = fn.udiv(rest, fields[f"out{dim}"])
-        position.insert(0, fn.i64(rest))
+        def pixel(position: list[Value], state: list[Value]) -> list[Value]:
+            self.window(fn, fields, x, state[0], position)
+            return [fn.gep(state[0], fields["m_pixel"])]
 
-        def pixel(_: Value, state: list[Value]) -> list[Value]:
-            row, *at = state
-            self._window(fn, fields, x, row, at)
-            after = list(at)
-            grown = fn.i64(fn.add(at[-1], 1))
-            for dim in reversed(range(1, self.dims)):
-                carry = fn.cmp("eq", grown, fields[f"out{dim}"])
-                after[dim] = fn.select(carry, 0, grown)
-                grown = fn.select(carry, fn.add(at[dim - 1], 1), at[dim - 1])
-            after[0] = grown
-            return [fn.gep(row, fields["m_pixel"]), *after]
+        each_pixel(fn, fields, self.dims, first, end, [matrix], pixel)
 
-        fn.loop(first, end, 1, [matrix, *position], pixel, hint="pixel")
-
-    def _window(self, fn: Function, fields: Fields, x: Value, row: Value, position: list[Value]) -> None:
-        """All taps of one output pixel."""
+    def window(self, fn: Function, fields: Fields, x: Value, row: Value, position: list[Value], first: int = 0) -> None:
+        """The taps of one output pixel, those of the first dimension from `first` on; `row` is where they go."""
 
         def taps(dim: int, source: Value, valid: Value, target: Value) -> Value:
             if dim == self.dims:
@@ -91,15 +97,15 @@ class Patches:
                 return fn.gep(target, fields["m_tap"])
 
             def tap(index: Value, state: list[Value]) -> list[Value]:
-                at, ok = self._place(fn, fields, dim, position[dim], index)
+                at, ok = self.place(fn, fields, dim, position[dim], index)
                 moved = fn.gep(source, fn.mul(at, fields[f"at{dim}"]))
                 return [taps(dim + 1, moved, fn.both(valid, ok) if ok is not None else valid, state[0])]
 
-            return fn.loop(0, self.kernel[dim], 1, [target], tap, hint="tap")[0]
+            return fn.loop(0 if dim else first, self.kernel[dim], 1, [target], tap, hint="tap")[0]
 
         taps(0, x, Value("true", I1), row)
 
-    def _place(self, fn: Function, fields: Fields, dim: int, at: Index, tap: Index) -> tuple[Index, Value | None]:
+    def place(self, fn: Function, fields: Fields, dim: int, at: Index, tap: Index) -> tuple[Index, Value | None]:
         """The input position under a tap, and whether it lies inside (None if it always does)."""
         corner = fn.sub(fn.mul(at, self.stride[dim]), self.pad_low[dim])
         where = fn.add(corner, fn.mul(tap, self.dilation[dim]))
@@ -112,15 +118,14 @@ class Patches:
 
     def _run(self, fn: Function, fields: Fields, source: Value | None, target: Value) -> list[Value]:
         """The channels of one tap of one pixel; zeros without a source."""
-        scalar = SCALARS[self.dtype]
-        item = 8 if self.dtype == "float64" else 4
+        item = self.itemsize
         steps: tuple[Index, Index] = (
             item if self.unit_channel else fields["s_c"],
             item if self.unit_matrix else fields["m_c"],
         )
         copy_run(
             fn,
-            vector(scalar, self.target.lanes(self.dtype)),
+            self.lanes,
             fields["channels"],
             source,
             target,
@@ -130,11 +135,6 @@ class Patches:
         return []
 
     def _emit_columns(self, fn: Function, fields: Fields, x: Value, matrix: Value, first: Value, end: Value) -> None:
-        """Pixels [first, end) are whole output rows; every (tap, channel) is copied row by row."""
-        width = fields[f"out{self.dims - 1}"]
-        row0, row1 = fn.i64(fn.udiv(first, width)), fn.i64(fn.udiv(end, width))
-        item = 8 if self.dtype == "float64" else 4
-
         def taps(dim: int, tap: list[Value], target: Value) -> Value:
             if dim < self.dims:
 
@@ -145,12 +145,7 @@ class Patches:
 
             def channel(_: Value, state: list[Value]) -> list[Value]:
                 source, target = state
-
-                def row(index: Value, state: list[Value]) -> list[Value]:
-                    self._row_of_pixels(fn, fields, source, state[0], index, tap)
-                    return [fn.gep(state[0], fn.mul(width, item))]
-
-                fn.loop(row0, row1, 1, [target], row, hint="row")
+                self.plane(fn, fields, source, target, first, end, tap)
                 return [fn.gep(source, fields["s_c"]), fn.gep(target, fields["m_c"])]
 
             fn.loop(0, fields["channels"], 1, [x, target], channel, hint="channel")
@@ -158,26 +153,37 @@ class Patches:
 
         taps(0, [], matrix)
 
+    def plane(
+        self, fn: Function, fields: Fields, source: Value, target: Value, first: Index, end: Index, tap: list[Value]
+    ) -> None:
+        """One tap of one channel for the pixels [first, end), which are whole output rows; `target` is the first's."""
+        width = fields[f"out{self.dims - 1}"]
+
+        def row(index: Value, state: list[Value]) -> list[Value]:
+            self._row_of_pixels(fn, fields, source, state[0], index, tap)
+            return [fn.gep(state[0], fn.mul(width, self.itemsize))]
+
+        fn.loop(fn.udiv(first, width), fn.udiv(end, width), 1, [target], row, hint="row")
+
     def _row_of_pixels(
         self, fn: Function, fields: Fields, source: Value, target: Value, row: Value, tap: list[Value]
     ) -> None:
         """One output row under one tap of one channel: zeros, pixels, zeros."""
         last = self.dims - 1
-        item = 8 if self.dtype == "float64" else 4
+        item = self.itemsize
         width, at_last = fields[f"out{last}"], fields[f"at{last}"]
-        kind = vector(SCALARS[self.dtype], self.target.lanes(self.dtype))
         valid = Value("true", I1)
         rest: Index = row
         for dim in reversed(range(last)):
             at = rest if dim == 0 else fn.urem(rest, fields[f"out{dim}"])
             rest = rest if dim == 0 else fn.udiv(rest, fields[f"out{dim}"])
-            where, ok = self._place(fn, fields, dim, at, tap[dim])
+            where, ok = self.place(fn, fields, dim, at, tap[dim])
             source = fn.gep(source, fn.mul(where, fields[f"at{dim}"]))
             valid = fn.both(valid, ok) if ok is not None else valid
         if self.padded and self.pad_mode != "zeros":
 
             def pixel(q: Value, state: list[Value]) -> list[Value]:
-                where, _ = self._place(fn, fields, last, q, tap[last])
+                where, _ = self.place(fn, fields, last, q, tap[last])
                 fn.store(fn.load(SCALARS[self.dtype], source, fn.mul(where, at_last)), state[0])
                 return [fn.gep(state[0], item)]
 
@@ -194,62 +200,52 @@ class Patches:
             reach = fn.smax(fn.add(fn.sub(size, offset), stride - 1), 0)
             high = fn.smax(fn.smin(fn.udiv(reach, stride), width), low)
             low, high = fn.select(valid, low, width), fn.select(valid, high, width)
-        unit_source = stride == 1 and not self.unit_channel
         start = fn.gep(source, fn.mul(fn.add(fn.mul(low, stride), offset), at_last))
-
-        def clear(count: Index, place: Value) -> None:
-            copy_run(fn, kind, count, None, place, (item, item), True)
-
         if self.padded:
-            clear(low, target)
-        step: Index = fn.mul(at_last, stride)
-        plain = fn.cmp("eq", step, item) if unit_source else None
-        to = fn.gep(target, fn.mul(low, item))
-        count = fn.sub(high, low)
+            self.clear(fn, low, target)
+        self.copy_pixels(fn, fn.sub(high, low), start, fn.mul(at_last, stride), fn.gep(target, fn.mul(low, item)))
+        if self.padded:
+            self.clear(fn, fn.sub(width, high), fn.gep(target, fn.mul(high, item)))
+
+    def copy_pixels(self, fn: Function, count: Index, source: Value, step: Index, target: Value) -> None:
+        """Copy pixels of one channel that lie `step` bytes apart to adjacent places."""
+        item = self.itemsize
 
         def copy(adjacent: bool) -> list[Value]:
-            copy_run(fn, kind, count, start, to, (item if adjacent else step, item), adjacent)
+            copy_run(fn, self.lanes, count, source, target, (item if adjacent else step, item), adjacent)
             return []
 
-        if plain is None:
+        if self.unit_channel or self.stride[-1] != 1:
             copy(False)
         else:
-            fn.if_(plain, lambda: copy(True), lambda: copy(False), hint="adjacent")
-        if self.padded:
-            clear(fn.sub(width, high), fn.gep(target, fn.mul(high, item)))
+            fn.if_(fn.cmp("eq", step, item), lambda: copy(True), lambda: copy(False), hint="adjacent")
+
+    def clear(self, fn: Function, count: Index, target: Value) -> None:
+        """Write `count` adjacent zeros."""
+        copy_run(fn, self.lanes, count, None, target, (self.itemsize, self.itemsize), True)
 
 
-def copy_run(
+def each_pixel(
     fn: Function,
-    kind: str,
-    count: Index,
-    source: Value | None,
-    target: Value,
-    steps: tuple[Index, Index],
-    adjacent: bool,
-) -> None:
-    """Copy `count` elements `steps` bytes apart (vectors where both ends are adjacent); zeros without a source."""
-    lanes = int(kind[1:].split(" ")[0])
-    scalar = kind[1:-1].split(" x ")[1]
-    item = 8 if scalar == "double" else 4
-    done: Index = 0
-    state = [source or target, target]
-    if adjacent:
-        done = fn.mul(fn.udiv(count, lanes), lanes)
+    fields: Fields,
+    dims: int,
+    first: Index,
+    end: Index,
+    carried: list[Value],
+    body: Callable[[list[Value], list[Value]], list[Value]],
+) -> list[Value]:
+    """Run `body(position, carried)` for the output pixels [first, end); returns what it carried.
 
-        def many(_: Value, state: list[Value]) -> list[Value]:
-            value = fn.load(kind, state[0]) if source is not None else fn.const(kind, 0.0)
-            fn.store(value, state[1])
-            return [fn.gep(state[0], lanes * item), fn.gep(state[1], lanes * item)]
+    Fields: `out{d}` output sizes.
+    """
 
-        state = fn.loop(0, done, lanes, state, many, guard=True, hint="copy")
+    def pixel(_: Value, state: list[Value]) -> list[Value]:
+        at, inner = state[:dims], state[dims:]
+        inner = body(at, inner)
+        return [*following(fn, fields, at), *inner]
 
-    def one(_: Value, state: list[Value]) -> list[Value]:
-        value = fn.load(scalar, state[0]) if source is not None else fn.const(scalar, 0.0)
-        fn.store(value, state[1])
-        return [fn.gep(state[0], steps[0]), fn.gep(state[1], steps[1])]
-
-    fn.loop(done, count, 1, state, one, guard=True, hint="copy")
+    state = [*position_of(fn, fields, first, dims), *carried]
+    return fn.loop(first, end, 1, state, pixel, hint="pixel")[dims:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,102 +1,140 @@
-"""Channels first to vectors of channels and back: short runs of adjacent pixels, one a channel, turned in registers.
-
-A run is cut into pieces of 4, 2 and 1 pixels.  The pieces of `lanes` channels fill as many vectors as a piece has
-pixels, s; interleaving vectors within blocks of s lanes turns them:
-
-    a0 a1 a2 a3 | e0 e1 e2 e3        a0 b0 c0 d0 | e0 f0 g0 h0
-    b0 b1 b2 b3 | f0 f1 f2 f3   <->  a1 b1 c1 d1 | e1 f1 g1 h1      (4 pixels of 8 channels, a to h)
-    ...
-"""
+"""The innermost loops of staging: channels of one pixel, or of some, to a place where they are adjacent."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 
-from leanconv.codegen.ir import Function, Index, Value, lanes_of, scalar_of, vector
-from leanconv.codegen.types import ITEMSIZE
+from leanconv.codegen.ir import Function, Index, Value, lanes_of, scalar_of
+from leanconv.kernels.epilogue import item_bytes, pieces, store_lanes, transpose
 
-
-def gather(fn: Function, kind: str, pointer: Value, stride: Index, count: int) -> Value:
-    """A vector whose first `count` lanes are elements `stride` bytes apart; the others are zero."""
-    scalar = scalar_of(kind)
-    value = fn.const(kind, 0.0)
-    for lane in range(count):
-        element = fn.load(scalar, pointer)
-        value = fn.op(kind, f"insertelement {kind} {value.name}, {scalar} {element.name}, i32 {lane}")
-        pointer = fn.gep(pointer, stride)
-    return value
+STRAIGHT = 8  # vectors copied without a loop
 
 
-def scatter(fn: Function, value: Value, pointer: Value, stride: Index, count: int) -> None:
-    """Store the first `count` lanes `stride` bytes apart."""
-    scalar = scalar_of(value.type)
-    for lane in range(count):
-        element = fn.op(scalar, f"extractelement {value.type} {value.name}, i32 {lane}")
-        fn.store(element, pointer)
-        pointer = fn.gep(pointer, stride)
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A copy of `count` adjacent elements in vectors of type `kind`; `tail` = count mod lanes.
+
+    Either the count is known or it is at least one vector.  The last elements of a long run go in one more vector that
+    overlaps the one before.
+    """
+
+    kind: str
+    count: Index
+    tail: int
+
+    def emit(self, fn: Function, source: Value | None, target: Value) -> None:
+        """Copy; zeros without a source."""
+        lanes = lanes_of(self.kind)
+        item = item_bytes(Value("", self.kind))
+
+        def move(kind: str, at: Index) -> None:
+            value = fn.load(kind, source, at) if source is not None else fn.const(kind, 0.0)
+            fn.store(value, target, at)
+
+        if isinstance(self.count, int) and self.count <= STRAIGHT * lanes:
+            for first in range(0, self.count - self.tail, lanes):
+                move(self.kind, first * item)
+            if self.tail and self.count > lanes:
+                move(self.kind, (self.count - lanes) * item)
+            elif self.tail:
+                for first, size in pieces(self.tail):
+                    move(f"<{size} x {scalar_of(self.kind)}>", first * item)
+            return
+        turn = 4 * lanes
+        whole = fn.sub(self.count, self.tail)
+        fours = fn.mul(fn.udiv(whole, turn), turn)
+
+        def four(at: Value, _: list[Value]) -> list[Value]:
+            for part in range(4):
+                move(self.kind, fn.add(fn.mul(at, item), part * lanes * item))
+            return []
+
+        def one(at: Value, _: list[Value]) -> list[Value]:
+            move(self.kind, fn.mul(at, item))
+            return []
+
+        fn.loop(0, fours, turn, [], four, guard=True, hint="copy")
+        fn.loop(fours, whole, lanes, [], one, guard=True, hint="copy")
+        if self.tail:
+            move(self.kind, fn.mul(fn.sub(self.count, lanes), item))
 
 
-def load_runs(fn: Function, kind: str, pointer: Value, stride: Index, pixels: int, count: int) -> list[Value]:
-    """The vectors of channels of `pixels` adjacent pixels; `count` channels `stride` bytes apart exist."""
-    scalar, lanes = scalar_of(kind), lanes_of(kind)
-    result = []
-    for first, size in _pieces(pixels, lanes):
-        start = fn.gep(pointer, first * ITEMSIZE[scalar])
-        if size == 1:
-            result.append(gather(fn, kind, start, stride, count))
-            continue
-        piece = vector(scalar, size)
-        parts = []
-        for _ in range(count):
-            parts.append(fn.load(piece, start))
-            start = fn.gep(start, stride)
-        parts += [Value("poison", piece)] * (lanes - count)
-        result += _turned(fn, [_joined(fn, parts[r::size]) for r in range(size)])
+def gathered(fn: Function, kind: str, source: Value, target: Value, step: Index, sizes: tuple[Index, int]) -> None:
+    """Copy elements `step` bytes apart to adjacent ones; `sizes` is their number, and that modulo lanes."""
+    lanes, scalar = lanes_of(kind), scalar_of(kind)
+    item = item_bytes(Value("", kind))
+    count, tail = sizes
+
+    def block(_: Value, state: list[Value]) -> list[Value]:
+        value = Value("poison", kind)
+        for lane in range(lanes):
+            element = fn.load(scalar, state[0], fn.mul(step, lane))
+            value = fn.op(kind, f"insertelement {kind} {value.name}, {scalar} {element.name}, i32 {lane}")
+        fn.store(value, state[1])
+        return [fn.gep(state[0], fn.mul(step, lanes)), fn.gep(state[1], lanes * item)]
+
+    source, target = fn.loop(0, fn.sub(count, tail), lanes, [source, target], block, guard=True, hint="gather")
+    for i in range(tail):
+        fn.store(fn.load(scalar, source, fn.mul(step, i)), target, i * item)
+
+
+def interleaved(fn: Function, kind: str, rows: list[Value], target: Value) -> None:
+    """Copy a vector of each row so that the first elements of all rows come first, then the second ones, and so on."""
+    lanes, item = lanes_of(kind), item_bytes(Value("", kind))
+    count = len(rows)
+    vectors = [fn.load(kind, row) for row in rows]
+    for first in range(0, count * lanes, lanes):
+        places = [divmod(first + lane, count) for lane in range(lanes)]
+        result = Value("poison", kind)
+        for row, value in enumerate(vectors):
+            picked = [lanes + at if at_row == row else lane for lane, (at, at_row) in enumerate(places)]
+            if any(at_row == row for _, at_row in places):
+                result = fn.shuffle(result, value, picked)
+        fn.store(result, target, first * item)
+
+
+def spaced(fn: Function, kind: str, source: Value, stride: int) -> Value:
+    """One vector of elements `stride` elements apart; nothing is read behind the last of them."""
+    lanes, item = lanes_of(kind), item_bytes(Value("", kind))
+    result, done = Value("poison", kind), 0
+    while done < lanes:
+        first = min(done * stride, (lanes - 1) * stride - (lanes - 1))
+        part = fn.load(kind, source, first * item)
+        held = [lane * stride - first for lane in range(lanes)]
+        picked = [lane if lane < done else lanes + at if at < lanes else -1 for lane, at in enumerate(held)]
+        result = fn.shuffle(result, part, picked)
+        done = sum(lane >= 0 for lane in picked)
     return result
 
 
-def store_runs(fn: Function, values: Sequence[Value], pointer: Value, stride: Index, count: int) -> None:
-    """Store vectors of channels as runs of adjacent pixels; `count` channels `stride` bytes apart exist."""
-    kind = values[0].type
-    scalar, lanes = scalar_of(kind), lanes_of(kind)
-    for first, size in _pieces(len(values), lanes):
-        start = fn.gep(pointer, first * ITEMSIZE[scalar])
-        if size == 1:
-            scatter(fn, values[first], start, stride, count)
-            continue
-        turned = _turned(fn, list(values[first : first + size]))
-        for channel in range(count):
-            block = channel // size * size
-            part = fn.shuffle(turned[channel % size], turned[channel % size], range(block, block + size))
-            fn.store(part, start)
-            start = fn.gep(start, stride)
+def transposed(
+    fn: Function,
+    kind: str,
+    source: Value,
+    target: Value,
+    steps: tuple[Index, Index, int],
+    sizes: tuple[Index, int],
+    *,
+    masks: bool,
+) -> None:
+    """Copy a block of as many pixels as a vector has lanes, of one row of the image, to pixels of adjacent channels.
 
+    `steps` are the bytes between channels of the image, between pixels of the target, and the elements between pixels
+    of the image; `sizes` is the number of channels, and that modulo lanes.
+    """
+    lanes, item = lanes_of(kind), item_bytes(Value("", kind))
+    channel, move, stride = steps
+    count, tail = sizes
 
-def _pieces(pixels: int, lanes: int) -> list[tuple[int, int]]:
-    """(first, size) pieces of a run; larger ones than 4 would have to be turned across the halves of a register."""
-    result, first = [], 0
-    for size in (4, 2, 1):
-        while size <= lanes and pixels - first >= size:
-            result.append((first, size))
-            first += size
-    return result
+    def square(source: Value, target: Value, channels: int) -> None:
+        rows = [spaced(fn, kind, fn.gep(source, fn.mul(channel, i)), stride) for i in range(channels)]
+        for i, value in enumerate(transpose(fn, rows)):
+            store_lanes(fn, value, fn.gep(target, fn.mul(move, i)), channels, masks=masks)
 
+    def block(_: Value, state: list[Value]) -> list[Value]:
+        square(state[0], state[1], lanes)
+        return [fn.gep(state[0], fn.mul(channel, lanes)), fn.gep(state[1], lanes * item)]
 
-def _joined(fn: Function, parts: list[Value]) -> Value:
-    """One vector of several short ones."""
-    while len(parts) > 1:
-        width = lanes_of(parts[0].type)
-        parts = [fn.shuffle(a, b, range(2 * width)) for a, b in zip(parts[::2], parts[1::2], strict=True)]
-    return parts[0]
-
-
-def _turned(fn: Function, vectors: list[Value]) -> list[Value]:
-    """Transpose the blocks of s lanes of s vectors."""
-    size, lanes = len(vectors), lanes_of(vectors[0].type)
-    half = size // 2
-    low = [lane for block in range(0, lanes, size) for i in range(half) for lane in (block + i, lanes + block + i)]
-    high = [lane + half for lane in low]
-    for _ in range(half.bit_length()):
-        pairs = zip(vectors[:half], vectors[half:], strict=True)
-        vectors = [fn.shuffle(a, b, lane) for a, b in pairs for lane in (low, high)]
-    return vectors
+    source, target = fn.loop(0, fn.sub(count, tail), lanes, [source, target], block, guard=True, hint="channels")
+    if tail:
+        square(source, target, tail)

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 from leanconv.codegen.ir import I1, I64, PTR, SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.kernels.channel_runs import gather, load_runs
 from leanconv.kernels.cook_toom import Matrix
+from leanconv.kernels.cursor import ZERO_BYTES
 from leanconv.kernels.epilogue import load_lanes
 from leanconv.kernels.fields import Fields
-from leanconv.kernels.image import ZERO_BYTES, mapped_position
+from leanconv.kernels.image import mapped_position
 from leanconv.kernels.linear import linear
-from leanconv.kernels.runs import gather, load_runs
 from leanconv.kernels.winograd_tiles import Counters, Place, Tiling, Turns, over, row_major
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from leanconv.codegen.ir import I64, SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.kernels.channel_runs import gather, load_runs, scatter, store_runs
 from leanconv.kernels.cook_toom import Matrix
 from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.linear import linear
-from leanconv.kernels.runs import gather, load_runs, scatter, store_runs
 from leanconv.kernels.winograd_tiles import Counters, Place, Tiling, Turns, over, row_major
 
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.kernels.channel_runs import gather, load_runs
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.linear import linear
 from leanconv.kernels.panels import PanelShape
-from leanconv.kernels.runs import gather, load_runs
 from leanconv.kernels.winograd_tiles import Tiling, Turns, over, row_major
 
 

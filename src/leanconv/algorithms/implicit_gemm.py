@@ -1,0 +1,63 @@
+"""Implicit GEMM: the packing of a matrix product reads the image instead of a patch matrix.
+
+Idea        a GEMM packs blocks of its operand into panels that stay in the cache; here the packing step finds the
+            windows in the image itself, so that the patch matrix exists in a panel at a time only
+Workspace   taps * C/g * block elements a thread (and a vector), block pixels as the cache or the limit has room for
+Good for    channels first (pixels of a channel are packed in runs), odd geometries; no edges in the core
+Bad for     1x1 with few output channels, where packing is a large part of the work
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.blocking import panels_of
+from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, output_refusal, pack_weights
+from leanconv.algorithms.lowered import fitting_strips, patch_fields, patches, strip_pixels
+from leanconv.host import Host
+from leanconv.kernels.micropanels import Micropanels, PackTiles
+from leanconv.memory import Buffer
+from leanconv.problem import Problem
+
+
+class ImplicitGemm(Algorithm):
+    """A matrix product whose packing step reads windows of the image."""
+
+    name: ClassVar[str] = "implicit_gemm"
+    title: ClassVar[str] = "GEMM whose packing step reads the image"
+    paper: ClassVar[str] = (
+        "P. San Juan, A. Castello, M. F. Dolz, P. Alonso-Jorda, E. S. Quintana-Orti: High Performance and Portable "
+        "Convolution Operators for Multicore Processors, SBAC-PAD 2020"
+    )
+    tunables: ClassVar[Mapping[str, str]] = {"strip": "output rows packed at one time by a thread"}
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Any problem whose output the core can store into."""
+        return output_refusal(problem)
+
+    def lower(
+        self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
+    ) -> Lowering:
+        """One phase: a chunk packs its block of pixels in tiles, then runs the core over them."""
+        p, depth = problem, problem.taps * problem.group_in
+        size, unit = strip_pixels(p, host, threads, workspace, tunables.get("strip"), whole_rows=False)
+        heights, cut = fitting_strips(p, host, size, unit)
+        height = heights[0] if panels_of(p, host).count else heights[1]  # the tiles are packed for all panels alike
+        image = image_input(p).fields
+        fields = patch_fields(p, {}) | {"x_n": image["x_n"], "x_g": image["x_g"], "depth": depth}
+        tail = p.group_in % host.target.lanes(p.dtype)
+        stage = PackTiles(patches(p, host, True, True), height, tail)
+        source = CoreInput(Micropanels(p.dtype), (1,), depth, True, False, fields, "x", stage)
+        core, parameters = dense_phase(p, host, source, (height, height), cut)
+        return Lowering(
+            (core,),
+            (Buffer("scratch", cut.block * depth * p.itemsize + host.target.vector_bytes, per_thread=True),),
+            pack_weights(p, host),
+            (
+                f"each thread packs the windows of {cut.block} output pixels, interleaved tile by tile",
+                f"core {parameters['tile']} multiplies the panel while it is in the cache",
+            ),
+            {**parameters, "strip": cut.block},
+        )

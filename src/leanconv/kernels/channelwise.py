@@ -1,0 +1,271 @@
+"""Few channels a group, channels adjacent in memory: vectors of channels, tiles of pixels along an output row.
+
+A tile is `width` output pixels of one row by one register of channels.  The weights of one chunk of a row's taps stay
+in registers; every pixel under the tile is loaded once for them and multiplied into all outputs that want it:
+
+    taps       w0 w1 w2                              width + 2 loads for 3 * width multiply-adds
+    pixels   x0 x1 x2 x3 x4 ...
+    sums        s0 s1 s2 ...        s0 += x0 w0, x1 w1, x2 w2;  s1 += x1 w0, ...
+
+A strip is the column of tiles at one place of all rows: a chunk goes down a strip before it takes the next, with so few
+channels at a time that the rows under the kernel stay in the first-level cache.  Rows of taps above and below the image
+are left out.  Where the image ends on the left and right the first and the last tile leave out the same taps always,
+so that they are left out of the code (`Edges.known`); if the pads reach further, or name pixels of the image, the tiles
+ask where each pixel lies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
+from leanconv.codegen.targets import Target
+from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
+from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.image import mapped_position
+from leanconv.kernels.lanes import Lanes
+from leanconv.kernels.rowtile import RowTerms, Tile
+from leanconv.kernels.taporder import TapOrder, TapSum
+from leanconv.kernels.window import Edges, Window
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelwiseSpec:
+    """What a kernel is specialised for.
+
+    Tiles are `width` pixels wide, or one less (`short`); `single`: one tile is a whole row; `rest` groups are left
+    for the last unit (0: none).  Buffers: x, w (packed [unit][part][bias][taps][channels][lanes]), out, residual.
+    Fields: `{n,b,t,u}_{div,count}` split the chunk's number into image, band of rows, strips and units; `band`,
+    `strips`, `units` a chunk, `row_count`, `strip_count`, `strip_long` (those of full width), `unit_count`,
+    `unit_whole`; `x_n o_n r_n o_row r_row` bytes between images and output pixels; `in{d} out{d} at{d} step{d} tap{d}`
+    as in `Image`.
+    """
+
+    target: Target
+    dtype: str
+    window: Window
+    edges: Edges
+    lanes: Lanes
+    width: int
+    short: bool
+    single: bool
+    whole: bool
+    rest: int
+    bias: bool
+    epilogue: Epilogue
+
+    def emit(self, module: Module, name: str) -> tuple[str, ...]:
+        """Emit the kernel; returns the names of its fields in order."""
+        kernel = KernelFunction(module, name)
+        fn, fields = kernel.fn, kernel.fields
+        image, band, strips, units = (kernel.index(letter) for letter in "nbtu")
+
+        def span(index: Index, size: str, count: str) -> tuple[Value, Value]:
+            first = fn.i64(fn.mul(index, fields[size]))
+            return first, fn.i64(fn.smin(fn.add(first, fields[size]), fields[count]))
+
+        Channelwise(
+            fn,
+            fields,
+            self,
+            fn.gep(fields.buffer("x"), fn.mul(image, fields["x_n"])),
+            fields.buffer("w"),
+            fn.gep(fields.buffer("out"), fn.mul(image, fields["o_n"])),
+            fn.gep(fields.buffer("residual"), fn.mul(image, fields["r_n"])) if self.epilogue.residual else None,
+        ).run(
+            span(band, "band", "row_count"), span(strips, "strips", "strip_count"), span(units, "units", "unit_count")
+        )
+        return kernel.finish()
+
+
+Span = tuple[Value, Value]
+
+
+@dataclass(slots=True)
+class Channelwise:
+    """Emits all tiles of some rows, strips and units of one image; the addresses are those of the image's arrays."""
+
+    fn: Function
+    fields: Fields
+    spec: ChannelwiseSpec
+    x: Value
+    weights: Value
+    out: Value
+    residual: Value | None
+
+    @property
+    def _item(self) -> int:
+        return 8 if self.spec.dtype == "float64" else 4
+
+    @property
+    def _kind(self) -> str:
+        return vector(SCALARS[self.spec.dtype], self.spec.lanes.lanes)
+
+    @property
+    def _order(self) -> TapOrder:
+        return TapOrder(self.spec.window.kernel, self.spec.lanes.group_in)
+
+    def run(self, rows: Span, strips: Span, units: Span) -> None:
+        """Emit the loops over strips, rows and units [first, end) each."""
+        fn, fields, spec = self.fn, self.fields, self.spec
+        known = spec.edges.known
+        left, right = known and spec.edges.left > 0, known and spec.edges.right is not None
+        first, end = strips
+        last = fn.sub(fields["strip_count"], 1)
+        long = fields["strip_long"]
+
+        def one(strip: Index, width: int, at_left: bool = False, at_right: bool = False) -> list[Value]:
+            # Strips of full width come first; those behind them start one pixel earlier for each short one before.
+            pixel = fn.mul(strip, spec.width)
+            if width < spec.width:
+                pixel = fn.sub(pixel, fn.sub(strip, long))
+            self._strip(Tile(width, fn.i64(pixel), at_left, at_right), rows, units)
+            return []
+
+        if spec.single:
+            one(0, spec.width, left, right)
+            return
+        if left:
+            fn.if_(fn.cmp("eq", first, 0), lambda: one(0, spec.width, at_left=True), hint="left")
+        begin = fn.smax(first, 1) if left else first
+        stop = fn.smin(end, last) if right else end
+        for width in (spec.width, spec.width - 1) if spec.short else (spec.width,):
+            low, high = begin, stop
+            if spec.short:
+                low, high = (begin, fn.smin(stop, long)) if width == spec.width else (fn.smax(begin, long), stop)
+
+            def body(at: Value, _: list[Value], width: int = width) -> list[Value]:
+                return one(at, width)
+
+            fn.loop(low, high, 1, [], body, guard=True, hint="strip")
+        if right:
+            width = spec.width - 1 if spec.short else spec.width
+            at_end = fn.cmp("eq", end, fields["strip_count"])
+            fn.if_(at_end, lambda: one(last, width, at_right=True), hint="right")
+
+    def _strip(self, tile: Tile, rows: Span, units: Span) -> None:
+        """All rows of one strip."""
+        fn, fields, spec = self.fn, self.fields, self.spec
+        window = spec.window
+        inner = window.dims - 1
+        corner = fn.sub(fn.mul(tile.pixel, window.stride[inner]), window.pad_low[inner])
+        column = fn.mul(corner, fields[f"at{inner}"]) if spec.edges.known else 0
+
+        def row(index: Value, _: list[Value]) -> list[Value]:
+            position: list[Index] = []
+            rest: Index = index
+            for dim in reversed(range(1, inner)):
+                position.insert(0, fn.urem(rest, fields[f"out{dim}"]))
+                rest = fn.udiv(rest, fields[f"out{dim}"])
+            position = [rest, *position] if inner else []
+            x = fn.gep(self.x, column)
+            for dim, at in enumerate(position):
+                if not (window.padded[dim] and window.pad_mode != "zeros"):
+                    offset = fn.sub(fn.mul(at, fields[f"step{dim}"]), fn.mul(fields[f"at{dim}"], window.pad_low[dim]))
+                    x = fn.gep(x, offset)
+            ranges = [window.tap_range(fn, fields, dim, at) for dim, at in enumerate(position)]
+            pixel = fn.add(fn.mul(index, fields[f"out{inner}"]), tile.pixel)
+            self._units(tile, fn.i64(corner), position, ranges, x, pixel, units)
+            return []
+
+        fn.loop(rows[0], rows[1], 1, [], row, hint="row")
+
+    def _units(
+        self,
+        tile: Tile,
+        corner: Value,
+        position: list[Index],
+        ranges: list[tuple[Index, Index]],
+        x: Value,
+        pixel: Index,
+        units: Span,
+    ) -> None:
+        """The tiles of all units at one place."""
+        fn, fields, spec = self.fn, self.fields, self.spec
+        lanes, item = spec.lanes, self._item
+        order = self._order
+        taps = 1
+        for count in order.kernel:
+            taps *= count
+        block = (taps * lanes.group_in + spec.bias) * spec.target.vector_bytes
+        steps = (lanes.groups * lanes.group_in * item, lanes.parts * block, lanes.groups * lanes.group_out * item)
+
+        def addresses(unit: Index) -> list[Value]:
+            result = [fn.gep(x, fn.mul(unit, steps[0])), fn.gep(self.weights, fn.mul(unit, steps[1]))]
+            for base, letter in ((self.out, "o"), (self.residual, "r")):
+                if base is not None:
+                    offset = fn.add(fn.mul(unit, steps[2]), fn.mul(pixel, fields[f"{letter}_row"]))
+                    result.append(fn.gep(base, offset))
+            return result
+
+        def unit(groups: int, at: list[Value]) -> list[Value]:
+            pixels, weights, *ends = at
+            # Registers of a unit that takes several: the whole ones in a loop, the last one may hold fewer channels.
+            full = lanes.group_out // lanes.lanes if lanes.parts > 1 else 0
+
+            def part(index: Index, valid: int) -> list[Value]:
+                shift = fn.mul(index, spec.target.vector_bytes)
+                moved = [fn.gep(end, shift) for end in ends]
+                w = fn.gep(weights, fn.mul(index, block))
+                self._tile(tile, corner, position, ranges, pixels, w, moved, groups, valid)
+                return []
+
+            if full:
+                fn.loop(0, full, 1, [], lambda index, _: part(index, lanes.lanes), hint="part")
+            if full < lanes.parts:
+                part(full, lanes.valid(full, groups))
+            return []
+
+        if spec.whole:
+            stop = fn.smin(units[1], fields["unit_whole"])
+
+            def body(_: Value, state: list[Value]) -> list[Value]:
+                unit(lanes.groups, state)
+                residual = [fn.gep(state[3], steps[2])] if self.residual is not None else []
+                return [fn.gep(state[0], steps[0]), fn.gep(state[1], steps[1]), fn.gep(state[2], steps[2]), *residual]
+
+            fn.loop(units[0], stop, 1, addresses(units[0]), body, guard=True, hint="unit")
+        if spec.rest:
+            fn.if_(
+                fn.cmp("sgt", units[1], fields["unit_whole"]),
+                lambda: unit(spec.rest, addresses(fields["unit_whole"])),
+                hint="rest",
+            )
+
+    def _tile(
+        self,
+        tile: Tile,
+        corner: Value,
+        position: list[Index],
+        ranges: list[tuple[Index, Index]],
+        x: Value,
+        weights: Value,
+        ends: list[Value],
+        groups: int,
+        valid: int,
+    ) -> None:
+        """One tile: its sums, then the output step."""
+        fn, fields, spec = self.fn, self.fields, self.spec
+        window, lanes, masks = spec.window, spec.lanes, spec.target.masks
+        width = spec.target.vector_bytes
+        start = fn.const(self._kind, 0.0)
+        if spec.bias:
+            start = fn.load(self._kind, weights)
+            weights = fn.gep(weights, width)
+
+        def move(dim: int, x: Value, tap: Value) -> Value:
+            if window.padded[dim] and window.pad_mode != "zeros":
+                at = fn.add(fn.mul(position[dim], window.stride[dim]), fn.mul(tap, window.dilation[dim]))
+                at = fn.sub(at, window.pad_low[dim])
+                at = mapped_position(fn, fn.i64(at), fields[f"in{dim}"], window.pad_mode)
+                return fn.gep(x, fn.mul(at, fields[f"at{dim}"]))
+            return fn.gep(x, fn.mul(tap, fields[f"tap{dim}"]))
+
+        terms = RowTerms(fn, fields, spec.target, spec.dtype, window, spec.edges, lanes, tile, groups, corner)
+        sum_ = TapSum(fn, self._order, lanes.group_in * width, width, move, terms.add)
+        for i, value in enumerate(sum_.run(x, weights, [start] * tile.width, ranges)):
+            extra = None
+            if self.residual is not None:
+                extra = load_lanes(fn, self._kind, fn.gep(ends[1], fn.mul(fields["r_row"], i)), valid, masks=masks)
+            place = fn.gep(ends[0], fn.mul(fields["o_row"], i))
+            store_lanes(fn, spec.epilogue.apply(fn, value, extra), place, valid, masks=masks)

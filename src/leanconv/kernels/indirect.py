@@ -1,0 +1,158 @@
+"""Pixels found through a table: for every output pixel and tap, how far behind the image's start the input pixel lies.
+
+    table   [output pixel][tap]      4 bytes each; 8 if the image reaches further than 2 GiB
+
+A tile reads one entry a pixel and tap, then runs through all channels there, so the cost of looking up is shared by
+channels.  The table knows neither image nor group: those only move the start.  An entry of `NOWHERE` is padding;
+it stands for a row of zeros as long as a pixel, so that all pixels of a tile move alike.  Where the channels of a
+pixel are not adjacent no row can stand for one, and a tile with such an entry is read pixel by pixel.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value
+from leanconv.codegen.targets import Target
+from leanconv.kernels.core import Sum
+from leanconv.kernels.cursor import PointerCursor, SharedCursor
+from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.patches import Patches, each_pixel
+
+
+def nowhere(entry_bytes: int) -> int:
+    """The entry that means padding: the least number, which is no offset of an image."""
+    return -(1 << (8 * entry_bytes - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class Indirect:
+    """Output pixels read where a table says.
+
+    `taps` entries of `entry_bytes` for each output pixel; `padded` whether some mean padding.  Buffers: offsets and,
+    if padded with adjacent channels, zeros.  Fields: `x_c` bytes between channels (unless adjacent).
+    """
+
+    taps: int
+    entry_bytes: int
+    padded: bool
+
+    def start(self, fn: Function, fields: Fields, pixel: Index) -> list[Value]:
+        """The address of the pixel's entries."""
+        return [fn.gep(fields.buffer("offsets"), fn.mul(pixel, self.taps * self.entry_bytes))]
+
+    def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
+        """The entries of pixels follow each other."""
+        return [fn.gep(state[0], rows * self.taps * self.entry_bytes)]
+
+    def tile(self, sum_: Sum, base: Value, weights: Value, state: list[Value]) -> list[Value]:
+        """The sums of a tile, one tap after the other."""
+        fn = sum_.fn
+
+        def body(tap: Value, state: list[Value]) -> list[Value]:
+            entry, weights, *accs = state
+            weights, accs = self._tap(sum_, base, entry, weights, accs)
+            if not sum_.splits(0):
+                accs = sum_.end_section(0, accs, tap)
+            return [fn.gep(entry, self.entry_bytes), weights, *accs]
+
+        weights, accs = sum_.start(weights)
+        carried = [state[0], weights, *accs]
+        for first, end in sum_.spans(0):
+            carried = fn.loop(first, end, 1, carried, body, hint="tap")
+            carried = [*carried[:2], *sum_.end_span(0, carried[2:])]
+        return sum_.finish(carried[2:])
+
+    def _tap(
+        self, sum_: Sum, base: Value, entry: Value, weights: Value, accs: list[Value]
+    ) -> tuple[Value, list[Value]]:
+        """All channels of one tap; returns the weights' new address and the sums."""
+        fn, red = sum_.fn, sum_.reduction
+        row = self.taps * self.entry_bytes
+        offsets = [fn.load_integer(self.entry_bytes, entry, i * row) for i in range(sum_.tile.rows)]
+        pixels = [fn.gep(base, offset) for offset in offsets]
+        step: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
+
+        def together(pixels: list[Value]) -> list[Value]:
+            cursor = SharedCursor(fn, [fn.opaque(pixel) for pixel in pixels], 0, step)
+            after, sums = sum_.run(cursor, red.channels, weights, accs)
+            return [after, *sums]
+
+        def apart() -> list[Value]:
+            cursor = PointerCursor.punched(fn, pixels, [fn.negate(pad) for pad in outside], step)
+            after, sums = sum_.run(cursor, red.channels, weights, accs)
+            return [after, *sums]
+
+        if not self.padded:
+            after, *sums = together(pixels)
+            return after, sums
+        outside = [fn.cmp("eq", offset, nowhere(self.entry_bytes)) for offset in offsets]
+        if red.unit_channel:
+            zeros = sum_.fields.buffer("zeros")
+            after, *sums = together([fn.select(pad, zeros, pixel) for pad, pixel in zip(outside, pixels, strict=True)])
+            return after, sums
+        some = outside[0]
+        for pad in outside[1:]:
+            some = fn.either(some, pad)
+        after, *sums = fn.if_(some, apart, lambda: together(pixels), hint="padding")
+        return after, sums
+
+
+@dataclass(frozen=True, slots=True)
+class TableSpec:
+    """Fills the table; one chunk is a block of output pixels, and the first one clears the row of zeros as well.
+
+    Buffers: offsets and, with `zero_row`, zeros.  Fields: `block` pixels a block, `pixels` in all; `out{d} in{d}
+    at{d}` output and input sizes and bytes between input pixels; `channels` elements in the row of zeros.
+    """
+
+    windows: Patches
+    entry_bytes: int
+    zero_row: bool
+
+    @property
+    def target(self) -> Target:
+        """The CPU it is for."""
+        return self.windows.target
+
+    def emit(self, module: Module, name: str) -> tuple[str, ...]:
+        """Emit the kernel; returns the names of its fields in order."""
+        kernel = KernelFunction(module, name)
+        fn, fields = kernel.fn, kernel.fields
+        windows, nbytes = self.windows, self.entry_bytes
+        first = fn.i64(fn.mul(kernel.chunk, fields["block"]))
+        end = fn.i64(fn.smin(fn.add(first, fields["block"]), fields["pixels"]))
+
+        def taps(dim: int, position: list[Value], offset: Index, valid: Value, entry: Value) -> Value:
+            if dim == windows.dims:
+                where = fn.select(valid, offset, nowhere(nbytes)) if valid.name != "true" else offset
+                fn.store_integer(where, nbytes, entry)
+                return fn.gep(entry, nbytes)
+
+            def tap(index: Value, state: list[Value]) -> list[Value]:
+                at, inside = windows.place(fn, fields, dim, position[dim], index)
+                moved = fn.add(offset, fn.mul(at, fields[f"at{dim}"]))
+                ok = valid if inside is None else fn.both(valid, inside)
+                return [taps(dim + 1, position, moved, ok, state[0])]
+
+            return fn.loop(0, windows.kernel[dim], 1, [entry], tap, hint="tap")[0]
+
+        def pixel(position: list[Value], state: list[Value]) -> list[Value]:
+            return [taps(0, position, 0, Value("true", I1), state[0])]
+
+        table = fn.gep(fields.buffer("offsets"), fn.mul(first, windows.taps * nbytes))
+        each_pixel(fn, fields, windows.dims, first, end, [table], pixel)
+        if self.zero_row:
+            fn.if_(fn.cmp("eq", kernel.chunk, 0), lambda: self._clear(fn, fields), lambda: [], hint="zeros")
+        return kernel.finish()
+
+    def _clear(self, fn: Function, fields: Fields) -> list[Value]:
+        zero = fn.const(SCALARS[self.windows.dtype], 0.0)
+        item = 8 if self.windows.dtype == "float64" else 4
+
+        def element(_: Value, state: list[Value]) -> list[Value]:
+            fn.store(zero, state[0])
+            return [fn.gep(state[0], item)]
+
+        fn.loop(0, fields["channels"], 1, [fields.buffer("zeros")], element, hint="clear")
+        return []

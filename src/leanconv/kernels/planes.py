@@ -1,0 +1,301 @@
+"""Few channels a group, pixels adjacent in the output: vectors of pixels along an output row.
+
+A chunk copies the rows under a band of output rows, padded and with strides taken apart (`RowStage`), for the input
+channels of one group into the thread's own memory, which stays in the first-level cache; then it computes the band of
+every output channel of the group.  Every tap is a plain load at some distance, with no edges.
+
+A tile is `height` output rows by `vectors` registers of pixels.  Small windows (`resident`) keep all weights in
+registers while a row of tiles passes, and use every pixel for all output rows that it is under; larger ones load the
+weights of one chunk of a row's taps at a time (see `TapOrder`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
+from leanconv.codegen.targets import Target
+from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
+from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.image import mapped_position
+from leanconv.kernels.planetile import PlaneTerms, PlaneTile
+from leanconv.kernels.rowstage import RowStage
+from leanconv.kernels.window import Window
+
+
+@dataclass(frozen=True, slots=True)
+class PlaneSpec:
+    """What a kernel is specialised for.
+
+    Tiles are `height` rows by `vectors` registers; `low` and `narrow` say that some are one row or one register less.
+    The last register of a row holds `valid` pixels.  Buffers: x, w (packed [channel][bias][taps][channels]), out,
+    residual, scratch.  Fields: `{n,u,d,b}_{div,count}` split the chunk's number into image, groups, outer positions and
+    band; `units` groups and `band` tiles a chunk, `unit_count`, `tile_count`, `tile_high` (those of full height),
+    `wide_count`, `wide_long` (tiles of a row, and those of full width); `x_n x_g x_c o_n o_k r_n r_k`, `in{d} out{d}
+    at{d}` as in `Image`; `outputs` of a group, `w_k` bytes of weights of one; `s_phase s_row s_slice s_channel` bytes
+    of scratch between phases, rows, positions of the outermost of three dimensions, and channels; `s_bytes` in all.
+    """
+
+    target: Target
+    dtype: str
+    window: Window
+    channels: int
+    stage: RowStage
+    height: int
+    low: bool
+    vectors: int
+    narrow: bool
+    valid: int
+    resident: bool
+    bias: bool
+    epilogue: Epilogue
+
+    def emit(self, module: Module, name: str) -> tuple[str, ...]:
+        """Emit the kernel; returns the names of its fields in order."""
+        kernel = KernelFunction(module, name)
+        _Planes(kernel, kernel.fn, kernel.fields, self).run()
+        return kernel.finish()
+
+
+@dataclass(slots=True)
+class _Planes:
+    """Emits one kernel."""
+
+    kernel: KernelFunction
+    fn: Function
+    fields: Fields
+    spec: PlaneSpec
+
+    @property
+    def _item(self) -> int:
+        return 8 if self.spec.dtype == "float64" else 4
+
+    @property
+    def _lanes(self) -> int:
+        return self.spec.target.lanes(self.spec.dtype)
+
+    @property
+    def _kind(self) -> str:
+        return vector(SCALARS[self.spec.dtype], self._lanes)
+
+    @property
+    def _dims(self) -> int:
+        return self.spec.window.dims
+
+    def run(self) -> None:
+        """All groups of the chunk."""
+        kernel, fn, fields, spec = self.kernel, self.fn, self.fields, self.spec
+        image, units, outer, band = (kernel.index(letter) for letter in "nudb")
+        scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
+        first = fn.i64(fn.mul(band, fields["band"]))
+        end = fn.i64(fn.smin(fn.add(first, fields["band"]), fields["tile_count"]))
+        top, bottom = self._row_of(first), self._row_of(end)
+        x = fn.gep(fields.buffer("x"), fn.mul(image, fields["x_n"]))
+        if any(spec.window.padded) and spec.window.pad_mode == "zeros":
+            self._clear(scratch)
+        begin = fn.i64(fn.mul(units, fields["units"]))
+        stop = fn.smin(fn.add(begin, fields["units"]), fields["unit_count"])
+
+        def group(index: Value, _: list[Value]) -> list[Value]:
+            self._stage(fn.gep(x, fn.mul(index, fields["x_g"])), scratch, outer, top, bottom)
+            channel = fn.mul(index, fields["outputs"])
+
+            def output(at: Value, _: list[Value]) -> list[Value]:
+                k = fn.add(channel, at)
+                shift = fn.add(fn.mul(image, fields["o_n"]), fn.mul(k, fields["o_k"]))
+                ends = [fn.gep(fields.buffer("out"), shift)]
+                if spec.epilogue.residual:
+                    shift = fn.add(fn.mul(image, fields["r_n"]), fn.mul(k, fields["r_k"]))
+                    ends.append(fn.gep(fields.buffer("residual"), shift))
+                weights = fn.gep(fields.buffer("w"), fn.mul(k, fields["w_k"]))
+                self._output(scratch, weights, ends, outer, first, end, top)
+                return []
+
+            fn.loop(0, fields["outputs"], 1, [], output, hint="output")
+            return []
+
+        fn.loop(begin, stop, 1, [], group, hint="group")
+
+    def _row_of(self, tile: Value) -> Value:
+        """The first output row of a tile: the high ones come first."""
+        fn, spec = self.fn, self.spec
+        row = fn.mul(tile, spec.height)
+        if spec.low:
+            row = fn.sub(row, fn.smax(fn.sub(tile, self.fields["tile_high"]), 0))
+        return fn.i64(row)
+
+    def _clear(self, scratch: Value) -> None:
+        fn = self.fn
+
+        def body(at: Value, _: list[Value]) -> list[Value]:
+            fn.store(fn.const(self._kind, 0.0), scratch, at)
+            return []
+
+        fn.loop(0, self.fields["s_bytes"], self.spec.target.vector_bytes, [], body, hint="clear")
+
+    # -- staging -----------------------------------------------------------------------------------------------------
+
+    def _stage(self, x: Value, scratch: Value, outer: Index, top: Value, bottom: Value) -> None:
+        """Copy the rows under output rows [top, bottom) of one group."""
+        fn, fields, window = self.fn, self.fields, self.spec.window
+        row_dim = self._dims - 2
+        if row_dim >= 0:
+            corner = fn.sub(fn.mul(top, window.stride[row_dim]), window.pad_low[row_dim])
+            span = fn.sub(fn.sub(bottom, top), 1)
+            rows = fn.add(
+                fn.mul(span, window.stride[row_dim]), (window.kernel[row_dim] - 1) * window.dilation[row_dim] + 1
+            )
+        else:
+            corner, rows = 0, 1
+
+        def slices(x: Value, scratch: Value) -> None:
+            if self._dims < 3:
+                self._rows(x, scratch, corner, rows)
+                return
+
+            def tap(index: Value, _: list[Value]) -> list[Value]:
+                at = fn.sub(fn.mul(outer, window.stride[0]), window.pad_low[0])
+                at = fn.i64(fn.add(at, fn.mul(index, window.dilation[0])))
+                target = fn.gep(scratch, fn.mul(index, fields["s_slice"]))
+                self._inside(0, at, lambda at: self._rows(fn.gep(x, fn.mul(at, fields["at0"])), target, corner, rows))
+                return []
+
+            fn.loop(0, window.kernel[0], 1, [], tap, hint="slice")
+
+        if self.spec.channels == 1:
+            slices(x, scratch)
+            return
+
+        def channel(index: Value, _: list[Value]) -> list[Value]:
+            slices(fn.gep(x, fn.mul(index, fields["x_c"])), fn.gep(scratch, fn.mul(index, fields["s_channel"])))
+            return []
+
+        fn.loop(0, self.spec.channels, 1, [], channel, hint="channel")
+
+    def _rows(self, x: Value, scratch: Value, corner: Index, rows: Index) -> list[Value]:
+        """Copy `rows` rows from row `corner` on, which may lie above the image."""
+        fn, fields, stage = self.fn, self.fields, self.spec.stage
+        dim = self._dims - 2
+        if dim < 0:
+            stage.emit(fn, fields, x, scratch)
+            return []
+        asks = self.spec.window.padded[dim]
+        first: Index = 0
+        end: Index = rows
+        if asks and self.spec.window.pad_mode == "zeros":
+            first = fn.smax(fn.sub(0, corner), 0)
+            end = fn.smin(rows, fn.sub(fields[f"in{dim}"], corner))
+
+        def row(index: Value, _: list[Value]) -> list[Value]:
+            at = fn.i64(fn.add(corner, index))
+            if asks and self.spec.window.pad_mode != "zeros":
+                at = mapped_position(fn, at, fields[f"in{dim}"], self.spec.window.pad_mode)
+            source = fn.gep(x, fn.mul(at, fields[f"at{dim}"]))
+            stage.emit(fn, fields, source, fn.gep(scratch, fn.mul(index, fields["s_row"])))
+            return []
+
+        return fn.loop(first, end, 1, [], row, guard=True, hint="row")
+
+    def _inside(self, dim: int, at: Value, copy: Callable[[Value], list[Value]]) -> None:
+        """Copy if a position lies inside the image, or copy what the pad mode names; zeros are there already."""
+        fn, window = self.fn, self.spec.window
+        if not window.padded[dim]:
+            copy(at)
+        elif window.pad_mode != "zeros":
+            copy(mapped_position(fn, at, self.fields[f"in{dim}"], window.pad_mode))
+        else:
+            fn.if_(fn.cmp("ult", at, self.fields[f"in{dim}"]), lambda: copy(at), hint="inside")
+
+    # -- sums --------------------------------------------------------------------------------------------------------
+
+    def _output(
+        self,
+        scratch: Value,
+        weights: Value,
+        ends: list[Value],
+        outer: Index,
+        first: Value,
+        end: Value,
+        top: Value,
+    ) -> None:
+        """The band of one output channel."""
+        fn, fields, spec = self.fn, self.fields, self.spec
+        loaded = self._all_weights(fn.gep(weights, spec.bias * self._item)) if spec.resident else []
+        width = fields[f"out{self._dims - 1}"]
+        outer_row = fn.mul(outer, fields[f"out{self._dims - 2}"]) if self._dims == 3 else 0
+        turn = fields["tile_high"] if spec.low else end
+        for height in (spec.height, spec.height - 1) if spec.low else (spec.height,):
+            low, high = (first, fn.smin(end, turn)) if height == spec.height else (fn.smax(first, turn), end)
+
+            def tile(index: Value, _: list[Value], height: int = height) -> list[Value]:
+                row = self._row_of(index)
+                step = spec.window.stride[self._dims - 2] if self._dims > 1 else 1
+                x = fn.gep(scratch, fn.mul(fn.mul(fn.sub(row, top), step), fields["s_row"]))
+                place = fn.mul(fn.mul(fn.add(outer_row, row), width), self._item)
+                self._row(height, x, weights, loaded, [fn.gep(e, place) for e in ends])
+                return []
+
+            fn.loop(fn.i64(low), high, 1, [], tile, guard=True, hint="tile")
+
+    def _all_weights(self, weights: Value) -> list[Value]:
+        """All weights of an output channel in registers, in the order [tap][channel]."""
+        count = math.prod(self.spec.window.kernel) * self.spec.channels
+        scalar = SCALARS[self.spec.dtype]
+        return [self.fn.splat(self.fn.load(scalar, weights, i * self._item), self._lanes) for i in range(count)]
+
+    def _row(self, height: int, x: Value, weights: Value, loaded: list[Value], ends: list[Value]) -> None:
+        """All tiles of some rows."""
+        fn, fields, spec = self.fn, self.fields, self.spec
+        step = spec.target.vector_bytes
+        last, count = fn.sub(fields["wide_count"], 1), fields["wide_long"]
+
+        def tile(vectors: int, valid: int, register: Index) -> None:
+            shift = fn.mul(register, step)
+            moved = [fn.gep(end, shift) for end in ends]
+            self._tile(PlaneTile(height, vectors, valid), fn.gep(x, shift), weights, loaded, moved)
+
+        def register_of(index: Index, vectors: int) -> Index:
+            register = fn.mul(index, spec.vectors)
+            return register if vectors == spec.vectors else fn.sub(register, fn.sub(index, count))
+
+        # The last tile is written apart if its last register is not full.
+        partial = spec.valid < self._lanes
+        stop = last if partial else fields["wide_count"]
+        for vectors in (spec.vectors, spec.vectors - 1) if spec.narrow else (spec.vectors,):
+            low: Index = 0
+            high: Index = stop
+            if spec.narrow:
+                low, high = (0, fn.smin(count, stop)) if vectors == spec.vectors else (count, stop)
+
+            def body(index: Value, _: list[Value], vectors: int = vectors) -> list[Value]:
+                tile(vectors, self._lanes, register_of(index, vectors))
+                return []
+
+            fn.loop(low, high, 1, [], body, guard=True, hint="wide")
+        if partial:
+            vectors = spec.vectors - 1 if spec.narrow else spec.vectors
+            tile(vectors, spec.valid, register_of(last, vectors))
+
+    def _tile(self, tile: PlaneTile, x: Value, weights: Value, loaded: list[Value], ends: list[Value]) -> None:
+        """One tile: its sums, then the output step."""
+        fn, fields, spec = self.fn, self.fields, self.spec
+        step, masks = spec.target.vector_bytes, spec.target.masks
+        start = fn.const(self._kind, 0.0)
+        if spec.bias:
+            start = fn.splat(fn.load(SCALARS[spec.dtype], weights), self._lanes)
+            weights = fn.gep(weights, self._item)
+        terms = PlaneTerms(fn, fields, spec.target, spec.dtype, spec.window, spec.channels, tile)
+        sums = [start] * (tile.height * tile.vectors)
+        sums = terms.resident(x, loaded, sums) if spec.resident else terms.general(x, weights, sums)
+        pitch = fn.mul(fields[f"out{self._dims - 1}"], self._item)
+        for j in range(tile.height):
+            rows = [fn.gep(end, fn.mul(pitch, j)) for end in ends]
+            for v in range(tile.vectors):
+                valid = tile.valid if v == tile.vectors - 1 else self._lanes
+                extra = None
+                if len(rows) > 1:
+                    extra = load_lanes(fn, self._kind, fn.gep(rows[1], v * step), valid, masks=masks)
+                value = spec.epilogue.apply(fn, sums[j * tile.vectors + v], extra)
+                store_lanes(fn, value, fn.gep(rows[0], v * step), valid, masks=masks)
