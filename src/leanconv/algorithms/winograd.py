@@ -2,7 +2,8 @@
 
 Idea        F(m, r) computes m outputs of r taps with m + r - 1 products, along each axis: of 3x3 taps 2.25 times
             fewer for m = 2, 4 times for m = 4; windows, weights and products are transformed by small constant
-            matrices; blocks of tiles go through all steps while they are in the cache
+            matrices; blocks of tiles go through all steps while they are in the cache; a stride makes several
+            interleaved filters of one, a dilation several interleaved images
 Workspace   a thread: points * block * (C/g + NR) elements, where points is the product of the m + r - 1 and block
             the tiles staged at one time
 Weights     points / taps times as large as plain ones (4 times for F(4, 3)), or transformed anew for each block
@@ -26,6 +27,7 @@ from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.polyphase import Strided
 from leanconv.kernels.winograd import WinogradSpec
 from leanconv.kernels.winograd_input import InputStep
 from leanconv.kernels.winograd_output import OutputStep
@@ -53,13 +55,14 @@ _PASS, _MOVE, _STREAM, _NARROW = 2.2, 3.0, 8.0, 3.0
 def tiling_of(problem: Problem, outputs: int) -> Tiling:
     """Tiles of `outputs` outputs along each axis that has taps, fewer where the image is small."""
     axes = []
-    for out, taps, dilation, pad in zip(
-        problem.out_size, problem.kernel, problem.dilation, problem.pad_low, strict=True
+    for out, taps, stride, dilation, pad in zip(
+        problem.out_size, problem.kernel, problem.stride, problem.dilation, problem.pad_low, strict=True
     ):
         longest = -(-out // dilation)  # outputs of the first of the interleaved problems
         size = min(outputs, longest) if taps > 1 else 1
         edge = longest - (-(-longest // size) - 1) * size
-        axes.append(Axis(CookToom.of(size, taps), edge, dilation, pad))
+        transform = Strided.of(size, taps, stride) if 1 < stride <= taps else CookToom.of(size, taps)
+        axes.append(Axis(transform, edge, stride, dilation, pad))
     return Tiling(tuple(axes))
 
 
@@ -102,16 +105,20 @@ class Winograd(Algorithm):
     transform: ClassVar[bool] = False
 
     def refusal(self, problem: Problem) -> str | None:
-        """Stride 1, kernels of a few taps along each axis."""
-        if any(stride != 1 for stride in problem.stride):
-            return f"the stride is {'x'.join(map(str, problem.stride))}, Winograd's tiles need stride 1"
+        """A few taps along each axis, a stride that is no larger, and no dilation with a stride."""
         if problem.taps == 1:
             return "the kernel has one tap, there is nothing to save"
         most = MOST_POINTS - self.outputs + 1
-        if max(problem.kernel) > most:
-            return (
-                f"the kernel has {max(problem.kernel)} taps along an axis, tiles of {self.outputs} take {most} at most"
-            )
+        for taps, stride, dilation in zip(problem.kernel, problem.stride, problem.dilation, strict=True):
+            if taps > 1 and stride > taps:
+                return f"the stride of {stride} is larger than the kernel of {taps} taps, no products are saved"
+            if stride > 1 and dilation > 1:
+                return f"an axis has stride {stride} and dilation {dilation}, one of them must be 1"
+            if -(-taps // stride) > most:
+                return (
+                    f"an axis has {taps} taps at stride {stride}, tiles of {self.outputs} outputs take at most {most} "
+                    "taps a phase"
+                )
         points = tiling_of(problem, self.outputs).points
         if points > MOST_PRODUCTS:
             return f"a tile has {points} products, at most {MOST_PRODUCTS} are supported"
@@ -119,7 +126,8 @@ class Winograd(Algorithm):
 
     def error_bound(self, problem: Problem) -> float:
         """That of a plain sum, times a growth for each axis; 4e-6 for F(4x4, 3x3) in float32."""
-        sizes = (axis.transform.size for axis in tiling_of(problem, self.outputs).axes)
+        axes = zip(tiling_of(problem, self.outputs).axes, problem.kernel, strict=True)
+        sizes = (axis.transform.outputs - 1 + -(-taps // axis.stride) for axis, taps in axes)
         return super().error_bound(problem) * math.prod(_ERROR_GROWTH[size] for size in sizes)
 
     def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:

@@ -124,9 +124,11 @@ class InputEmitter:
         """Fill the table for a tile."""
         fn, step = self.fn, self.step
         axes, last = step.tiling.axes, len(place.outputs) - 1
-        sizes = tuple(n + axis.transform.taps - 1 for n, axis in zip(place.outputs, axes, strict=True))
+        sizes = tuple(axis.transform.span(n) for n, axis in zip(place.outputs, axes, strict=True))
         matrices = tuple(axis.transform.inputs(n) for n, axis in zip(place.outputs, axes, strict=True))
-        corners = [fn.i64(fn.sub(at, axis.pad_low)) for at, axis in zip(place.origin, axes, strict=True)]
+        corners = [
+            fn.i64(fn.sub(fn.mul(at, axis.stride), axis.pad_low)) for at, axis in zip(place.origin, axes, strict=True)
+        ]
         if not step.runs:
             self._fill_table(place, sizes, corners, [self._spot(last, corners[last], j) for j in range(sizes[last])])
             return Window(sizes, matrices)

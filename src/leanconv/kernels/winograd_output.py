@@ -114,7 +114,7 @@ class OutputEmitter:
         fn, step, tiling = self.fn, self.step, self.step.tiling
         width = step.target.vector_bytes
         kind = vector(SCALARS[step.dtype], step.lanes)
-        sizes = tuple(n + axis.transform.taps - 1 for n, axis in zip(place.outputs, tiling.axes, strict=True))
+        sizes = tuple(axis.transform.span(n) for n, axis in zip(place.outputs, tiling.axes, strict=True))
         near = [width * n for n in row_major(sizes)]
         far = [fn.mul(self.fields["m_point"], n) for n in row_major(tiling.sizes)]
         active = tiling.active

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import PTR, Function, Index, Value
-from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.fields import Fields
+from leanconv.kernels.polyphase import Transform
 
 Bits = tuple[int, ...]
 Counters = dict[Bits, Value]
@@ -28,8 +28,9 @@ Counters = dict[Bits, Value]
 class Axis:
     """One axis of the image: the transform along it, outputs of its last tile, and where its windows lie."""
 
-    transform: CookToom
+    transform: Transform
     edge: int
+    stride: int
     dilation: int
     pad_low: int
 
@@ -41,7 +42,7 @@ class Axis:
     @property
     def kept(self) -> int:
         """Points that small tiles have too."""
-        return self.edge + self.transform.taps - 1
+        return self.transform.span(self.edge)
 
     def split(self, points: int) -> list[tuple[int, int]]:
         """The first `points` points as (number of points, class bit), in order."""
