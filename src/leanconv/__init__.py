@@ -1,6 +1,6 @@
 """Convolution on CPUs: the published algorithms side by side, each with its exact bytes and its time."""
 
-from leanconv.api import algorithms, conv1d, conv2d, conv3d, plan
+from leanconv.api import algorithms, conv1d, conv2d, conv3d, explain, network_frontier, plan, plan_network
 from leanconv.bandwidth import memory_bandwidth
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
@@ -18,6 +18,10 @@ from leanconv.errors import (
 from leanconv.mapped import mapped_conv2d, regular_map
 from leanconv.peak import fma_peak
 from leanconv.plan import Plan
+from leanconv.planning.explain import Explanation
+from leanconv.planning.limits import get_memory_limit, memory_limit, set_memory_limit
+from leanconv.planning.network import NetworkPlan
+from leanconv.planning.pins import pinned, record_plans
 from leanconv.problem import Activation, Problem
 from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads, set_num_threads, threads
@@ -34,8 +38,10 @@ __all__ = [
     "BoundPlan",
     "CacheError",
     "CompileError",
+    "Explanation",
     "LeanconvError",
     "MemoryLimitError",
+    "NetworkPlan",
     "NotApplicableError",
     "Plan",
     "Problem",
@@ -46,12 +52,20 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "explain",
     "fma_peak",
+    "get_memory_limit",
     "get_num_threads",
     "mapped_conv2d",
     "memory_bandwidth",
+    "memory_limit",
+    "network_frontier",
+    "pinned",
     "plan",
+    "plan_network",
+    "record_plans",
     "regular_map",
+    "set_memory_limit",
     "set_num_threads",
     "threads",
 ]

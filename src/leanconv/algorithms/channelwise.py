@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import wanted_chunks
-from leanconv.algorithms.dense import even_stride, image_input
+from leanconv.algorithms.dense import even_stride, image_input, store_columns
+from leanconv.algorithms.planes import pixel_vectors
 from leanconv.host import Host
 from leanconv.kernels.channelwise import ChannelwiseSpec
 from leanconv.kernels.copy import CopySpec
@@ -28,16 +29,19 @@ DENSE_IMAGE = "dense x"
 MOST_WIDE = 16  # pixels of a tile: beyond it nothing is gained by reading fewer pixels twice
 
 
+def few_channels(problem: Problem, host: Host, threads: int, workspace: int | None) -> Lowering:
+    """Vectors of pixels where those are adjacent in the output, else vectors of channels."""
+    alone = problem.out_channels == 1 and even_stride(problem.out_strides[2:], problem.out_size) == 1
+    if alone or store_columns(problem):
+        return pixel_vectors(problem, host, threads, workspace, window_of(problem))
+    return channel_vectors(problem, host, threads)
+
+
 def window_of(problem: Problem) -> Window:
     """The geometry of a problem as kernels are specialised for it."""
     p = problem
     padded = tuple(low > 0 or high > 0 for low, high in zip(p.pad_low, p.pad_high, strict=True))
     return Window(p.kernel, p.stride, p.dilation, p.pad_low, padded, p.pad_mode)
-
-
-def planes_only(problem: Problem) -> bool:
-    """Whether there is one output channel only, so that adjacent pixels make better vectors."""
-    return problem.out_channels == 1 and even_stride(problem.out_strides[2:], problem.out_size) == 1
 
 
 def tile_width(problem: Problem, host: Host) -> tuple[int, int, int]:

@@ -42,6 +42,7 @@ from leanconv.program import Phase
 class _Kn2(Algorithm):
     """All maps of an image; `layout` says how they lie."""
 
+    automatic: ClassVar[bool] = False
     layout: ClassVar[str]
     paper: ClassVar[str] = PAPER_KN2
 

@@ -42,6 +42,7 @@ from leanconv.problem import Problem
 class _Accumulating(Algorithm):
     """One map; `layout` says how it lies."""
 
+    automatic: ClassVar[bool] = False
     layout: ClassVar[str]
     paper: ClassVar[str] = PAPER
     tunables: ClassVar[Mapping[str, str]] = {
