@@ -146,7 +146,7 @@ class Speed(Check):
         which = f" {self.only[1]}" if self.only else ""
         why = f"against {name} on {_count(layers)}{which}{self._spread(factors)}"
         if verdict == NOT:
-            why += _ceiling([over[layer] for layer in layers], name, self.how)
+            why += self._reason([ours[layer] for layer in layers], [over[layer] for layer in layers])
         return Outcome(verdict, self._words(value), why)
 
     def _value(self, factors: list[float]) -> float:
@@ -160,6 +160,16 @@ class Speed(Check):
         if self.how == "share":
             return f"{value:.0%} of the layers"
         return f"{value - 1:+.0%}" if self.percent else f"{value:.2f} x"
+
+    def _reason(self, ours: Sequence[Row], over: Sequence[Row]) -> str:
+        """Return what both reach of the peak, and the factor that is left, if it is below the claim."""
+        if self.how != "mean":
+            return ""
+        parts = [statistics.geometric_mean(row.percent_of_peak or math.nan for row in rows) for rows in (ours, over)]
+        words = f"; {parts[0]:.0f} % of peak against {parts[1]:.0f} %"
+        most = 100 / parts[1]
+        bound = f", so at most {most:.1f} x is possible with all operations done" if most < self.expected else ""
+        return words + bound
 
     def _spread(self, factors: Mapping[str, float]) -> str:
         low, high = min(factors, key=factors.__getitem__), max(factors, key=factors.__getitem__)
@@ -248,12 +258,3 @@ def _missing(measured: Measured, ours: Sequence[str], over: Sequence[str], threa
             reasons = {f"{row.algorithm}: {row.reason}" for row in rows if row.reason}
             return f"{' and '.join(names)} not timed" + (f" ({sorted(reasons)[0]})" if reasons else "")
     return "no layer on which both were timed"
-
-
-def _ceiling(rows: Sequence[Row], name: str, how: str) -> str:
-    """Return what bounds a factor over a contestant: it cannot exceed what is left of the peak."""
-    if how == "share":
-        return ""
-    parts = [row.percent_of_peak or math.nan for row in rows]
-    part = min(parts) if how == "most" else statistics.geometric_mean(parts)
-    return f"; it reaches {part:.0f} % of peak here, so nothing that does all operations is {100 / part:.1f} x as fast"
