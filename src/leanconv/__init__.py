@@ -2,6 +2,7 @@
 
 from leanconv.api import algorithms, conv1d, conv2d, conv3d, plan
 from leanconv.bandwidth import memory_bandwidth
+from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
 from leanconv.errors import (
@@ -48,10 +49,12 @@ __all__ = [
     "conv3d",
     "fma_peak",
     "get_num_threads",
+    "inverted_residual",
     "mapped_conv2d",
     "memory_bandwidth",
     "plan",
     "regular_map",
+    "separable_conv2d",
     "set_num_threads",
     "threads",
 ]
