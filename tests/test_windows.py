@@ -156,11 +156,11 @@ def test_workspace_is_the_papers_formula(name: str, batch: int) -> None:
         for layout in ("NHWC", "NCHW"):
             x, w = layer.shapes(layout)
             options = layer.options(layout)
-            infos = {i.name: i for i in leanconv.algorithms(x, w, **options)}
-            if layout == "NCHW" and not infos[name].applies:
-                assert name == "mec_rows" or (name == "mec_a" and batch > 1)
+            try:
+                plan = leanconv.plan(x, w, algorithm=name, threads=2, **options)
+            except leanconv.NotApplicableError:
+                assert layout == "NCHW" and (name == "mec_rows" or (name == "mec_a" and batch > 1))
                 continue
-            plan = leanconv.plan(x, w, algorithm=name, threads=2, **options)
             (buffer,) = plan._lowering.workspace
             assert buffer.nbytes == 4 * elements(name, layer, layout), f"{name} {layer.name} {layout}"
             assert plan.workspace_bytes == -(-buffer.nbytes // ALIGNMENT) * ALIGNMENT
@@ -202,12 +202,12 @@ def test_bands_of_every_height(geometry: Geometry, layout: str) -> None:
 
 @pytest.mark.parametrize("threads", [1, 4])
 def test_bands_use_what_they_are_given(threads: int) -> None:
-    """256 KiB a thread at the most, and nearly all of a lower ceiling."""
+    """Less than 256 KiB a thread, and most of a lower ceiling."""
     for layer in resolve(["mec", "resnet18"]):
         x, w = layer.shapes("NHWC")
         options = {**layer.options("NHWC"), "algorithm": "im2win_band", "threads": threads}
         plan = leanconv.plan(x, w, **options)
-        assert plan.workspace_bytes <= threads * (256 << 10)
+        assert plan.workspace_bytes < threads * (256 << 10)
         whole = 4 * elements("im2win", layer)
         for limit in (32 << 10, 64 << 10, 128 << 10):
             extra = plan.extra_bytes - plan.workspace_bytes  # packed weights filled up to whole vectors

@@ -49,14 +49,17 @@ class Plan:
         memory_limit: int | None = None,
         tunables: Mapping[str, int] | None = None,
         inner: Problem | None = None,
+        staging: int | None = None,
     ) -> None:
+        """`staging`: bytes of workspace that the algorithm should keep to, if other than the limit."""
         self.problem = problem
         self.threads = threads
         self.memory_limit = memory_limit
         self.tunables = dict(tunables or {})
         self._algorithm = algorithm
+        self._staging = staging
         self._lowering: Lowering = around_copies(
-            problem, algorithm, this_host(), threads, memory_limit, self.tunables, inner
+            problem, algorithm, this_host(), threads, memory_limit if staging is None else staging, self.tunables, inner
         )
         # A limit counts packed weights and tables too; what they leave all concurrent calls may use together.
         kept = self.extra_bytes - self.workspace_bytes + self.table_bytes
@@ -71,10 +74,21 @@ class Plan:
         """
         options = (self._algorithm, self.threads, self.memory_limit, self.tunables)
         if refusal(self._algorithm, problem) is None:
-            plan = Plan(problem, *options)
+            plan = Plan(problem, *options, staging=self._staging)
             if _same_packing(plan.packing, self.packing):
                 return plan
-        return Plan(problem, *options, inner=replace(self.problem, residual_strides=_dense_residual(problem, self)))
+        inner = replace(self.problem, residual_strides=_dense_residual(problem, self))
+        return Plan(problem, *options, inner=inner, staging=self._staging)
+
+    @property
+    def chosen(self) -> Algorithm:
+        """The algorithm."""
+        return self._algorithm
+
+    @property
+    def lowering(self) -> Lowering:
+        """The program as phases, and what they need."""
+        return self._lowering
 
     @property
     def packing(self) -> WeightPacking | None:

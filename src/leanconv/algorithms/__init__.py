@@ -29,7 +29,14 @@ from leanconv.algorithms.mec import Mec, MecA
 from leanconv.algorithms.mec_rows import MecRows
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
-from leanconv.algorithms.winograd import WinogradF2, WinogradF4, WinogradF6
+from leanconv.algorithms.winograd import (
+    WinogradF2,
+    WinogradF2OnTheFly,
+    WinogradF4,
+    WinogradF4OnTheFly,
+    WinogradF6,
+    WinogradF6OnTheFly,
+)
 
 REGISTRY: tuple[Algorithm, ...] = (
     Depthwise(),
@@ -67,5 +74,8 @@ REGISTRY: tuple[Algorithm, ...] = (
     WinogradF2(),
     WinogradF4(),
     WinogradF6(),
+    WinogradF2OnTheFly(),
+    WinogradF4OnTheFly(),
+    WinogradF6OnTheFly(),
 )
 """Every algorithm, the one preferred where several apply first."""

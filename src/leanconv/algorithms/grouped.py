@@ -19,7 +19,7 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.channelwise import few_channels
-from leanconv.algorithms.dense import output_refusal, store_columns
+from leanconv.algorithms.dense import output_refusal
 from leanconv.host import Host
 from leanconv.problem import Problem
 
@@ -45,11 +45,6 @@ class Grouped(Algorithm):
         if problem.group_in > MOST_IN:
             return f"each group has {problem.group_in} input channels, grouped takes {MOST_IN} at the most"
         return output_refusal(problem)
-
-    def suits(self, problem: Problem, host: Host) -> bool:
-        """Where the outputs of a group do not fill what the core's tile is wide: two vectors, or one channels first."""
-        lanes = host.target.lanes(problem.dtype)
-        return problem.group_out < (lanes if store_columns(problem) else 2 * lanes)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

@@ -31,6 +31,7 @@ PAPER = (
 class Im2win(Algorithm):
     """The whole window tensor of an image."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "im2win"
     title: ClassVar[str] = "im2win, the whole window tensor, then the core"
     paper: ClassVar[str] = PAPER
@@ -51,6 +52,7 @@ class Im2win(Algorithm):
 class Im2winBand(Algorithm):
     """The window tensor in bands that stay in the cache."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "im2win_band"
     title: ClassVar[str] = "im2win in bands of output pixels, a thread's own"
     paper: ClassVar[str] = PAPER

@@ -42,6 +42,7 @@ from leanconv.program import Phase
 class _Kn2(Algorithm):
     """All maps of an image; `layout` says how they lie."""
 
+    automatic: ClassVar[bool] = False
     layout: ClassVar[str]
     paper: ClassVar[str] = PAPER_KN2
 
@@ -58,7 +59,7 @@ class _Kn2(Algorithm):
         over = walk.over_image()
         maps = _map_fields(p, host)
         product = Product(pixels_of(p, host), ImageMaps(), flat(p))
-        buffer = Buffer("products", p.taps * p.out_channels * pixels * p.itemsize)
+        buffer = Buffer("maps", p.taps * p.out_channels * pixels * p.itemsize)
         most = affordable(workspace, threads, buffer, sum_bytes(p, host))
         image_blocks, blocks = cut(p, host, threads, over, 1), cut(p, host, threads, walk, 1, most)
         phases: list[Phase] = []

@@ -35,6 +35,7 @@ HOLES = "holes"
 class _Punching(Algorithm):
     """The accumulating product; `layout` says how the output lies."""
 
+    automatic: ClassVar[bool] = False
     layout: ClassVar[str]
     paper: ClassVar[str] = PAPER
 

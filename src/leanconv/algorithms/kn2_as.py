@@ -42,6 +42,7 @@ from leanconv.problem import Problem
 class _Accumulating(Algorithm):
     """One map; `layout` says how it lies."""
 
+    automatic: ClassVar[bool] = False
     layout: ClassVar[str]
     paper: ClassVar[str] = PAPER
     tunables: ClassVar[Mapping[str, str]] = {
@@ -60,7 +61,7 @@ class _Accumulating(Algorithm):
         strip = tunables.get("strip")
         blocks = cut(p, host, threads, walk, 1)
         positions = walk.out[0] * walk.out[1] * _map_width(p, walk, blocks)
-        buffer = Buffer("products", p.out_channels * positions * p.itemsize)
+        buffer = Buffer("maps", p.out_channels * positions * p.itemsize)
         images: list[int | None] = list(range(p.batch))
         what = f"its part of a map of {p.out_channels} x {positions}"
         chosen: dict[str, int | str] = {}
@@ -111,7 +112,7 @@ def _strips(
         both = [size for size in (pixel, sum_bytes(p, host)) if size]
         blocks = cut(p, host, threads, walk, p.batch, affordable(workspace, threads, None, *both))
     held = (blocks.rows - 1) * _map_width(p, walk, blocks) + min(blocks.cols, walk.size[2])
-    return blocks, Buffer("products", held * pixel, per_thread=True)
+    return blocks, Buffer("maps", held * pixel, per_thread=True)
 
 
 class Kn2rowAs(_Accumulating):

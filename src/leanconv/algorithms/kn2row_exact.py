@@ -27,6 +27,7 @@ from leanconv.problem import Problem
 class Kn2rowExact(Algorithm):
     """One tap after the other, over the outputs it reaches."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "kn2row_exact"
     title: ClassVar[str] = "one tap after the other, added to exactly the outputs it reaches"
     paper: ClassVar[str] = PAPER + "; on exact regions instead of holes"

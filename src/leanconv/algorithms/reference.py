@@ -22,6 +22,7 @@ from leanconv.program import Phase
 class Reference(Algorithm):
     """The definition."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "reference"
     title: ClassVar[str] = "the definition, summed in float64"
     paper: ClassVar[str] = "Y. LeCun et al.: Backpropagation Applied to Handwritten Zip Code Recognition, 1989"

@@ -33,7 +33,7 @@ from leanconv.program import Phase
 TENSOR = "window tensor"
 FEW = 8  # vectors of channels up to which a copy is made for their number
 MOST_ROWS = 16  # of the image that are interleaved at one time
-LARGEST_BAND = 256 << 10  # bytes a thread
+LARGEST_BAND = 255 << 10  # bytes a thread, if nothing else is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ def whole(problem: Problem, host: Host, threads: int, slide: int, name: str, *, 
 def bands(problem: Problem, host: Host, threads: int, workspace: int | None, chosen: int | None) -> Lowering:
     """Bands of output pixels, each staged and read by one thread; windows slide along the last dimension.
 
-    `chosen` output rows a band, else as many pixels as fit half the second-level cache, 256 KiB and the workspace.
+    `chosen` output rows a band, else as many pixels as fit half the second-level cache, LARGEST_BAND and the workspace.
     """
     p = problem
     pixels, width, slide = math.prod(p.out_size), p.out_size[-1], p.ndim - 1

@@ -24,6 +24,7 @@ from leanconv.algorithms.blocking import panels_of
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.core import Reduction, reduction_fields
+from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.winograd import WinogradSpec
 from leanconv.kernels.winograd_input import InputStep
@@ -41,6 +42,11 @@ MOST_PRODUCTS = 256  # in one tile: all of F(4, 3) in three dimensions, whose wi
 # What each axis adds to the error of a plain sum, by its number of points. Measured: 1.1 times for 4 points, 1.4 for 6,
 # 3.5 for 8 (two axes of 3 taps, 256 channels); the rest is margin for single outputs.
 _ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5.0}
+
+
+# For the cost model: operations a point of one pass of a transform, those of loading and storing it, and how much more
+# of a byte's time shows than with the plain core: weights are used for a tile's few rows and not again in the block.
+_PASS, _MOVE, _STREAM = 2.2, 3.0, 8.0
 
 
 def tiling_of(problem: Problem, outputs: int) -> Tiling:
@@ -77,6 +83,11 @@ def tile_fields(problem: Problem, tiling: Tiling) -> dict[str, int]:
     return fields
 
 
+def odd_lines(nbytes: int) -> int:
+    """Bytes filled up to an odd number of cache lines."""
+    return (-(-nbytes // ALIGNMENT) | 1) * ALIGNMENT
+
+
 class Winograd(Algorithm):
     """Winograd convolution with tiles of `outputs` outputs along each axis."""
 
@@ -110,6 +121,25 @@ class Winograd(Algorithm):
         sizes = (axis.transform.size for axis in tiling_of(problem, self.outputs).axes)
         return super().error_bound(problem) * math.prod(_ERROR_GROWTH[size] for size in sizes)
 
+    def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
+        """Products, transforms, and weights that each block of tiles reads once."""
+        p, tiling = problem, tiling_of(problem, self.outputs)
+        lanes, points = host.target.lanes(p.dtype), tiling.points
+        tiles = p.groups * tile_fields(p, tiling)["tile_count"]
+        inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
+        transform = points * (_PASS * len(tiling.active) + _MOVE)
+        blocks = int(lowering.parameters["blocks"])
+        counts = {"multiply": tiles * points * p.group_in * outer, "vector": tiles * (inner + outer) * transform}
+        if self.transform:
+            counts["vector"] += p.groups * blocks * p.group_in * outer * transform
+        if p.x_strides[1] != 1:
+            counts["block"] = tiles * points * inner
+        if p.out_strides[1] != 1:
+            counts["turn"] = p.batch * math.prod(p.out_size) * p.groups * outer
+        weights = p.groups * points * p.group_in * p.group_out * p.itemsize
+        out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
+        return Cost(counts, ((_STREAM * blocks * weights, weights),), ((out, out),), lowering.phases[-1].chunks)
+
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
@@ -120,11 +150,19 @@ class Winograd(Algorithm):
 
 
 class WinogradF2(Winograd):
-    """Tiles of 2 outputs: near the accuracy of plain sums."""
+    """Tiles of 2 outputs; near the accuracy of plain sums."""
 
     name: ClassVar[str] = "winograd_f2"
     title: ClassVar[str] = "Winograd, tiles of 2 outputs along each axis"
     outputs: ClassVar[int] = 2
+
+
+class WinogradF2OnTheFly(WinogradF2):
+    """The same with weights as they are, transformed anew for each block of tiles."""
+
+    name: ClassVar[str] = "winograd_f2_on_the_fly"
+    title: ClassVar[str] = "Winograd, tiles of 2, weights transformed block by block"
+    transform: ClassVar[bool] = True
 
 
 class WinogradF4(Winograd):
@@ -135,12 +173,28 @@ class WinogradF4(Winograd):
     outputs: ClassVar[int] = 4
 
 
+class WinogradF4OnTheFly(WinogradF4):
+    """The same with weights as they are, transformed anew for each block of tiles."""
+
+    name: ClassVar[str] = "winograd_f4_on_the_fly"
+    title: ClassVar[str] = "Winograd, tiles of 4, weights transformed block by block"
+    transform: ClassVar[bool] = True
+
+
 class WinogradF6(Winograd):
     """Tiles of 6 outputs."""
 
     name: ClassVar[str] = "winograd_f6"
     title: ClassVar[str] = "Winograd, tiles of 6 outputs along each axis"
     outputs: ClassVar[int] = 6
+
+
+class WinogradF6OnTheFly(WinogradF6):
+    """The same with weights as they are, transformed anew for each block of tiles."""
+
+    name: ClassVar[str] = "winograd_f6_on_the_fly"
+    title: ClassVar[str] = "Winograd, tiles of 6, weights transformed block by block"
+    transform: ClassVar[bool] = True
 
 
 class _Lowered:
@@ -170,7 +224,11 @@ class _Lowered:
 
     def panel_bytes(self, width: int) -> int:
         """Transformed weights and biases of a panel `width` bytes wide."""
-        return (self.tiling.points * self.problem.group_in + self.problem.has_bias) * width
+        return self.tiling.points * self.point_bytes(width) + self.problem.has_bias * width
+
+    def point_bytes(self, width: int) -> int:
+        """Bytes of one point's weights in such a panel."""
+        return odd_lines(self.problem.group_in * width)
 
     def scratch(self, tiles: int) -> tuple[dict[str, int], int]:
         """Where everything lies in a thread's scratch for blocks of so many tiles, and its bytes.
@@ -178,7 +236,7 @@ class _Lowered:
         Matrices of different points are an odd number of cache lines apart: a tile's values would otherwise fall into
         few sets of the first-level cache.
         """
-        point, product = ((-(-tiles * size // ALIGNMENT) | 1) * ALIGNMENT for size in (self.row, self.width))
+        point, product = odd_lines(tiles * self.row), odd_lines(tiles * self.width)
         fields = {"v_point": point, "m_point": product, "v_row": self.row, "v_at": 0}
         fields["m_at"] = end = self.tiling.points * point
         fields["zero_at"] = end = end + self.tiling.points * product
@@ -193,7 +251,8 @@ class _Lowered:
         """Tiles a block: what the second-level cache holds, and enough that weights are not all that is read."""
         tile = self.tiling.points * (self.row + self.width)
         total = max(1, self.fields["tile_count"])
-        tiles = wanted or max(self.host.l2 * 3 // 4 // tile, 16)
+        least = 32 if self.transform else 16
+        tiles = wanted or max(self.host.l2 * 3 // 4 // tile, least)
         tiles = min(tiles, total)
         if wanted is None and threads > 1:
             tiles = min(tiles, max(6, -(-total // (4 * threads))))
@@ -212,7 +271,9 @@ class _Lowered:
     @property
     def packed_bytes(self) -> int:
         """Bytes of all transformed weights."""
-        return self.problem.groups * self.panel_bytes(self.panels.registers * self.host.target.vector_bytes)
+        whole, last = (n * self.host.target.vector_bytes for n in (self.panels.vectors, self.panels.last))
+        group = self.panels.count * self.panel_bytes(whole) + (self.panel_bytes(last) if last else 0)
+        return self.problem.groups * group
 
     def weight_fields(self) -> dict[str, int]:
         """Where the user's weights and biases are."""
@@ -226,6 +287,8 @@ class _Lowered:
             "bias_g": p.group_out * item,
             "group_out": p.group_out,
             "panel_count": self.panels.total,
+            "u_point": self.point_bytes(self.panels.vectors * self.host.target.vector_bytes),
+            "u_last": self.point_bytes(self.panels.last * self.host.target.vector_bytes),
             **{f"w_{d}": stride for d, stride in enumerate(strides[2:])},
         }
 

@@ -149,7 +149,7 @@ class Step(Protocol):
 
     @property
     def maps(self) -> bool:
-        """Whether it keeps products in the buffer "products"."""
+        """Whether it keeps products in the buffer "maps"."""
 
     @property
     def apart(self) -> bool:
@@ -171,7 +171,7 @@ class TapsSpec:
     A residual after the activation may be the output itself, which is then no place for partial sums: they have a
     buffer of their own, a panel of one block for each thread.
 
-    Buffers: x, w (packed), out, residual, map (where a step keeps products), sums.
+    Buffers: x, w (packed), out, residual, products (of a step that keeps them), sums.
 
     Fields: `{n,g,z,y,c,k}_div` and `_count` split the chunk's number (`n_first` the first image); `rows` and `cols` a
     block; `taps{d} in{d} out{d} dilation{d} pad{d}` extents, `at{d}` bytes between pixels of x; `channels`; `x_* o_*
@@ -205,7 +205,7 @@ class TapsSpec:
         def own(role: str) -> Value:
             return fn.gep(fields.buffer(role), fn.mul(kernel.thread, fields[f"thread_{role}"]))
 
-        maps = own("products") if self.step.maps else None
+        maps = own("maps") if self.step.maps else None
         sums = own("sums") if self.epilogue.residual == "after" else None
 
         def span(index: Index, size: str, end: str) -> Span:
