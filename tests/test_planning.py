@@ -164,18 +164,18 @@ def test_other_requirements_are_checked() -> None:
 
 
 def test_accuracy_goes_by_the_error_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = type(algorithm_named("im2col"))
+    entry = type(algorithm_named("implicit_gemm"))
     monkeypatch.setattr(entry, "error_class", "transformed")
     monkeypatch.setattr(entry, "error_bound", lambda self, problem: 5e-6)
     names = {"fast": True, "standard": False, "exact": False}
     for accuracy, taken in names.items():
         found = {row.name: row for row in leanconv.explain(**LAYER, accuracy=accuracy).rows}
-        assert (found["im2col"].verdict != "not allowed") == taken
+        assert (found["implicit_gemm"].verdict != "not allowed") == taken
     monkeypatch.setattr(entry, "error_bound", lambda self, problem: 3e-6)
-    row = next(r for r in leanconv.explain(**LAYER, accuracy="standard").rows if r.name == "im2col")
+    row = next(r for r in leanconv.explain(**LAYER, accuracy="standard").rows if r.name == "implicit_gemm")
     assert row.verdict != "not allowed"
     # Who is named is taken.
-    assert leanconv.plan(**LAYER, algorithm="im2col", accuracy="exact").algorithm == "im2col"
+    assert leanconv.plan(**LAYER, algorithm="implicit_gemm", accuracy="exact").algorithm == "implicit_gemm"
 
 
 @ENGINE
@@ -295,7 +295,8 @@ def test_explanations() -> None:
     assert {row.name for row in found.rows} == {a.name for a in REGISTRY}
     by_name = {row.name: row for row in found.rows}
     assert by_name["pointwise"].verdict == "not applicable" and "9 taps" in by_name["pointwise"].reason
-    assert by_name["im2col"].verdict == "over the limit" and by_name["im2col"].needed_bytes > 64 << 10
+    assert by_name["winograd_f4"].verdict == "over the limit" and by_name["winograd_f4"].needed_bytes > 64 << 10
+    assert by_name["im2col"].verdict == "not allowed" and by_name["im2col"].needed_bytes > 64 << 10
     assert by_name["reference"].verdict == "not allowed"
     needed = [offer.needed_bytes for offer in found.offers]
     assert needed == sorted(needed) and all(n > 64 << 10 for n in needed)

@@ -251,9 +251,11 @@ def test_refusals() -> None:
     assert "512 products" in str(reason("winograd_f6", (3, 3, 3))) and reason("winograd_f4", (3, 3, 3)) is None
 
 
-def test_auto_takes_plain_sums() -> None:
+def test_accuracy_decides_whether_it_runs_unasked() -> None:
     case = Case((1, 64, 56, 56), (64, 64, 3, 3), WINDOW)
-    assert case.plan("auto").algorithm == "direct"
+    assert case.plan("auto").algorithm in ("winograd_f2", "winograd_f4")
+    assert "winograd" not in case.plan("auto", accuracy="exact").algorithm
+    assert "winograd" not in case.plan("auto", deterministic=True).algorithm
 
 
 FUSED = [target for target in TARGETS.values() if target.fma]

@@ -46,7 +46,8 @@ _ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5
 
 # For the cost model: operations a point of one pass of a transform, those of loading and storing it, and how much more
 # of a byte's time shows than with the plain core: weights are used for a tile's few rows and not again in the block.
-_PASS, _MOVE, _STREAM = 2.2, 3.0, 8.0
+# Less than a vector of channels (RGB images) is loaded in pieces, and its products are too short to hide the rest.
+_PASS, _MOVE, _STREAM, _NARROW = 2.2, 3.0, 8.0, 3.0
 
 
 def tiling_of(problem: Problem, outputs: int) -> Tiling:
@@ -130,6 +131,8 @@ class Winograd(Algorithm):
         transform = points * (_PASS * len(tiling.active) + _MOVE)
         blocks = int(lowering.parameters["blocks"])
         counts = {"multiply": tiles * points * p.group_in * outer, "vector": tiles * (inner + outer) * transform}
+        if p.group_in < lanes:
+            counts["vector"] *= _NARROW
         if self.transform:
             counts["vector"] += p.groups * blocks * p.group_in * outer * transform
         if p.x_strides[1] != 1:
