@@ -15,12 +15,12 @@ from dataclasses import dataclass
 from leanconv.codegen.ir import Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.channelwise import Channelwise, ChannelwiseSpec
+from leanconv.kernels.copy import copy_run
 from leanconv.kernels.core import REACH, Sum, Tile
 from leanconv.kernels.dense import DenseSpec, panel_tiles
 from leanconv.kernels.fields import Fields, KernelFunction, Prefixed
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import each_panel
-from leanconv.kernels.patches import copy_run
 
 
 @dataclass(frozen=True, slots=True)
