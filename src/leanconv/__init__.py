@@ -2,6 +2,7 @@
 
 from leanconv.api import algorithms, conv1d, conv2d, conv3d, explain, network_frontier, plan, plan_network
 from leanconv.bandwidth import memory_bandwidth
+from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
 from leanconv.errors import (
@@ -56,6 +57,7 @@ __all__ = [
     "fma_peak",
     "get_memory_limit",
     "get_num_threads",
+    "inverted_residual",
     "mapped_conv2d",
     "memory_bandwidth",
     "memory_limit",
@@ -65,6 +67,7 @@ __all__ = [
     "plan_network",
     "record_plans",
     "regular_map",
+    "separable_conv2d",
     "set_memory_limit",
     "set_num_threads",
     "threads",

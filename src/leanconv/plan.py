@@ -223,17 +223,20 @@ class Plan:
     def pack(self, weights: Array, bias: Array | None) -> Block | None:
         """The block of packed weights of checked arrays, or None if the algorithm packs nothing."""
         packing = self._lowering.packing
-        if packing is None:
-            return None
-        block = allocate(packing.nbytes)
-        phase = _with_weight_strides(packing.phase, weights)
-        job = Job(Compiled(Program((phase,), (), self.threads)))
-        keep = np.ascontiguousarray(bias) if bias is not None else None
-        job.table[_W], job.table[_WEIGHTS] = block.address, address_of(weights)
-        if keep is not None:
-            job.table[_BIAS] = address_of(keep)
-        pool().run(job.address, min(self.threads, phase.chunks))
-        return block
+        return None if packing is None else packed_block(packing, weights, bias, self.threads)
+
+
+def packed_block(packing: WeightPacking, weights: Array, bias: Array | None, threads: int) -> Block:
+    """A block with checked weights as a packing has them."""
+    block = allocate(packing.nbytes)
+    phase = _with_weight_strides(packing.phase, weights)
+    job = Job(Compiled(Program((phase,), (), threads)))
+    keep = np.ascontiguousarray(bias) if bias is not None else None
+    job.table[_W], job.table[_WEIGHTS] = block.address, address_of(weights)
+    if keep is not None:
+        job.table[_BIAS] = address_of(keep)
+    pool().run(job.address, min(threads, phase.chunks))
+    return block
 
 
 def _with_weight_strides(phase: Phase, weights: Array) -> Phase:
