@@ -16,6 +16,7 @@ Networks, CVPR 2016.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import ClassVar
@@ -54,16 +55,18 @@ _PASS, _MOVE, _STREAM, _NARROW = 2.2, 3.0, 8.0, 3.0
 
 def tiling_of(problem: Problem, outputs: int) -> Tiling:
     """Tiles of `outputs` outputs along each axis that has taps, fewer where the image is small."""
-    axes = []
-    for out, taps, stride, dilation, pad in zip(
-        problem.out_size, problem.kernel, problem.stride, problem.dilation, problem.pad_low, strict=True
-    ):
-        longest = -(-out // dilation)  # outputs of the first of the interleaved problems
-        size = min(outputs, longest) if taps > 1 else 1
-        edge = longest - (-(-longest // size) - 1) * size
-        transform = Strided.of(size, taps, stride) if 1 < stride <= taps else CookToom.of(size, taps)
-        axes.append(Axis(transform, edge, stride, dilation, pad))
-    return Tiling(tuple(axes))
+    p = problem
+    axes = zip(p.out_size, p.kernel, p.stride, p.dilation, p.pad_low, strict=True)
+    return Tiling(tuple(_axis(outputs, *axis) for axis in axes))
+
+
+@functools.lru_cache(maxsize=4096)  # a plan asks some twenty times
+def _axis(outputs: int, out: int, taps: int, stride: int, dilation: int, pad: int) -> Axis:
+    longest = -(-out // dilation)  # outputs of the first of the interleaved problems
+    size = min(outputs, longest) if taps > 1 else 1
+    edge = longest - (-(-longest // size) - 1) * size
+    transform = Strided.of(size, taps, stride) if 1 < stride <= taps else CookToom.of(size, taps)
+    return Axis(transform, edge, stride, dilation, pad)
 
 
 def tile_fields(problem: Problem, tiling: Tiling) -> dict[str, int]:
