@@ -15,6 +15,7 @@ from leanconv.errors import (
     MemoryLimitError,
     NotApplicableError,
 )
+from leanconv.layouts import to_layout
 from leanconv.mapped import mapped_conv2d, regular_map
 from leanconv.peak import fma_peak
 from leanconv.plan import Plan
@@ -54,4 +55,5 @@ __all__ = [
     "regular_map",
     "set_num_threads",
     "threads",
+    "to_layout",
 ]
