@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from leanconv.algorithms import batchwise
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.dense import core_phase, image_input, output_refusal, pack_weights
 from leanconv.host import Host
@@ -36,6 +37,8 @@ class Direct(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase: the core over the image."""
+        if batchwise.applies(problem, host):
+            return batchwise.lower(problem, host, threads)
         phase, parameters = core_phase(problem, host, threads, image_input(problem))
         return Lowering(
             phases=(phase,),
