@@ -23,11 +23,20 @@ def applies(problem: Problem, host: Host) -> bool:
     p = problem
     if p.ndim < 2 or p.kernel[-1] != 1 or p.stride[-1] != 1 or p.pad_low[-1] or p.pad_high[-1]:
         return False
-    strides = [p.x_strides, p.out_strides, *([p.residual_strides] if p.residual_strides else [])]
-    if p.in_size[-1] == 1 or any(s[-1] != 1 for s in strides):
+    if adjacent_refusal(p) is not None:
         return False
     length, lanes = p.in_size[-1], narrowed(host, p).target.lanes(p.dtype)
-    return p.layout in BATCH_LAST or (p.taps > 1 and length / (-(-length // lanes) * lanes) >= LEAST_FILLED)
+    filled = length / (-(-length // lanes) * lanes)
+    return p.layout in BATCH_LAST or (p.taps > 1 and length > 1 and filled >= LEAST_FILLED)
+
+
+def adjacent_refusal(problem: Problem) -> str | None:
+    """Why the elements of the last axis cannot be loaded and stored as vectors, or None if they can."""
+    p = problem
+    for name, strides in (("image", p.x_strides), ("output", p.out_strides), ("residual", p.residual_strides)):
+        if strides is not None and strides[-1] != 1:
+            return f"the {name}'s elements are not adjacent along the last axis"
+    return None
 
 
 def narrowed(host: Host, problem: Problem) -> Host:
@@ -41,7 +50,7 @@ def narrowed(host: Host, problem: Problem) -> Host:
 
 def lower(problem: Problem, host: Host, threads: int) -> Lowering:
     """One phase: rows of output pixels, their vectors through all panels."""
-    p, item, host = problem, problem.itemsize, narrowed(host, problem)
+    p, host = problem, narrowed(host, problem)
     dims, lanes = p.ndim - 1, host.target.lanes(problem.dtype)
     length, lines = p.in_size[-1], math.prod(p.out_size[: dims - 1])
     vectors = -(-length // lanes)
@@ -49,7 +58,6 @@ def lower(problem: Problem, host: Host, threads: int) -> Lowering:
     tail = -(-(length % (2 * lanes)) // lanes)
     rows, panels, short = columns.heights(p, host)
     block, group = blocking(p, host, threads, lines)
-    groups_of_panels, blocks = -(-panels // group), -(-lines // block)
     spec = BatchSpec(
         host.target,
         p.dtype,
@@ -66,9 +74,33 @@ def lower(problem: Problem, host: Host, threads: int) -> Lowering:
         p.has_bias,
         Epilogue(p.activation, p.residual),
     )
+    fields = {**common_fields(p, block, group, panels, short), **reduction_fields(p.group_in)}
+    rows_of_weights = p.group_in
+    for d in reversed(range(dims)):
+        stride, reach = p.stride[d], (p.kernel[d] - 1) * p.dilation[d]
+        low = min(-(-p.pad_low[d] // stride), p.out_size[d])
+        high = min((p.in_size[d] - 1 - reach + p.pad_low[d]) // stride + 1, p.out_size[d])
+        fields |= {f"low{d}": low, f"high{d}": max(high, low), f"w_rows{d}": rows_of_weights}
+        rows_of_weights *= p.kernel[d]
+    chunks = fields["n_count"] * fields["g_count"] * fields["b_count"] * fields["k_count"]
+    tile = f"{rows}x{2 * lanes}"
+    return Lowering(
+        phases=(Phase("core", spec, fields, chunks),),
+        packing=columns.pack_rows(p, host),
+        steps=(f"core {tile} reads the image in place, in vectors along its last axis",),
+        parameters={"tile": tile, "block": block, "panels": group, "chunks": chunks},
+    )
+
+
+def common_fields(
+    problem: Problem, block: int, group: int, panels: int, short: int, image: int | None = None
+) -> dict[str, int]:
+    """Fields of the arrays and of chunks, on all images or on one."""
+    p, item, dims = problem, problem.itemsize, problem.ndim - 1
+    lines = math.prod(p.out_size[: dims - 1])
+    groups_of_panels, blocks = -(-panels // group), -(-lines // block)
     channel = p.x_strides[1] * item
     fields = {
-        **reduction_fields(p.group_in),
         "k_div": 1,
         "k_count": groups_of_panels,
         "b_div": groups_of_panels,
@@ -76,8 +108,8 @@ def lower(problem: Problem, host: Host, threads: int) -> Lowering:
         "g_div": groups_of_panels * blocks,
         "g_count": p.groups,
         "n_div": groups_of_panels * blocks * p.groups,
-        "n_count": p.batch,
-        "n_first": 0,
+        "n_count": p.batch if image is None else 1,
+        "n_first": image or 0,
         "block": block,
         "lines": lines,
         "panels": group,
@@ -88,22 +120,11 @@ def lower(problem: Problem, host: Host, threads: int) -> Lowering:
         "x_n": p.x_strides[0] * item,
         "x_g": p.group_in * channel,
         "x_c": channel,
-        "length": length,
+        "length": p.in_size[-1],
+        "channels": p.group_in,
     }
-    rows_of_weights = p.group_in
-    for d in reversed(range(dims)):
-        stride, reach = p.stride[d], (p.kernel[d] - 1) * p.dilation[d]
-        low = min(-(-p.pad_low[d] // stride), p.out_size[d])
-        high = min((p.in_size[d] - 1 - reach + p.pad_low[d]) // stride + 1, p.out_size[d])
-        fields |= {
-            f"out{d}": p.out_size[d],
-            f"in{d}": p.in_size[d],
-            f"at{d}": p.x_strides[2 + d] * item,
-            f"low{d}": low,
-            f"high{d}": max(high, low),
-            f"w_rows{d}": rows_of_weights,
-        }
-        rows_of_weights *= p.kernel[d]
+    for d in range(dims):
+        fields |= {f"out{d}": p.out_size[d], f"in{d}": p.in_size[d], f"at{d}": p.x_strides[2 + d] * item}
     for letter, strides in (("o", p.out_strides), ("r", p.residual_strides)):
         if strides is not None:
             out_channel = strides[1] * item
@@ -113,14 +134,7 @@ def lower(problem: Problem, host: Host, threads: int) -> Lowering:
                 f"{letter}_k": out_channel,
                 **{f"{letter}at{d}": strides[2 + d] * item for d in range(dims)},
             }
-    chunks = p.batch * p.groups * blocks * groups_of_panels
-    tile = f"{rows}x{2 * lanes}"
-    return Lowering(
-        phases=(Phase("core", spec, fields, chunks),),
-        packing=columns.pack_rows(p, host),
-        steps=(f"core {tile} reads the image in place, in vectors along its last axis",),
-        parameters={"tile": tile, "block": block, "panels": group, "chunks": chunks},
-    )
+    return fields
 
 
 def blocking(problem: Problem, host: Host, threads: int, lines: int) -> tuple[int, int]:

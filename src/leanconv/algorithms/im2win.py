@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from leanconv.algorithms import batchband
 from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.batchwise import adjacent_refusal
 from leanconv.algorithms.dense import output_refusal
 from leanconv.algorithms.windowed import bands, whole
 from leanconv.host import Host
-from leanconv.problem import Problem
+from leanconv.problem import BATCH_LAST, Problem
 
 PAPER = (
     "S. Lu, J. Chu, X. T. Liu: Im2win: Memory Efficient Convolution On SIMD Architectures, HPEC 2022; with channels"
@@ -33,12 +35,14 @@ class Im2win(Algorithm):
 
     def refusal(self, problem: Problem) -> str | None:
         """Any problem whose output the core can store into."""
-        return output_refusal(problem)
+        return output_refusal(problem) or (adjacent_refusal(problem) if problem.layout in BATCH_LAST else None)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """Two phases an image: copy, then the core."""
+        if problem.layout in BATCH_LAST:
+            return batchband.whole(problem, host, threads)
         return whole(problem, host, threads, problem.ndim - 1, "im2win")
 
 
@@ -52,10 +56,12 @@ class Im2winBand(Algorithm):
 
     def refusal(self, problem: Problem) -> str | None:
         """Any problem whose output the core can store into."""
-        return output_refusal(problem)
+        return output_refusal(problem) or (adjacent_refusal(problem) if problem.layout in BATCH_LAST else None)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase: a chunk copies its band, then runs the core over it."""
+        if problem.layout in BATCH_LAST:
+            return batchband.bands(problem, host, threads, workspace, tunables.get("band"))
         return bands(problem, host, threads, workspace, tunables.get("band"))

@@ -201,6 +201,8 @@ class ColumnSum(Sum):
 class RowPackSpec:
     """Weights for `ColumnSpec`: [group][panel][bias][taps][channels][rows]; one chunk is one panel of one group.
 
+    `order` lists the axes of the kernel, outermost first, if it is not theirs.
+
     Buffers: weights, bias, w (packed).  Fields: `g_* p_*` for the chunk; `panel_long`; `channels`; `w_k w_c w_{d}` and
     `w_g` bytes between weights and groups; `p_g` packed bytes a group, `p_row` a channel; `bias_g` bytes of bias a
     group.
@@ -212,6 +214,7 @@ class RowPackSpec:
     rows: int
     short: bool
     bias: bool
+    order: tuple[int, ...] | None = None
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -251,14 +254,16 @@ class RowPackSpec:
             bias = fn.gep(fields.buffer("bias"), fn.mul(group, fields["bias_g"]))
             target = row(fn.gep(bias, fn.mul(channel, item)), item, target)
 
-        def taps(dim: int, base: Value, to: Value) -> Value:
-            last = dim == len(self.kernel)
+        axes = self.order or tuple(range(len(self.kernel)))
+
+        def taps(level: int, base: Value, to: Value) -> Value:
+            last = level == len(self.kernel)
 
             def body(_: Value, state: list[Value]) -> list[Value]:
-                after = row(state[0], fields["w_k"], state[1]) if last else taps(dim + 1, state[0], state[1])
-                return [fn.gep(state[0], fields["w_c" if last else f"w_{dim}"]), after]
+                after = row(state[0], fields["w_k"], state[1]) if last else taps(level + 1, state[0], state[1])
+                return [fn.gep(state[0], fields["w_c" if last else f"w_{axes[level]}"]), after]
 
-            count: Index = fields["channels"] if last else self.kernel[dim]
+            count: Index = fields["channels"] if last else self.kernel[axes[level]]
             return fn.loop(0, count, 1, [base, to], body, hint="pack")[1]
 
         taps(0, source, target)
