@@ -69,24 +69,38 @@ def feature_sheet(layers: Sequence[Responses], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def _beats(one: Row, other: Row) -> bool:
+    """Whether one algorithm is faster than another on the same layer in no more memory."""
+    if one.layer != other.layer or one.seconds is None or other.seconds is None:
+        return False
+    memory = one.workspace_bytes + one.packed_weight_bytes, other.workspace_bytes + other.packed_weight_bytes
+    return one.seconds < other.seconds and memory[0] <= memory[1]
+
+
 def time_against_memory(rows: Sequence[Row], facts: str, path: Path) -> None:
-    """Draw a panel for each layer: every algorithm's time over its workspace and packed weights."""
+    """Draw a panel for each layer: every algorithm's time over its workspace and packed weights.
+
+    Algorithms that no other beats in time and memory on some layer have a colour and a name, the others are grey.
+    """
     timed = [(row, row.seconds) for row in rows if row.seconds is not None]
     layers = list(dict.fromkeys(row.layer for row, _ in timed))
-    algorithms = list(dict.fromkeys(row.algorithm for row, _ in timed))
+    best = [row.algorithm for row, _ in timed if not any(_beats(other, row) for other, _ in timed)]
+    algorithms = list(dict.fromkeys(best))
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     panels = figure.subplots(1, len(layers), sharex=True, sharey=True, squeeze=False)[0]
     for panel, layer in zip(panels, layers, strict=True):
         for row, seconds in timed:
             if row.layer == layer:
-                number = algorithms.index(row.algorithm)
+                named = row.algorithm in algorithms
+                number = algorithms.index(row.algorithm) if named else 0
                 panel.plot(
                     row.workspace_bytes + row.packed_weight_bytes,
                     1e3 * seconds,
-                    marker=MARKERS[number % len(MARKERS)],
-                    color=COLOURS[number % len(COLOURS)],
-                    label=row.algorithm,
+                    marker=MARKERS[number % len(MARKERS)] if named else ".",
+                    color=COLOURS[number % len(COLOURS)] if named else "0.7",
+                    label=row.algorithm if named else "others",
                     alpha=0.85,
+                    zorder=3 if named else 2,
                     ls="",
                 )
         panel.set_title(layer, fontsize=10)
@@ -104,7 +118,11 @@ def time_against_memory(rows: Sequence[Row], facts: str, path: Path) -> None:
     for panel in panels:
         panel.tick_params(axis="x", labelrotation=45, labelsize=8)
     figure.supxlabel("workspace and packed weights", fontsize=10)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 8), frameon=False, fontsize=8)
+    entries = {
+        label: handle for panel in panels for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    order = [name for name in (*algorithms, "others") if name in entries]
+    handles = [entries[name] for name in order]
+    figure.legend(handles, order, loc="outside upper center", ncols=min(len(order), 7), frameon=False, fontsize=8)
     figure.text(0.995, 0.01, facts, ha="right", fontsize=7, color="0.4")
     figure.savefig(path, dpi=110)

@@ -47,17 +47,22 @@ def multiplying(spec: KernelSpec) -> list[Loop]:
 # -- everything compiles ---------------------------------------------------------------------------------------------
 
 
-def every_problem() -> list[Problem]:
+# Input and output channels, and groups.
+CHANNELS = [(3, 40, 1), (8, 8, 1), (13, 24, 1), (32, 17, 1), (800, 16, 1), (1, 1, 1), (20, 33, 1)]
+FEW_A_GROUP = [(40, 40, 40), (8, 16, 8), (5, 15, 5), (64, 64, 16), (48, 24, 6), (33, 33, 33), (14, 28, 7)]
+
+
+def every_problem(channels: list[tuple[int, int, int]]) -> list[Problem]:
     """One of each geometry, each with other channels, epilogue, layout and element type."""
-    channels = [(3, 40), (8, 8), (13, 24), (32, 17), (800, 16), (1, 1), (20, 33)]
     result = []
     for i, geometry in enumerate(POINTWISE + WINDOWS):
-        c, k = channels[i % len(channels)]
+        c, k, groups = channels[i % len(channels)]
         size = tuple(n + 9 for n in geometry.smallest)
         case = Case(
             (2, c, *size),
-            (k, c, *geometry.kernel),
+            (k, c // groups, *geometry.kernel),
             geometry,
+            groups,
             dtype=("float32", "float64")[i % 3 == 2],
             layout=("NCHW", "NHWC")[i % 2],
             epilogue=EPILOGUES[i % len(EPILOGUES)],
@@ -69,7 +74,8 @@ def every_problem() -> list[Problem]:
 @EACH_TARGET
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_kernel_compiles_for_every_target(name: str, target: Target) -> None:
-    problems = [p for p in every_problem() if BY_NAME[name].refusal(p) is None]
+    shapes = FEW_A_GROUP if name in ("depthwise", "grouped") else CHANNELS
+    problems = [p for p in every_problem(shapes) if BY_NAME[name].refusal(p) is None]
     assert problems
     for problem in problems:
         for phase, spec in lowered(problem, name, target):
@@ -97,7 +103,7 @@ def test_the_runtime_compiles_for_every_target(target: Target) -> None:
 def test_assembly_and_object_agree() -> None:
     """What these tests read is what runs: the object of the same module has the same symbols."""
     module = Module()
-    spec = lowered(every_problem()[0], "direct", jit.host_target())[0][1]
+    spec = lowered(every_problem(CHANNELS)[0], "direct", jit.host_target())[0][1]
     spec.emit(module, "kernel")
     assert b"kernel" in jit.compile_object(module.text(), spec.target)
     linked = jit.Linked(jit.compile_object(module.text(), spec.target), ("kernel",))

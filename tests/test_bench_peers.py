@@ -91,7 +91,7 @@ def test_a_process_loads_layers_and_takes_samples(clients):
     assert 0.002 <= client.sample(3) < 1.0
     again = load(clients.client(FAKE, 3), OTHER)
     assert again.parameters["pid"] == ready.parameters["pid"]
-    assert not Path(ready.parameters["folder"]).exists() and Path(again.parameters["folder"]).is_dir()
+    assert Path(again.parameters["folder"]).is_dir()
     client.unload()
     assert not Path(again.parameters["folder"]).exists()
     with pytest.raises(PeerError, match="a Time is not understood now"):
@@ -106,7 +106,7 @@ def test_closing_ends_the_process():
     client.close()
 
 
-def test_a_process_ends_when_its_parent_is_killed():
+def test_a_process_ends_when_its_parent_is_killed(tmp_path):
     program = """if True:
         import sys, time
         from test_bench_peers import FAKE, Client, load
@@ -114,7 +114,7 @@ def test_a_process_ends_when_its_parent_is_killed():
         print(load(client).parameters["pid"], flush=True)
         time.sleep(60)
     """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(tmp_path)}
     with subprocess.Popen([sys.executable, "-c", program], env=environment, stdout=subprocess.PIPE) as parent:
         pid = int(parent.stdout.readline())
         parent.kill()
@@ -141,13 +141,15 @@ def test_extra_memory_is_what_preparing_takes(clients):
 )
 def test_a_process_that_dies_is_replaced(clients, name, message):
     client = clients.client(FAKE, 1)
-    load(client, layer(name))
+    folder = Path(load(client, layer(name)).parameters["folder"])
     with pytest.raises(PeerError, match=message):
         client.sample(1)
     assert not client.alive
     with pytest.raises(PeerError, match=message):
         client.sample(1)
+    assert folder.is_dir()
     assert load(clients.client(FAKE, 1)).result.shape == (1, 6, 6, 6)
+    assert not folder.exists()
 
 
 def test_a_process_that_does_not_answer_is_ended():

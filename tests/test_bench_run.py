@@ -334,6 +334,16 @@ def test_plot(tmp_path, suffix):
     assert path.read_bytes()[:4] == (b"\x89PNG" if suffix == ".png" else b"<?xm")
 
 
+def test_plot_with_peers_of_known_and_unknown_memory(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = measure(FakeEngine(), layers=[SMALL, OTHER])
+    for row, extra in zip(result.rows[::2], (3 << 20, None), strict=True):
+        row.kind, row.algorithm, row.extra_peak_bytes = "peer", "other", extra
+    path = tmp_path / "plot.svg"
+    plot.draw(result, path)
+    assert "of peers the measured extra peak" in path.read_text()
+
+
 def test_plot_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(plot.PlotError, match=r"pip install leanconv\[plot\]"):

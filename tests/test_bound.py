@@ -15,18 +15,21 @@ from strategies import READ_VIEWS, WRITE_VIEWS, Case, Geometry, check_untouched,
 
 EACH = pytest.mark.parametrize("name", [algorithm.name for algorithm in REGISTRY])
 WINDOW = Geometry((3, 2), (1, 2), (1, 1), ((1, 1), (0, 1)))
+SAME = Geometry((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
 SINGLE = Geometry((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
 
 
 def case_for(name: str, layout: str | None = None, epilogue: dict[str, Any] | None = None) -> Case:
-    """3x2 windows, or 1x1 for an algorithm that refuses those; without a `layout` NHWC if it refuses NCHW."""
-    for order in [layout] if layout else ["NCHW", "NHWC"]:
-        for geometry in (WINDOW, SINGLE):
-            shapes = (2, 6, 8, 9), (17, 6, *geometry.kernel)
-            case = Case(*shapes, geometry, layout=order, epilogue=epilogue or {"bias": True})
+    """The first of some geometries and groups, and of the layouts unless one is named, that an algorithm accepts."""
+    plain = [(geometry, 17, 1) for geometry in (WINDOW, SAME, SINGLE)]
+    for geometry, filters, groups in (*plain, (WINDOW, 18, 6), (WINDOW, 18, 2)):
+        for order in ("NCHW", "NHWC") if layout is None else (layout,):
+            w_shape = (filters, 6 // groups, *geometry.kernel)
+            rest = epilogue or {"bias": True}
+            case = Case((2, 6, 8, 9), w_shape, geometry, groups, layout=order, epilogue=rest)
             if {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].applies:
                 return case
-    pytest.skip(f"{name} refuses both")
+    pytest.skip(f"{name} refuses {layout}")
 
 
 # -- weights -----------------------------------------------------------------------------------------------------
@@ -38,13 +41,13 @@ def test_a_bound_plan_keeps_its_weights(name: str) -> None:
     x, w, b = (case.values[key].copy() for key in ("x", "w", "bias"))
     bound = case.plan(name).bind(w, b)
     w[...], b[...] = np.nan, np.nan
-    case.check(bound(x))
+    case.check(bound(x), name)
     del w, b
     for _ in range(50):
         np.empty((17, 6, 3, 2), np.float32)[...] = np.nan  # whatever memory was freed
-    case.check(bound(x))
+    case.check(bound(x), name)
     view = spread(x, "gaps", "right", 3)
-    case.check(bound(view))
+    case.check(bound(view), name)
 
 
 @EACH
@@ -52,7 +55,7 @@ def test_an_unbound_call_sees_changed_weights(name: str) -> None:
     case = case_for(name)
     values = {key: value.copy() for key, value in case.values.items()}
     first = convolve(case, values, algorithm=name)
-    case.check(first)
+    case.check(first, name)
     values["w"] *= 2
     values["bias"] *= 2
     np.testing.assert_array_equal(convolve(case, values, algorithm=name), 2 * first)
@@ -67,8 +70,8 @@ def test_weights_in_any_memory_order(name: str, view: str) -> None:
     for seed in range(4):
         turned = spread(w, view, "left", seed)
         with GuardedAllocator():
-            case.check(case.plan(name, 2).bind(turned, shift)(x))
-            case.check(convolve(case, {"x": x, "w": turned, "bias": shift}, algorithm=name))
+            case.check(case.plan(name, 2).bind(turned, shift)(x), name)
+            case.check(convolve(case, {"x": x, "w": turned, "bias": shift}, algorithm=name), name)
 
 
 # -- strides other than planned ----------------------------------------------------------------------------------
@@ -82,7 +85,7 @@ def test_a_bound_plan_takes_other_strides(name: str, layout: str, order: str) ->
     values = case.values
     bound = case.plan(name, 2).bind(values["w"])
     first = bound(values["x"], residual=values["residual"])
-    case.check(first)
+    case.check(first, name)
     seed = 0
     for x_view in ("dense", "gaps", "permuted", "negative"):
         for out_view in WRITE_VIEWS:
@@ -94,7 +97,7 @@ def test_a_bound_plan_takes_other_strides(name: str, layout: str, order: str) ->
                 )
                 out = spread(np.full_like(first, np.nan), out_view, "right", seed, writable=True)
                 assert bound(x, out=out, residual=residual) is out
-                case.check(out)
+                case.check(out, name)
                 assert is_blas(name) or out.tobytes() == first.tobytes()
                 check_untouched(out)
     np.testing.assert_array_equal(bound(values["x"], residual=values["residual"]), first)

@@ -110,8 +110,26 @@ def test_strips_and_limits_make_the_map_smaller_and_change_no_bit(name: str) -> 
         case.plan(name, parameters={"strips": 1})
 
 
+@pytest.mark.parametrize("name", FAMILY)
+def test_sums_have_memory_of_their_own_where_the_residual_comes_last(name: str) -> None:
+    epilogue = {"residual": True, "residual_order": "after", "activation": "relu"}
+    for case in cases_of(name, Case((1, 20, 23, 19), (40, 20, 3, 3), SAME, epilogue=epilogue)):
+        plain = replace(case, epilogue={"residual": True, "activation": "relu"}).plan(name).workspace_bytes
+        plan = case.plan(name)
+        block = int(plan.parameters["block"])
+        assert plan.workspace_bytes == plain + -(-block * 24 * 4 // 64) * 64
+        rest = plan.extra_bytes - plan.workspace_bytes
+        for limit in (plan.workspace_bytes - 64, plain + 24 * 4 + 128):
+            less = case.plan(name, memory_limit=rest + limit)
+            assert less.workspace_bytes <= limit
+            inputs = case.guarded_inputs(viewed=False)
+            with GuardedAllocator():
+                case.check(less.bind(inputs.pop("w"))(**inputs))
+
+
 # -- odd shapes ------------------------------------------------------------------------------------------------------
 
+RELU: dict[str, Any] = {"bias": True, "activation": "relu"}
 SHAPES = {
     "wide rows, in pieces": Case((1, 33, 1500), (17, 33, 5), Geometry((5,), (1,), (1,), ((2, 2),)), threads=3),
     "wide rows, output wider": Case((1, 40, 1200), (24, 40, 3), Geometry((3,), (1,), (2,), ((9, 5),)), threads=2),
@@ -129,6 +147,17 @@ SHAPES = {
     "taps that reach nothing": Case((1, 8, 2, 2), (16, 8, 3, 3), replace(SAME, dilation=(9, 9), pads=((9, 9), (9, 9)))),
     "residual": Case((1, 30, 9, 31), (40, 30, 3, 3), SAME, epilogue={"residual": True, "activation": "gelu"}),
     "residual last": Case((1, 7, 9, 12), (8, 7, 3, 3), SAME, epilogue={"residual": True, "residual_order": "after"}),
+    "residual after the activation": Case(
+        (2, 30, 9, 31), (21, 30, 3, 3), SAME, epilogue={"residual": True, "residual_order": "after", **RELU}, threads=2
+    ),
+    "residual after, groups": Case(
+        (1, 8, 11, 7),
+        (76, 4, 3, 3),
+        SAME,
+        groups=2,
+        epilogue={"residual": True, "residual_order": "after", **RELU},
+        threads=3,
+    ),
     "long sums": Case((1, 512, 9, 10), (24, 512, 3, 3), SAME, threads=2),
     "doubles": Case((1, 50, 17, 16), (40, 50, 3, 3), SAME, dtype="float64", epilogue={"bias": True}, threads=2),
     "nothing": Case((0, 8, 9, 9), (16, 8, 3, 3), SAME),
@@ -150,7 +179,8 @@ def test_odd_shapes(name: str, shape: str) -> None:
 
 @pytest.mark.parametrize("name", FAMILY)
 def test_the_residual_may_be_the_output(name: str) -> None:
-    for order in ({"activation": "relu"}, {"residual_order": "after"}):
+    after = {"residual_order": "after"}
+    for order in ({"activation": "relu"}, after, {**after, "activation": "relu"}):
         for case in cases_of(name, Case((1, 12, 9, 10), (24, 12, 3, 3), SAME, epilogue={"residual": True, **order})):
             inputs = case.guarded_inputs(viewed=False)
             out = inputs.pop("residual").copy()
@@ -179,7 +209,6 @@ REFUSALS: list[tuple[list[str], dict[str, Any], str]] = [
     (COLS, {"layout": "NCHW"}, "channels last, and the layout is NCHW"),
     (ROWS + COLS, {"geometry": replace(SAME, stride=(1, 2))}, "the stride is 1x2"),
     (FAMILY, {"geometry": replace(SAME, mode="reflect")}, "padded by 'reflect'"),
-    (FAMILY, {"epilogue": {"residual": True, "residual_order": "after", "activation": "relu"}}, "the residual comes"),
     (["kn2row_aa", "kn2col_aa"], {"geometry": replace(SAME, pads=((1, 1), (0, 1)))}, "have 7 pixels, those of the "),
 ]
 

@@ -42,7 +42,7 @@ def test_scopes_nest_and_belong_to_their_thread() -> None:
         assert leanconv.get_num_threads() == 2
         with leanconv.threads(5):
             assert leanconv.get_num_threads() == 5
-            assert leanconv.plan((1, 1, 5, 5), (1, 1, 3, 3)).threads == 5
+            assert leanconv.plan((1, 64, 56, 56), (64, 64, 3, 3), algorithm="direct").threads == 5
             assert leanconv.plan((1, 1, 5, 5), (1, 1, 3, 3), threads=1).threads == 1
             with ThreadPoolExecutor(1) as other:
                 assert other.submit(leanconv.get_num_threads).result() == 3
@@ -181,7 +181,7 @@ def test_processes_end_cleanly(ending: str) -> None:
     script = f"""
 import numpy as np, leanconv
 x, w = np.ones((1, 8, 30, 30), "f4"), np.ones((16, 8, 3, 3), "f4")
-bound = leanconv.plan(x.shape, w.shape, threads=3).bind(w)
+bound = leanconv.plan(x.shape, w.shape, algorithm="direct", threads=3).bind(w)
 assert (bound(x) == 72).all()
 import os; os.dup2(1, 2)  # what is said on stderr is seen by the test
 {ENDINGS[ending]}

@@ -1,7 +1,8 @@
 """Convolution on CPUs: the published algorithms side by side, each with its exact bytes and its time."""
 
-from leanconv.api import algorithms, conv1d, conv2d, conv3d, plan
+from leanconv.api import algorithms, conv1d, conv2d, conv3d, explain, network_frontier, plan, plan_network
 from leanconv.bandwidth import memory_bandwidth
+from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
 from leanconv.errors import (
@@ -19,6 +20,10 @@ from leanconv.layouts import to_layout
 from leanconv.mapped import mapped_conv2d, regular_map
 from leanconv.peak import fma_peak
 from leanconv.plan import Plan
+from leanconv.planning.explain import Explanation
+from leanconv.planning.limits import get_memory_limit, memory_limit, set_memory_limit
+from leanconv.planning.network import NetworkPlan
+from leanconv.planning.pins import pinned, record_plans
 from leanconv.problem import Activation, Problem
 from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads, set_num_threads, threads
@@ -35,8 +40,10 @@ __all__ = [
     "BoundPlan",
     "CacheError",
     "CompileError",
+    "Explanation",
     "LeanconvError",
     "MemoryLimitError",
+    "NetworkPlan",
     "NotApplicableError",
     "Plan",
     "Problem",
@@ -47,12 +54,22 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "explain",
     "fma_peak",
+    "get_memory_limit",
     "get_num_threads",
+    "inverted_residual",
     "mapped_conv2d",
     "memory_bandwidth",
+    "memory_limit",
+    "network_frontier",
+    "pinned",
     "plan",
+    "plan_network",
+    "record_plans",
     "regular_map",
+    "separable_conv2d",
+    "set_memory_limit",
     "set_num_threads",
     "threads",
     "to_layout",

@@ -8,12 +8,17 @@ from typing import Any
 from numpy.typing import DTypeLike
 
 from leanconv.calls import convolve
-from leanconv.checks import integer
-from leanconv.errors import ArgumentValueError
+from leanconv.checks import flag, integer
+from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.plan import Plan
-from leanconv.select import AlgorithmInfo, choose, list_algorithms
-from leanconv.sizes import parse_bytes
+from leanconv.planning.choice import choose as choose_plan
+from leanconv.planning.explain import Explanation, explain_problem
+from leanconv.planning.limits import resolve_limit
+from leanconv.planning.network import NetworkPlan, frontier, plan_layers
+from leanconv.planning.wanted import AlgorithmLike
+from leanconv.problem import Problem
+from leanconv.select import AlgorithmInfo, list_algorithms
 from leanconv.threads import get_num_threads
 
 
@@ -58,8 +63,8 @@ def conv2d(
         **options: layout ("NCHW"; or "NHWC"), pad_mode ("zeros", "reflect", "replicate", "circular"),
         activation (a
             name, or ("clip", low, high), ("leaky_relu", slope)), residual (an array of the output's shape to
-            be added), residual_order ("before" or "after" the activation), algorithm ("auto" or a name from
-            `algorithms`), memory_limit (bytes or "256KiB": most that workspace and packed weights may take),
+            be added), residual_order ("before" or "after" the activation), algorithm, accuracy, deterministic and
+            choose (see `plan`), memory_limit (bytes or "256KiB": most that workspace and packed weights may take),
             threads, out (array for the result).
 
     Returns:
@@ -104,7 +109,11 @@ def plan(
     activation: ActivationLike = None,
     residual: bool = False,
     residual_order: str = "before",
-    algorithm: str = "auto",
+    algorithm: AlgorithmLike = "auto",
+    accuracy: str = "standard",
+    deterministic: bool = False,
+    choose: str = "model",
+    budget: float = 1.0,
     memory_limit: int | str | None = None,
     threads: int | None = None,
     parameters: Mapping[str, int] | None = None,
@@ -127,7 +136,16 @@ def plan(
         activation: see there.
         residual: whether an array of the output's shape is added.
         residual_order: see there.
-        algorithm: "auto" or a name from `algorithms`.
+        algorithm: "auto"; a name from `algorithms`; several, to choose among; exclusions such as "!mec", which
+            take every algorithm of that name or whose name begins with `mec_`; or a function that is called
+            with the problem and the candidates that fit, best first, and returns one of them or its name.
+        accuracy: "exact" for sums of the products themselves, "standard" for errors of at most four times those,
+            "fast" for any. An algorithm that is named is taken whatever its accuracy.
+        deterministic: whether only sums in one order will do, so that the bits of a result depend on its problem only,
+            not on threads, memory limit or measured times.
+        choose: "model" for the fastest by the cost model; "measure" to time the best few of them; "exhaustive" to time
+            every algorithm with every setting. What was measured is remembered on disk.
+        budget: seconds that "measure" takes at most for a problem not measured before.
         memory_limit: most bytes (an int, or text such as "256KiB") that workspace, and packed weights beyond
         the size
             of the plain ones, may take together.
@@ -160,7 +178,136 @@ def plan(
         residual_order=residual_order,
     )
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
-    return choose(problem, algorithm, count, parse_bytes(memory_limit, "memory_limit"), parameters=parameters)
+    return choose_plan(
+        problem,
+        algorithm,
+        count,
+        resolve_limit(memory_limit),
+        parameters=parameters,
+        accuracy=accuracy,
+        deterministic=deterministic,
+        how=choose,
+        budget=budget,
+    )
+
+
+def explain(
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
+    *,
+    dtype: DTypeLike = "float32",
+    algorithm: AlgorithmLike = "auto",
+    accuracy: str = "standard",
+    deterministic: bool = False,
+    choose: str = "model",
+    measure: bool = False,
+    budget: float = 1.0,
+    memory_limit: int | str | None = None,
+    threads: int | None = None,
+    **options: Any,
+) -> Explanation:
+    """Say why `plan` chooses what it chooses: data, and as text when printed.
+
+    Args:
+        x_shape: as in `plan`; so are w_shape, dtype, algorithm, accuracy, deterministic, choose, memory_limit, threads
+            and the further options that describe the problem.
+        w_shape: see there.
+        dtype: see there.
+        algorithm: see there.
+        accuracy: see there.
+        deterministic: see there.
+        choose: see there.
+        measure: whether to time every algorithm that may run and fits; what was measured before is shown anyway.
+        budget: seconds for measuring.
+        memory_limit: see there.
+        threads: see there.
+        **options: bias, stride, padding, dilation, groups, layout, pad_mode, activation, residual, residual_order.
+
+    Raises:
+        ArgumentTypeError: an argument of the wrong type.
+        ArgumentValueError: a value that is not allowed, or shapes that do not fit.
+        NotApplicableError: the algorithm asked for cannot compute this; carries the reason.
+        MemoryLimitError: nothing fits the limit; says the least that would do.
+    """
+    problem = make_problem(_ndim(x_shape, options.get("layout")), x_shape, w_shape, dtype=dtype, **options)
+    return explain_problem(
+        problem,
+        algorithm,
+        get_num_threads() if threads is None else integer("threads", threads, 1),
+        resolve_limit(memory_limit),
+        accuracy=accuracy,
+        deterministic=deterministic,
+        how=choose,
+        measure=measure,
+        budget=budget,
+    )
+
+
+def plan_network(
+    layers: Sequence[Plan | Problem],
+    *,
+    memory_limit: int | str | None = None,
+    threads: int | None = None,
+    chain: bool = False,
+    algorithm: AlgorithmLike = "auto",
+    accuracy: str = "standard",
+    deterministic: bool = False,
+) -> NetworkPlan:
+    """Plan the layers of a network together, under one limit.
+
+    Args:
+        layers: problems, or plans whose problems count.
+        memory_limit: most bytes of one workspace that all layers share, and of packed weights of all layers beyond the
+            size of the plain ones.
+        threads: most threads a layer uses; `get_num_threads()` if None.
+        chain: whether each layer reads what the one before wrote: then the layout of every tensor but the first is
+            chosen too, and conversions are counted.
+        algorithm: as in `plan`; so are accuracy and deterministic.
+        accuracy: see there.
+        deterministic: see there.
+
+    Raises:
+        ArgumentTypeError: an argument of the wrong type.
+        ArgumentValueError: a value that is not allowed.
+        MemoryLimitError: no plans fit the limit; says the least that would do.
+    """
+    return plan_layers(
+        _layers(layers),
+        get_num_threads() if threads is None else integer("threads", threads, 1),
+        resolve_limit(memory_limit),
+        chain=flag("chain", chain),
+        algorithm=algorithm,
+        accuracy=accuracy,
+        deterministic=deterministic,
+    )
+
+
+def network_frontier(
+    layers: Sequence[Plan | Problem], *, threads: int | None = None, chain: bool = False
+) -> list[tuple[int, float]]:
+    """Time of a network against its memory: (bytes, predicted seconds), fewest bytes first.
+
+    Args:
+        layers: as in `plan_network`; so are threads and chain.
+        threads: see there.
+        chain: see there.
+
+    Raises:
+        ArgumentTypeError: an argument of the wrong type.
+        ArgumentValueError: a value that is not allowed.
+    """
+    count = get_num_threads() if threads is None else integer("threads", threads, 1)
+    return frontier(_layers(layers), count, chain=flag("chain", chain))
+
+
+def _layers(layers: Sequence[Plan | Problem]) -> list[tuple[str, Problem]]:
+    """Numbered problems."""
+    if not isinstance(layers, tuple | list) or not all(isinstance(layer, Plan | Problem) for layer in layers):
+        raise ArgumentTypeError("layers", layers, "must be a list of problems or plans")
+    return [
+        (f"{number} {problem.describe()}", problem)
+        for number, problem in enumerate((e.problem if isinstance(e, Plan) else e for e in layers), 1)
+    ]
 
 
 def _ndim(x_shape: Sequence[int], layout: Any) -> int:

@@ -86,6 +86,7 @@ class ObjectCache:
         directory: str | os.PathLike[str] | None = None,
         mode: str | None = None,
         max_bytes: int = 256 << 20,
+        folder: str = "objects",
     ) -> None:
         """Choose the place; the disk is not touched before the first use.
 
@@ -93,6 +94,7 @@ class ObjectCache:
             directory: None for `LEANCONV_CACHE_DIR`, else the user's cache directory of the platform.
             mode: `"off"`, `"ro"` or `"rw"`; None for `LEANCONV_CACHE`, else `"rw"`.
             max_bytes: size to keep all files together below; the least recently used go first.
+            folder: name of the folder inside `directory` that holds the files.
 
         Raises:
             ArgumentValueError: another mode, or a limit below one byte.
@@ -120,7 +122,7 @@ class ObjectCache:
                 self.mode = "off"
                 self._warn("no home directory is known, kernels are not kept; set LEANCONV_CACHE_DIR")
         self.directory = os.path.abspath(chosen)
-        self._objects = os.path.join(self.directory, "objects")
+        self._objects = os.path.join(self.directory, folder)
 
     def get(self, key: str) -> bytes | None:
         """Return what was stored under `key`, or None."""
@@ -159,6 +161,16 @@ class ObjectCache:
         if tidy:
             self._tidy()
         return stored
+
+    def payloads(self) -> Iterator[bytes]:
+        """Return what is stored in every file that can be trusted and is whole."""
+        for path, _ in () if self.mode == "off" else self._files(_SUFFIX):
+            key = os.path.basename(path).removesuffix(_SUFFIX)
+            payload = None
+            with contextlib.suppress(OSError):
+                payload = self._read(path, key)
+            if payload is not None:
+                yield payload
 
     def clear(self) -> int:
         """Delete all entries, and what killed processes left; returns how many entries were deleted.

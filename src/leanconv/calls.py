@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -24,9 +25,9 @@ from leanconv.locks import new_lock
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.outputs import new_output
 from leanconv.plan import Plan, arena_for
+from leanconv.planning.choice import choose as choose_plan
+from leanconv.planning.limits import get_memory_limit, resolve_limit
 from leanconv.problem import Problem
-from leanconv.select import choose
-from leanconv.sizes import parse_bytes
 from leanconv.threads import get_num_threads
 
 _BATCH_LAST = ("CHWN", "CHWN8", "CWN", "CWN8")  # layouts in which an array without a batch would be another
@@ -71,7 +72,10 @@ def convolve(
     activation: ActivationLike = None,
     residual: Any = None,
     residual_order: str = "before",
-    algorithm: str = "auto",
+    algorithm: Any = "auto",
+    accuracy: str = "standard",
+    deterministic: bool = False,
+    choose: str = "model",
     memory_limit: int | str | None = None,
     threads: int | None = None,
     out: Any = None,
@@ -112,8 +116,11 @@ def convolve(
         pad_mode,
         _hashable(activation),
         residual_order,
-        algorithm,
-        _hashable(memory_limit),
+        _hashable(algorithm),
+        accuracy,
+        _hashable(deterministic),
+        choose,
+        get_memory_limit() if memory_limit is None else _hashable(memory_limit),
         count,
     )
     try:
@@ -143,8 +150,18 @@ def convolve(
             residual_strides=_strides_of("residual", extra, image.ndim),
         )
         _check_arrays(problem, shift, extra, result)
-        call = _Call(choose(problem, algorithm, count, parse_bytes(memory_limit, "memory_limit"), bound=False))
-        with _calls_lock:
+        plan = choose_plan(
+            problem,
+            algorithm,
+            count,
+            resolve_limit(memory_limit),
+            bound=False,
+            accuracy=accuracy,
+            deterministic=deterministic,
+            how=choose,
+        )
+        call = _Call(plan)
+        with _calls_lock, contextlib.suppress(TypeError):  # a function that cannot be hashed is asked at every call
             if len(_calls) >= CALLS_KEPT:
                 for old in list(_calls)[: CALLS_KEPT // 4]:
                     del _calls[old]

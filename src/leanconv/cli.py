@@ -108,7 +108,14 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print JSON")
     actions.add_parser("clear", help="delete all kernels")
     actions.add_parser("path", help="print the folder, and nothing else")
+    _add_planning(commands)
     return parser
+
+
+def _add_planning(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from leanconv.planning.commands import add_commands
+
+    add_commands(commands)
 
 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -307,4 +314,17 @@ def _cache(options: argparse.Namespace, _: list[str]) -> int:
     return OK
 
 
-_COMMANDS = {"bench": _bench, "doctor": _doctor, "cache": _cache, **results_cli.HANDLERS}
+def _plan(options: argparse.Namespace, _: list[str]) -> int:
+    from leanconv.planning.commands import run
+
+    return run(options)
+
+
+_COMMANDS = {
+    "bench": _bench,
+    "doctor": _doctor,
+    "cache": _cache,
+    **results_cli.HANDLERS,
+    **dict.fromkeys(("explain", "tune", "network", "records", "model-error"), _plan),
+    **results_cli.HANDLERS,
+}

@@ -49,14 +49,17 @@ class Plan:
         memory_limit: int | None = None,
         tunables: Mapping[str, int] | None = None,
         inner: Problem | None = None,
+        staging: int | None = None,
     ) -> None:
+        """`staging`: bytes of workspace that the algorithm should keep to, if other than the limit."""
         self.problem = problem
         self.threads = threads
         self.memory_limit = memory_limit
         self.tunables = dict(tunables or {})
         self._algorithm = algorithm
+        self._staging = staging
         self._lowering: Lowering = around_copies(
-            problem, algorithm, this_host(), threads, memory_limit, self.tunables, inner
+            problem, algorithm, this_host(), threads, memory_limit if staging is None else staging, self.tunables, inner
         )
         # A limit counts packed weights and tables too; what they leave all concurrent calls may use together.
         kept = self.extra_bytes - self.workspace_bytes + self.table_bytes
@@ -71,10 +74,21 @@ class Plan:
         """
         options = (self._algorithm, self.threads, self.memory_limit, self.tunables)
         if refusal(self._algorithm, problem) is None:
-            plan = Plan(problem, *options)
+            plan = Plan(problem, *options, staging=self._staging)
             if _same_packing(plan.packing, self.packing):
                 return plan
-        return Plan(problem, *options, inner=replace(self.problem, residual_strides=_dense_residual(problem, self)))
+        inner = replace(self.problem, residual_strides=_dense_residual(problem, self))
+        return Plan(problem, *options, inner=inner, staging=self._staging)
+
+    @property
+    def chosen(self) -> Algorithm:
+        """The algorithm."""
+        return self._algorithm
+
+    @property
+    def lowering(self) -> Lowering:
+        """The program as phases, and what they need."""
+        return self._lowering
 
     @property
     def packing(self) -> WeightPacking | None:
@@ -209,17 +223,20 @@ class Plan:
     def pack(self, weights: Array, bias: Array | None) -> Block | None:
         """The block of packed weights of checked arrays, or None if the algorithm packs nothing."""
         packing = self._lowering.packing
-        if packing is None:
-            return None
-        block = allocate(packing.nbytes)
-        phase = _with_weight_strides(packing.phase, weights)
-        job = Job(Compiled(Program((phase,), (), self.threads)))
-        keep = np.ascontiguousarray(bias) if bias is not None else None
-        job.table[_W], job.table[_WEIGHTS] = block.address, address_of(weights)
-        if keep is not None:
-            job.table[_BIAS] = address_of(keep)
-        pool().run(job.address, min(self.threads, phase.chunks))
-        return block
+        return None if packing is None else packed_block(packing, weights, bias, self.threads)
+
+
+def packed_block(packing: WeightPacking, weights: Array, bias: Array | None, threads: int) -> Block:
+    """A block with checked weights as a packing has them."""
+    block = allocate(packing.nbytes)
+    phase = _with_weight_strides(packing.phase, weights)
+    job = Job(Compiled(Program((phase,), (), threads)))
+    keep = np.ascontiguousarray(bias) if bias is not None else None
+    job.table[_W], job.table[_WEIGHTS] = block.address, address_of(weights)
+    if keep is not None:
+        job.table[_BIAS] = address_of(keep)
+    pool().run(job.address, min(threads, phase.chunks))
+    return block
 
 
 def _with_weight_strides(phase: Phase, weights: Array) -> Phase:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class Activation:
         return self.name + (f"({', '.join(f'{p:g}' for p in self.params)})" if self.params else "")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that what planning asks for again and again is kept
 class Problem:
     """One convolution.
 
@@ -101,23 +102,23 @@ class Problem:
     residual: str | None = None
     direction: str = "forward"
 
-    @property
+    @cached_property
     def out_size(self) -> tuple[int, ...]:
         """Extent of the output along each spatial axis."""
         axes = zip(self.in_size, self.kernel, self.stride, self.dilation, self.pad_low, self.pad_high, strict=True)
         return tuple((n + low + high - d * (k - 1) - 1) // s + 1 for n, k, s, d, low, high in axes)
 
-    @property
+    @cached_property
     def taps(self) -> int:
         """Number of kernel positions."""
         return math.prod(self.kernel)
 
-    @property
+    @cached_property
     def group_in(self) -> int:
         """Input channels of a group, C/g."""
         return self.in_channels // self.groups
 
-    @property
+    @cached_property
     def group_out(self) -> int:
         """Output channels of a group, K/g."""
         return self.out_channels // self.groups
@@ -143,7 +144,7 @@ class Problem:
         """Shape of the output, and of a residual, in the user's axis order."""
         return to_user((self.batch, self.out_channels, *self.out_size), self.layout)
 
-    @property
+    @cached_property
     def itemsize(self) -> int:
         """Bytes of an element."""
         return _ITEMSIZE[self.dtype]

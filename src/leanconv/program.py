@@ -56,9 +56,9 @@ class Compiled:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.layout = program.layout
-        self.slots = {
-            name: i for i, name in enumerate([*ARGUMENTS, *(b.name for b in program.workspace), *program.addresses])
-        }
+        declared = [*(buffer.name for buffer in program.workspace), *program.addresses]
+        assert not set(declared) & set(ARGUMENTS), f"a buffer has the name of an argument: {declared}"
+        self.slots = {name: i for i, name in enumerate([*ARGUMENTS, *declared])}
         self.kernels: list[Kernel] = []
         self.fields: list[ctypes.Array[ctypes.c_int64]] = []
         for phase in program.phases:

@@ -1,4 +1,4 @@
-"""The commands that read or judge results: `leanconv bench compare`, `leanconv report`.
+"""The commands that read or judge results: `leanconv bench compare`, `leanconv report`, `leanconv reproduce`.
 
 As in `cli.py`, only the standard library is imported here.
 """
@@ -35,6 +35,32 @@ exit codes:
   2    the command line, or a file it names, is not understood; nothing was written
 """
 
+_REPRODUCE = """\
+Make a paper's own comparison again, on its own layers, and judge its claims by
+what is measured here:
+
+  im2win    im2win against im2col and direct convolution (2022, 2024)
+  mec       MEC against im2col (2017)
+  lowmem    kn2row and kn2col against im2col and im2row (2017)
+  indirect  indirect convolution against im2col and GEMM (2019)
+
+Baselines are im2col and im2row over SciPy's BLAS and, where PyTorch is
+installed, PyTorch's own im2col. A batch that does not fit into half of the
+memory that is available is made smaller, and the result says so. Without
+--quick this may take an hour.
+"""
+
+_REPRODUCE_CODES = """\
+exit codes:
+  0    all was measured, whatever the verdicts
+  1    an algorithm failed or computed something wrong
+  2    the command line is not understood, or memory is too small; nothing was measured
+  130  interrupted; what was finished is judged
+"""
+
+# The papers that `leanconv.reproduce.claims` knows.
+PAPERS = ("im2win", "mec", "lowmem", "indirect")
+
 _COMPARE_CODES = """\
 exit codes:
   0    nothing is slower beyond the threshold
@@ -47,6 +73,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     """Add the parsers of this module's commands."""
     _add_compare(commands)
     _add_report(commands)
+    _add_reproduce(commands)
 
 
 def join_words(words: list[str]) -> list[str]:
@@ -102,6 +129,27 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
 
 
+def _add_reproduce(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = commands.add_parser(
+        "reproduce",
+        help="make a paper's comparison again and judge its claims",
+        description=_REPRODUCE,
+        epilog=_REPRODUCE_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("paper", choices=PAPERS, metavar="PAPER", help=", ".join(PAPERS))
+    add("--quick", action="store_true", help="batch 1, and a quarter of the time for each algorithm")
+    add("--batch", type=_images, metavar="N", help="number of images, at most that of the paper")
+    add("--save", metavar="DIR", help="write the measurements there, as leanconv bench --json does")
+
+
+def _images(text: str) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of at least 1")
+    return int(text)
+
+
 def percent(low: float, high: float) -> Callable[[str], float]:
     """Return a reader of a number of percent within limits."""
 
@@ -129,4 +177,14 @@ def _run_report(options: argparse.Namespace, _: list[str]) -> int:
     return command(options)
 
 
-HANDLERS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {COMPARE: _run_compare, "report": _run_report}
+def _run_reproduce(options: argparse.Namespace, words: list[str]) -> int:
+    from leanconv.reproduce.command import command
+
+    return command(options, ["leanconv", *words])
+
+
+HANDLERS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    COMPARE: _run_compare,
+    "report": _run_report,
+    "reproduce": _run_reproduce,
+}

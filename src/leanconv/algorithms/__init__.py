@@ -14,6 +14,7 @@ from leanconv.algorithms.copy_strategies import (
 )
 from leanconv.algorithms.depthwise import Depthwise
 from leanconv.algorithms.direct import Direct
+from leanconv.algorithms.grouped import Grouped
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
 from leanconv.algorithms.im2win import Im2win, Im2winBand
@@ -28,10 +29,18 @@ from leanconv.algorithms.mec import Mec, MecA
 from leanconv.algorithms.mec_rows import MecRows
 from leanconv.algorithms.pointwise import Pointwise
 from leanconv.algorithms.reference import Reference
-from leanconv.algorithms.winograd import WinogradF2, WinogradF4, WinogradF6
+from leanconv.algorithms.winograd import (
+    WinogradF2,
+    WinogradF2OnTheFly,
+    WinogradF4,
+    WinogradF4OnTheFly,
+    WinogradF6,
+    WinogradF6OnTheFly,
+)
 
 REGISTRY: tuple[Algorithm, ...] = (
     Depthwise(),
+    Grouped(),
     DirectBand(),
     Pointwise(),
     Direct(),
@@ -65,5 +74,8 @@ REGISTRY: tuple[Algorithm, ...] = (
     WinogradF2(),
     WinogradF4(),
     WinogradF6(),
+    WinogradF2OnTheFly(),
+    WinogradF4OnTheFly(),
+    WinogradF6OnTheFly(),
 )
 """Every algorithm, the one preferred where several apply first."""

@@ -4,7 +4,8 @@ Idea        the input rows that a block of output rows needs are copied once int
             by blocks in registers if channels come first; the core then reads adjacent channels and no edges
 Workspace   rows * (W + pads) * C/g elements a thread, rows as the cache or the memory limit has room for; images
             of which a thread would get less than a row's share are copied whole, before, by all threads
-Good for    channels first with many channels; few channels with padding       Bad for   1x1 with few output channels
+Good for    channels first with many channels; few channels with padding
+Bad for     1x1 with few output channels
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.blocking import blocking, panels_of, tile_heights
 from leanconv.algorithms.dense import (
     CoreInput,
@@ -58,16 +59,6 @@ class _Axis:
         return (self.out - 1) * self.stride + self.reach
 
 
-def _inside(problem: Problem) -> float:
-    """The part of all (output row, tap) that reads inside the image, over all dimensions but the last."""
-    p, part = problem, 1.0
-    for d in range(p.ndim - 1):
-        first = [q * p.stride[d] - p.pad_low[d] for q in range(p.out_size[d])]
-        taps = [at + t * p.dilation[d] for at in first for t in range(p.kernel[d])]
-        part *= sum(0 <= at < p.in_size[d] for at in taps) / len(taps)
-    return part
-
-
 def _axes(problem: Problem) -> tuple[_Axis, ...]:
     """The dimensions; all in one if the image is a matrix with a row per pixel anyway."""
     p, item = problem, problem.itemsize
@@ -89,6 +80,7 @@ class DirectBand(Algorithm):
     """Direct convolution over copied bands."""
 
     name: ClassVar[str] = "direct_band"
+    sum_order: ClassVar[str | None] = TAPS
     title: ClassVar[str] = "direct convolution over bands copied with channels last"
     paper: ClassVar[str] = (
         "E. Georganas et al.: Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures, SC 2018 "
@@ -99,33 +91,6 @@ class DirectBand(Algorithm):
     def refusal(self, problem: Problem) -> str | None:
         """Any problem whose output the core can store into."""
         return output_refusal(problem)
-
-    def suits(self, problem: Problem, host: Host) -> bool:
-        """Where the copy costs less than what it saves.
-
-        Copying takes about a cycle an element, the sums taps * K / 16 of AVX2. Reading in place costs an edge form
-        for tiles with few channels, a line of cache an element for channels that lie apart; skipping taps that only
-        read padding saves what a copied band does not.
-        """
-        p, lanes = problem, host.target.lanes(problem.dtype)
-        padded = any(p.pad_low) or any(p.pad_high)
-        if p.group_in == 1 or p.group_out < 2 * lanes:
-            return False
-        if p.x_strides[1] == 1:
-            return padded and p.taps > 1 and p.group_in <= 8
-        if p.taps > 1:
-            return _inside(p) > 0.87
-        if rows_input(p) is None or set(p.stride) != {1}:
-            return True
-        # Against vectors of pixels: the last ones of 7x7 or 14x14 stay partly empty, many channels displace each other.
-        pixels, wide = math.prod(p.out_size), 2 * lanes
-        in_place = (
-            -(-pixels // wide)
-            * wide
-            / pixels
-            * (1.09 if p.group_in * 2 * host.target.vector_bytes >= host.l1 // 2 else 1)
-        )
-        return in_place > 1.02 + wide / p.group_out
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

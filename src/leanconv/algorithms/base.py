@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from leanconv.host import Host
+from leanconv.kernels.cost import Cost
 from leanconv.memory import Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
+
+TAPS = "taps"  # the core's order over the image: taps outermost, channels innermost, in sections
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,10 @@ class Algorithm(ABC):
     `name` is what users write; `title` a few words; `paper` where it was published; `error_class` how its
     rounding compares with a plain sum ("plain": the same products, added in some order; "float64": summed in
     float64; "transformed": products of transformed windows and weights); `tunables` the settings a caller may
-    choose, with what they mean.
+    choose, with what they mean; `sum_order` names the order of its sums if it depends on the problem's sizes and taps
+    only: algorithms that name the same order return the same bits (None: an order of its own); `automatic`: whether
+    "auto" may take it. Those that another one here equals in time and memory on every layer that was measured are
+    there by name, to compare with, and do not lengthen the choice.
     """
 
     name: ClassVar[str]
@@ -69,14 +75,12 @@ class Algorithm(ABC):
     paper: ClassVar[str]
     error_class: ClassVar[str] = "plain"
     tunables: ClassVar[Mapping[str, str]] = {}
+    sum_order: ClassVar[str | None] = None
+    automatic: ClassVar[bool] = True
 
     @abstractmethod
     def refusal(self, problem: Problem) -> str | None:
         """A sentence that says why the algorithm does not apply, or None if it does."""
-
-    def suits(self, problem: Problem, host: Host) -> bool:
-        """Whether it is worth its memory where it applies; "auto" tries those that are not last."""
-        return True
 
     def error_bound(self, problem: Problem) -> float:
         """The largest error of an output to expect, relative to the largest output (before the activation).
@@ -84,6 +88,10 @@ class Algorithm(ABC):
         For images and weights of random numbers of one size; it is what the tests hold each algorithm to.
         """
         return 1e-6 if problem.dtype == "float32" else 1e-14
+
+    def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
+        """What the phases of a lowering do, for the cost model; None to have each phase counted by its kernel."""
+        return None
 
     @abstractmethod
     def lower(

@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import wanted_chunks
-from leanconv.algorithms.dense import even_stride, image_input
+from leanconv.algorithms.dense import even_stride, image_input, store_columns
+from leanconv.algorithms.planes import pixel_vectors
 from leanconv.host import Host
 from leanconv.kernels.channelwise import ChannelwiseSpec
 from leanconv.kernels.copy import CopySpec
@@ -28,16 +29,19 @@ DENSE_IMAGE = "dense x"
 MOST_WIDE = 16  # pixels of a tile: beyond it nothing is gained by reading fewer pixels twice
 
 
+def few_channels(problem: Problem, host: Host, threads: int, workspace: int | None) -> Lowering:
+    """Vectors of pixels where those are adjacent in the output, else vectors of channels."""
+    alone = problem.out_channels == 1 and even_stride(problem.out_strides[2:], problem.out_size) == 1
+    if alone or store_columns(problem):
+        return pixel_vectors(problem, host, threads, workspace, window_of(problem))
+    return channel_vectors(problem, host, threads)
+
+
 def window_of(problem: Problem) -> Window:
     """The geometry of a problem as kernels are specialised for it."""
     p = problem
     padded = tuple(low > 0 or high > 0 for low, high in zip(p.pad_low, p.pad_high, strict=True))
     return Window(p.kernel, p.stride, p.dilation, p.pad_low, padded, p.pad_mode)
-
-
-def planes_only(problem: Problem) -> bool:
-    """Whether there is one output channel only, so that adjacent pixels make better vectors."""
-    return problem.out_channels == 1 and even_stride(problem.out_strides[2:], problem.out_size) == 1
 
 
 def tile_width(problem: Problem, host: Host) -> tuple[int, int, int]:
@@ -140,10 +144,8 @@ def copy_image(given: Problem, wanted: Problem, host: Host) -> Phase:
     return Phase("copy", CopySpec(host.target, p.dtype, p.ndim), fields, p.batch * p.in_channels, roles)
 
 
-def channel_phase(
-    problem: Problem, host: Host, threads: int, lanes: Lanes, source: str
-) -> tuple[Phase, dict[str, int | str]]:
-    """The phase that computes a whole problem with vectors of channels."""
+def channel_kernel(problem: Problem, host: Host, lanes: Lanes) -> tuple[ChannelwiseSpec, dict[str, int]]:
+    """What the kernel of a whole problem is specialised for, and its fields but for those that cut it into chunks."""
     p = problem
     width, strips, short = tile_width(p, host)
     spec = ChannelwiseSpec(
@@ -160,17 +162,33 @@ def channel_phase(
         bias=p.has_bias,
         epilogue=Epilogue(p.activation, p.residual),
     )
-    rows = math.prod(p.out_size[:-1])
-    units, whole = -(-p.groups // lanes.groups), p.groups // lanes.groups
-    section = unit_section(p, host, lanes, width)
-    sections = -(-units // section)
+    fields = {
+        "row_count": math.prod(p.out_size[:-1]),
+        "strip_count": strips,
+        "strip_long": strips - short,
+        "unit_count": -(-p.groups // lanes.groups),
+        "unit_whole": p.groups // lanes.groups,
+        **image_input(p).fields,
+        **end_fields(p),
+    }
+    return spec, fields
+
+
+def channel_phase(
+    problem: Problem, host: Host, threads: int, lanes: Lanes, source: str
+) -> tuple[Phase, dict[str, int | str]]:
+    """The phase that computes a whole problem with vectors of channels."""
+    p = problem
+    spec, fields = channel_kernel(p, host, lanes)
+    rows, strips = fields["row_count"], fields["strip_count"]
+    section = unit_section(p, host, lanes, spec.width)
+    sections = -(-fields["unit_count"] // section)
     wanted = -(-wanted_chunks(p, threads) // max(1, p.batch * sections))
     bands = min(rows, wanted)
     columns = min(strips, -(-wanted // bands))
     band, per = -(-rows // bands), -(-strips // columns)
     bands, columns = -(-rows // band), -(-strips // per)
-    image = image_input(p).fields
-    fields = {
+    fields |= {
         "u_div": 1,
         "u_count": sections,
         "t_div": sections,
@@ -182,17 +200,10 @@ def channel_phase(
         "band": band,
         "strips": per,
         "units": section,
-        "row_count": rows,
-        "strip_count": strips,
-        "strip_long": strips - short,
-        "unit_count": units,
-        "unit_whole": whole,
-        **image,
-        **end_fields(p),
     }
     chunks = p.batch * sections * columns * bands
     parameters: dict[str, int | str] = {
-        "tile": f"{width}x{lanes.lanes}",
+        "tile": f"{spec.width}x{lanes.lanes}",
         "band": band,
         "channels": section * lanes.groups * lanes.group_in,
         "chunks": chunks,

@@ -24,6 +24,7 @@ from leanconv.problem import Problem
 class _Strategy(Algorithm):
     """A matrix and a strategy; the paper names the strategies, their definitions are ours."""
 
+    automatic: ClassVar[bool] = False
     paper: ClassVar[str] = "A. Anderson, A. Vasudevan, C. Keane, D. Gregg: Low-memory GEMM-based convolution, 2017"
     rows: ClassVar[bool]
     kind: ClassVar[type[Patches]]

@@ -18,9 +18,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
-from leanconv.algorithms.channelwise import channel_vectors, planes_only, window_of
-from leanconv.algorithms.dense import output_refusal, store_columns
-from leanconv.algorithms.planes import pixel_vectors
+from leanconv.algorithms.channelwise import few_channels
+from leanconv.algorithms.dense import output_refusal
 from leanconv.host import Host
 from leanconv.problem import Problem
 
@@ -46,6 +45,4 @@ class Depthwise(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase: vectors of pixels where those are adjacent in the output, else vectors of channels."""
-        if store_columns(problem) or planes_only(problem):
-            return pixel_vectors(problem, host, threads, workspace, window_of(problem))
-        return channel_vectors(problem, host, threads)
+        return few_channels(problem, host, threads, workspace)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms import batchwise
-from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.dense import core_phase, image_input, output_refusal, pack_weights
 from leanconv.host import Host
 from leanconv.problem import Problem
@@ -24,6 +24,7 @@ class Direct(Algorithm):
     """Direct convolution."""
 
     name: ClassVar[str] = "direct"
+    sum_order: ClassVar[str | None] = TAPS
     title: ClassVar[str] = "direct convolution on register tiles"
     paper: ClassVar[str] = (
         "J. Zhang, F. Franchetti, T. M. Low: High Performance Zero-Memory Overhead Direct Convolutions, ICML 2018"

@@ -2,7 +2,8 @@
 
 Idea        row = tap and channel, column = pixel; with channels first rows of the image are copied in runs
 Workspace   taps * C * P * Q elements whole (one image), taps * C * strip per thread in strips
-Good for    channels first, many output channels       Bad for   1x1 (a plain copy), depthwise, memory
+Good for    channels first, many output channels
+Bad for     1x1 (a plain copy), depthwise, memory
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ PAPER = "K. Chellapilla, S. Puri, P. Simard: High Performance CNNs for Document 
 class Im2col(Algorithm):
     """Columns of windows in one matrix an image."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "im2col"
     title: ClassVar[str] = "im2col (copy-short), the whole patch matrix, then the core"
     paper: ClassVar[str] = PAPER
@@ -40,6 +42,7 @@ class Im2col(Algorithm):
 class Im2colStrip(Algorithm):
     """Columns of windows in strips that stay in the cache."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "im2col_strip"
     title: ClassVar[str] = "im2col in strips of output rows, a thread's own"
     paper: ClassVar[str] = PAPER + "; in strips as in Caffe con Troll (Abuzaid et al., 2015) and MLAS"

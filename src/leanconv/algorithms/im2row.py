@@ -23,6 +23,7 @@ PAPER = "K. Chellapilla, S. Puri, P. Simard: High Performance CNNs for Document 
 class Im2row(Algorithm):
     """Rows of windows in one matrix an image."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "im2row"
     title: ClassVar[str] = "im2row (copy-short), the whole patch matrix, then the core"
     paper: ClassVar[str] = PAPER
@@ -41,6 +42,7 @@ class Im2row(Algorithm):
 class Im2rowStrip(Algorithm):
     """Rows of windows in strips that stay in the cache."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "im2row_strip"
     title: ClassVar[str] = "im2row in strips of output rows, a thread's own"
     paper: ClassVar[str] = PAPER + "; in strips as in Caffe con Troll (Abuzaid et al., 2015) and MLAS"

@@ -1,10 +1,13 @@
 """im2win: the rows under a row of windows, interleaved column by column, so that each window is one run.
 
-Idea        for each output row the R rows of the image under it are laid out column by column: [P][W][R][C]; the
-            windows of the row lie in it one stride of columns apart, each in one run of R * S * C elements
+Idea        for each output row the R rows of the image under it are laid out column by column; the windows of the row
+            lie in that one stride of columns apart, each in one run of R * S * C elements in [P][W][R][C] (channels
+            last) or, in [C][P][W][R] (channels first), in one of R * S elements for each channel
 Workspace   P * W * R * C elements (W with padding) whole, one image at a time; in bands as many bytes as wanted
 Good for    kernels wider than their stride: im2row needs S / stride times as much
 Bad for     1x1 kernels and strides as large as the kernel, where nothing overlaps
+
+Bands have the order [P][W][R][C] in both layouts: channels first are transposed while they are copied.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from leanconv.algorithms import batchband
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.batchwise import adjacent_refusal
 from leanconv.algorithms.dense import output_refusal
+from leanconv.algorithms.window_planes import planes
 from leanconv.algorithms.windowed import bands, whole
 from leanconv.host import Host
 from leanconv.problem import BATCH_LAST, Problem
@@ -29,6 +33,7 @@ PAPER = (
 class Im2win(Algorithm):
     """The whole window tensor of an image."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "im2win"
     title: ClassVar[str] = "im2win, the whole window tensor, then the core"
     paper: ClassVar[str] = PAPER
@@ -43,12 +48,15 @@ class Im2win(Algorithm):
         """Two phases an image: copy, then the core."""
         if problem.layout in BATCH_LAST:
             return batchband.whole(problem, host, threads)
+        if problem.layout == "NCHW":
+            return planes(problem, host, threads)
         return whole(problem, host, threads, problem.ndim - 1, "im2win")
 
 
 class Im2winBand(Algorithm):
     """The window tensor in bands that stay in the cache."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "im2win_band"
     title: ClassVar[str] = "im2win in bands of output pixels, a thread's own"
     paper: ClassVar[str] = PAPER

@@ -31,6 +31,7 @@ _BLOCK = 4096  # entries that a thread fills at a time: some 5 us
 class Indirect(Algorithm):
     """Indirect convolution."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "indirect"
     title: ClassVar[str] = "indirect convolution: pixels found through a table of offsets"
     paper: ClassVar[str] = "M. Dukhan: The Indirect Convolution Algorithm, 2019, arXiv:1907.02129"

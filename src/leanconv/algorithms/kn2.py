@@ -2,7 +2,8 @@
 
 Idea        the kernel, not the image, is laid out as a matrix: its K * taps rows times the C x H * W image give a
             map for every tap, and the output is the sum of the maps, each shifted by the place of its tap
-Workspace   taps * K * H * W elements, the maps of one image
+Workspace   taps * K * H * W elements, the maps of one image (a residual after the activation: also partial sums of a
+            block and a panel for each thread)
 Good for    many channels, small kernels; the image is never copied
 Bad for     memory, and few channels: every map is written and read once
 
@@ -17,8 +18,20 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.blocking import panels_of
-from leanconv.algorithms.dense import pack_weights, store_columns
-from leanconv.algorithms.tapwise import PAPER_KN2, Walk, cut, flat, phase, pixels_of, refusal
+from leanconv.algorithms.dense import pack_weights
+from leanconv.algorithms.tapwise import (
+    PAPER_KN2,
+    Walk,
+    affordable,
+    columns,
+    cut,
+    flat,
+    phase,
+    pixels_of,
+    refusal,
+    sum_bytes,
+    sums,
+)
 from leanconv.host import Host
 from leanconv.kernels.maps import ImageMaps, Product, ShiftAdd
 from leanconv.memory import Buffer
@@ -29,6 +42,7 @@ from leanconv.program import Phase
 class _Kn2(Algorithm):
     """All maps of an image; `layout` says how they lie."""
 
+    automatic: ClassVar[bool] = False
     layout: ClassVar[str]
     paper: ClassVar[str] = PAPER_KN2
 
@@ -45,16 +59,17 @@ class _Kn2(Algorithm):
         over = walk.over_image()
         maps = _map_fields(p, host)
         product = Product(pixels_of(p, host), ImageMaps(), flat(p))
+        buffer = Buffer("maps", p.taps * p.out_channels * pixels * p.itemsize)
+        most = affordable(workspace, threads, buffer, sum_bytes(p, host))
+        image_blocks, blocks = cut(p, host, threads, over, 1), cut(p, host, threads, walk, 1, most)
         phases: list[Phase] = []
         parameters: dict[str, int | str] = {}
         for image in range(p.batch):
-            blocks = cut(p, host, threads, over, 1)
-            core, parameters = phase(p, host, over, product, blocks, image, maps=maps)
-            blocks = cut(p, host, threads, walk, 1)
+            core, parameters = phase(p, host, over, product, image_blocks, image, maps=maps)
             phases += [core, phase(p, host, walk, ShiftAdd(ImageMaps()), blocks, image, "shift and add", maps)[0]]
         return Lowering(
             tuple(phases),
-            (Buffer("map", p.taps * p.out_channels * pixels * p.itemsize),),
+            (buffer, *sums(p, host, blocks)),
             pack_weights(p, host),
             (
                 f"core {parameters.get('tile', '')} multiplies the image by all taps: {p.taps} maps of "
@@ -68,7 +83,7 @@ class _Kn2(Algorithm):
 def _map_fields(problem: Problem, host: Host) -> dict[str, int]:
     """Byte steps of [taps][channels][pixels] or, with channels last, of [pixels][taps][channels]."""
     p, item, pixels = problem, problem.itemsize, math.prod(problem.in_size)
-    channel = pixels * item if store_columns(p) else item
+    channel = pixels * item if columns(p) else item
     return {
         "t_row": p.taps * p.out_channels * item,
         "t_k": channel,

@@ -5,7 +5,8 @@ Idea        the product of a tap with the image is added to the output in place,
             a row on one side would enter the next on the other; the paper punches holes there, zeros written into
             the image and taken back.  Here nobody writes the image: a table says where the holes are, and the core
             reads zeros for them.  What the paper's guards catch, pixels shifted beyond the image, is not computed
-Workspace   S * W elements, the table
+Workspace   S * W elements, the table (a residual after the activation: also partial sums of a block and a panel for
+            each thread)
 Good for    many channels, and memory for almost nothing else
 Bad for     narrow images, where most tiles have a hole; the output must be as wide as the image
 
@@ -20,7 +21,7 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.dense import pack_weights
-from leanconv.algorithms.tapwise import PAPER, Walk, cut, phase, pixels_of, refusal
+from leanconv.algorithms.tapwise import PAPER, Walk, affordable, cut, phase, pixels_of, refusal, sum_bytes, sums
 from leanconv.host import Host
 from leanconv.kernels.holes import HolesSpec
 from leanconv.kernels.steps import Punched
@@ -34,6 +35,7 @@ HOLES = "holes"
 class _Punching(Algorithm):
     """The accumulating product; `layout` says how the output lies."""
 
+    automatic: ClassVar[bool] = False
     layout: ClassVar[str]
     paper: ClassVar[str] = PAPER
 
@@ -51,13 +53,15 @@ class _Punching(Algorithm):
         """The table of holes, then one phase: a block of outputs goes through all taps."""
         p, walk = problem, Walk.of(problem)
         columns, width = walk.kernel[2], walk.size[2]
-        blocks = cut(p, host, threads, walk, p.batch)
+        table = Buffer(HOLES, columns * width * p.itemsize)
+        most = affordable(workspace, threads, table, sum_bytes(p, host))
+        blocks = cut(p, host, threads, walk, p.batch, most)
         core, parameters = phase(p, host, walk, Punched(pixels_of(p, host)), blocks)
         sizes = {name: core.fields[name] for name in ("in2", "dilation2", "pad2")}
         holes = Phase("holes", HolesSpec(host.target, p.dtype), {"j_div": 1, "j_count": columns, **sizes}, columns)
         return Lowering(
             (holes, core),
-            (Buffer(HOLES, columns * width * p.itemsize),),
+            (table, *sums(p, host, blocks)),
             pack_weights(p, host),
             (
                 f"mark the holes: {columns} x {width} numbers",

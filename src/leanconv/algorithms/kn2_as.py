@@ -4,7 +4,7 @@ Idea        as kn2row and kn2col, with one map that the taps use in turn; a bloc
             before the next, so that its part of the map stays in the cache
 Workspace   K * P * W elements, which is K * H * W for "same" padding (P * Q where a row makes several blocks); with
             `strip` or under a memory limit a thread's map holds the rows of one block and one panel of output
-            channels only
+            channels only (a residual after the activation: also the partial sums of that block and panel)
 Good for    many channels and little memory
 Bad for     few channels: a map is written, read and added for C multiply-adds an element
 
@@ -18,9 +18,21 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
-from leanconv.algorithms.blocking import panels_of
 from leanconv.algorithms.dense import pack_weights
-from leanconv.algorithms.tapwise import PAPER, Cut, Walk, cut, flat, phase, pixels_of, refusal
+from leanconv.algorithms.tapwise import (
+    PAPER,
+    Cut,
+    Walk,
+    affordable,
+    cut,
+    flat,
+    phase,
+    pixels_of,
+    refusal,
+    sum_bytes,
+    sums,
+    widest,
+)
 from leanconv.host import Host
 from leanconv.kernels.maps import BlockMap, Product, ShiftAdd
 from leanconv.memory import Buffer, arena_bytes
@@ -30,6 +42,7 @@ from leanconv.problem import Problem
 class _Accumulating(Algorithm):
     """One map; `layout` says how it lies."""
 
+    automatic: ClassVar[bool] = False
     layout: ClassVar[str]
     paper: ClassVar[str] = PAPER
     tunables: ClassVar[Mapping[str, str]] = {
@@ -48,13 +61,14 @@ class _Accumulating(Algorithm):
         strip = tunables.get("strip")
         blocks = cut(p, host, threads, walk, 1)
         positions = walk.out[0] * walk.out[1] * _map_width(p, walk, blocks)
-        buffer = Buffer("map", p.out_channels * positions * p.itemsize)
+        buffer = Buffer("maps", p.out_channels * positions * p.itemsize)
         images: list[int | None] = list(range(p.batch))
         what = f"its part of a map of {p.out_channels} x {positions}"
         chosen: dict[str, int | str] = {}
-        if strip is not None or (workspace is not None and arena_bytes((buffer,)) > workspace):
+        needed = _bytes(p, host, threads, blocks, buffer)
+        if strip is not None or (workspace is not None and needed > workspace):
             part, mapped = _strips(p, host, threads, walk, workspace, strip)
-            if strip is not None or arena_bytes((mapped,), threads) < arena_bytes((buffer,)):
+            if strip is not None or _bytes(p, host, threads, part, mapped) < needed:
                 blocks, buffer, images = part, mapped, [None]
                 chosen = {"strip": blocks.rows}
                 what = f"a map of {buffer.nbytes // p.itemsize} elements a thread"
@@ -66,7 +80,7 @@ class _Accumulating(Algorithm):
         parameters = {**made[0][1], **chosen} if made else {}
         return Lowering(
             tuple(core for core, _ in made),
-            (buffer,),
+            (buffer, *sums(p, host, blocks)),
             pack_weights(p, host),
             (
                 f"core {parameters.get('tile', '')} multiplies a block by one tap after the other, into {what}",
@@ -82,20 +96,23 @@ def _map_width(problem: Problem, walk: Walk, blocks: Cut) -> int:
     return walk.size[2] if wide else walk.out[2]
 
 
+def _bytes(p: Problem, host: Host, threads: int, blocks: Cut, buffer: Buffer) -> int:
+    """The workspace with such a map."""
+    return arena_bytes((buffer, *sums(p, host, blocks)), threads)
+
+
 def _strips(
     p: Problem, host: Host, threads: int, walk: Walk, workspace: int | None, strip: int | None
 ) -> tuple[Cut, Buffer]:
     """Blocks whose maps fit the workspace, or the smallest there are; and the map of one panel of such a block."""
-    panels = panels_of(p, host)
-    registers = max(panels.vectors if panels.count else 0, panels.last)
-    pixel = min(registers * host.target.lanes(p.dtype), p.group_out) * p.itemsize
+    pixel = min(widest(p, host), p.group_out) * p.itemsize
     if strip is not None:
         blocks = Cut(min(strip, walk.out[1]), walk.out[2], cut(p, host, threads, walk, p.batch).group)
     else:
-        most = None if workspace is None else max(1, workspace // threads // 64 * 64 // pixel)
-        blocks = cut(p, host, threads, walk, p.batch, most)
+        both = [size for size in (pixel, sum_bytes(p, host)) if size]
+        blocks = cut(p, host, threads, walk, p.batch, affordable(workspace, threads, None, *both))
     held = (blocks.rows - 1) * _map_width(p, walk, blocks) + min(blocks.cols, walk.size[2])
-    return blocks, Buffer("map", held * pixel, per_thread=True)
+    return blocks, Buffer("maps", held * pixel, per_thread=True)
 
 
 class Kn2rowAs(_Accumulating):

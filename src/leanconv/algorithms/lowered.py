@@ -177,14 +177,24 @@ def strip_pixels(
     return size, unit
 
 
-def fitting_strips(problem: Problem, host: Host, size: int, unit: int) -> tuple[tuple[int, int], Blocking]:
-    """Tile heights and a strip size of at most `size` pixels that tiles cover exactly, the last strip too."""
+def fitting_strips(
+    problem: Problem, host: Host, size: int, unit: int, *, longer: bool = False
+) -> tuple[tuple[int, int], Blocking]:
+    """Tile heights and a strip size of at most `size` pixels that tiles cover exactly, the last strip too.
+
+    `longer`: the last strip may be longer than the others, though not than `size`.
+    """
     pixels, panels = math.prod(problem.out_size), panels_of(problem, host)
-    for block in range(min(size, pixels) // unit * unit, 0, -unit):
+    size = min(size, pixels)
+    for block in range(size // unit * unit, 0, -unit):
         heights = tile_heights(block, host, panels)
-        rest = pixels % block
-        if all(_covered(n, height) for n in (block, rest) for height in heights):
-            return heights, Blocking(block, -(-pixels // block), panels.total)
+        count, rest = divmod(pixels, block)
+        choices = [(-(-pixels // block), rest or block)]
+        if longer and rest and block + rest <= size:
+            choices.append((count, block + rest))
+        for blocks, last in choices:
+            if all(_covered(n, height) for n in (block, last) for height in heights):
+                return heights, Blocking(block, blocks, panels.total)
     raise AssertionError("one unit divides the image, so the search ends there")
 
 

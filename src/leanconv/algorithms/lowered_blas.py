@@ -31,6 +31,7 @@ _LARGEST = 2**31 - 1  # BLAS counts in 32 bits
 class _Blas(Algorithm):
     """Stage, multiply by BLAS, finish; `rows` says which matrix."""
 
+    automatic: ClassVar[bool] = False
     rows: ClassVar[bool]
     paper: ClassVar[str] = PAPER
 

@@ -3,7 +3,8 @@
 Idea        for each output column a strip of the image as wide as the kernel is laid out row by row: [Q][H][S][C]; the
             windows of the column lie in it one stride of rows apart, each in one run of R * S * C elements
 Workspace   Q * H * S * C elements (H with padding): of one image at a time (solution B), or of N images (A)
-Good for    channels last, kernels higher than their stride: im2row needs R / stride times as much
+Good for    channels last, kernels higher than their stride: im2row needs R / stride times as much; solution A for
+            batches of images with few output pixels and many weights (fully connected layers run as convolutions)
 Bad for     1x1 kernels and strides as large as the kernel, where nothing overlaps
 
 The paper's solution A takes the batch as one matrix, which leaves rows of the images interleaved in the output; they
@@ -28,6 +29,7 @@ PAPER = "M. Cho, D. Brand: MEC: Memory-efficient Convolution for Deep Neural Net
 class Mec(Algorithm):
     """MEC image by image."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "mec"
     title: ClassVar[str] = "MEC (solution B): strips of the image, one image at a time"
     paper: ClassVar[str] = PAPER
@@ -46,6 +48,7 @@ class Mec(Algorithm):
 class MecA(Algorithm):
     """MEC with the batch as one matrix."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "mec_a"
     title: ClassVar[str] = "MEC (solution A): strips of all images at once"
     paper: ClassVar[str] = PAPER

@@ -28,6 +28,7 @@ from leanconv.problem import Problem
 class MecRows(Algorithm):
     """MEC along rows."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "mec_rows"
     title: ClassVar[str] = "MEC along rows: a matrix for each column of the output"
     paper: ClassVar[str] = PAPER + " (the twin: mec-row-partition in triNNity's list)"

@@ -18,8 +18,8 @@ from leanconv.memory import Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
-RESIDENT_WEIGHTS = 9  # of an output channel: with sums for five rows they fill AVX2's registers
-MOST_SUMS = 12  # in registers: more are not needed to hide the latency of a multiply-add, and make LLVM spill
+RESIDENT_WEIGHTS = 9  # of an output channel: with sums for three rows they nearly fill AVX2's registers
+MOST_SUMS = 10  # in registers: more are not needed to hide the latency of a multiply-add, and make LLVM spill
 MOST_HIGH = 6  # rows of a tile with resident weights: beyond it nothing is gained by loading fewer pixels twice
 
 
@@ -55,7 +55,7 @@ class PlaneTiles:
         weights = p.taps * p.group_in
         resident = p.ndim == 2 and p.kernel[0] > 1 and weights <= RESIDENT_WEIGHTS
         if resident:
-            high = _even(height, max(1, min(MOST_HIGH, target.accumulators + 2 - weights)))
+            high = _even(height, max(1, min(MOST_HIGH, target.accumulators - weights)))
             return PlaneTiles(True, *high, 1, registers, 0)
         sums = max(1, min(MOST_SUMS, target.accumulators + 3 - TapOrder(p.kernel, p.group_in).chunks[0]))
         wide = _even(registers, sums)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms import columns
-from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.dense import core_phase, image_input, output_refusal, pack_weights, rows_input
 from leanconv.host import Host
 from leanconv.problem import Problem
@@ -22,6 +22,7 @@ class Pointwise(Algorithm):
     """A 1x1 convolution as one matrix product."""
 
     name: ClassVar[str] = "pointwise"
+    sum_order: ClassVar[str | None] = TAPS
     title: ClassVar[str] = "1x1 convolution as a matrix product in place"
     paper: ClassVar[str] = "M. Lin, Q. Chen, S. Yan: Network In Network, ICLR 2014 (the layer); no staging is needed"
 

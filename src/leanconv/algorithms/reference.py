@@ -2,7 +2,8 @@
 
 Idea        seven loops, no blocking: what every other algorithm is compared with
 Workspace   none, and weights are read as they are
-Good for    checking       Bad for   speed
+Good for    checking
+Bad for     speed
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from leanconv.program import Phase
 class Reference(Algorithm):
     """The definition."""
 
+    automatic: ClassVar[bool] = False
     name: ClassVar[str] = "reference"
     title: ClassVar[str] = "the definition, summed in float64"
     paper: ClassVar[str] = "Y. LeCun et al.: Backpropagation Applied to Handwritten Zip Code Recognition, 1989"

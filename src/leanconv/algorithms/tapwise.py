@@ -17,6 +17,7 @@ from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.lines import heights_of
 from leanconv.kernels.steps import Pixels
 from leanconv.kernels.taps import Step, TapsSpec
+from leanconv.memory import ALIGNMENT, Buffer, arena_bytes
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
@@ -35,8 +36,6 @@ def refusal(problem: Problem, layout: str | None) -> str | None:
     p = problem
     if p.pad_mode != "zeros":
         return f"the image is padded by {p.pad_mode!r}, and a tap that leaves the image adds nothing here"
-    if p.residual == "after" and p.activation is not None:
-        return "the residual comes after the activation, and it may be the output, which holds partial sums till then"
     if layout is not None and p.layout != layout:
         kind = "planes of pixels, channels first" if layout == "NCHW" else "rows of channels, channels last"
         return f"the product of a tap is made of {kind}, and the layout is {p.layout}"
@@ -140,6 +139,41 @@ def _even(size: int, part: int) -> int:
     return -(-size // -(-size // part))
 
 
+def sums_apart(problem: Problem) -> bool:
+    """Whether partial sums must not lie in the output: it may be the residual that comes after the activation."""
+    return problem.residual == "after" and problem.activation is not None
+
+
+def columns(problem: Problem) -> bool:
+    """Whether what is added up has its pixels adjacent."""
+    return store_columns(problem) and not sums_apart(problem)
+
+
+def widest(problem: Problem, host: Host) -> int:
+    """Output channels of the widest panel, filled up to whole registers."""
+    panels = panels_of(problem, host)
+    return max(panels.vectors if panels.count else 0, panels.last) * host.target.lanes(problem.dtype)
+
+
+def sums(problem: Problem, host: Host, blocks: Cut) -> tuple[Buffer, ...]:
+    """The partial sums of a panel of one block for each thread, if they need memory."""
+    pixel = sum_bytes(problem, host)
+    return (Buffer("sums", blocks.rows * blocks.cols * pixel, per_thread=True),) if pixel else ()
+
+
+def affordable(workspace: int | None, threads: int, shared: Buffer | None, *pixel_bytes: int) -> int | None:
+    """Pixels of a block for which each thread can have buffers of so many bytes a pixel, beside a shared one."""
+    if workspace is None or not any(pixel_bytes):
+        return None
+    share = (workspace - arena_bytes((shared,) if shared else ())) // threads
+    return max(1, (share - ALIGNMENT * len(pixel_bytes)) // sum(pixel_bytes))
+
+
+def sum_bytes(problem: Problem, host: Host) -> int:
+    """Bytes of partial sums for each pixel of a block; 0 if they lie in the output."""
+    return widest(problem, host) * problem.itemsize if sums_apart(problem) else 0
+
+
 def flat(problem: Problem) -> bool:
     """Whether rows of the image follow each other evenly in memory."""
     width = problem.in_size[-1]
@@ -168,7 +202,8 @@ def phase(
 ) -> tuple[Phase, dict[str, int | str]]:
     """The phase that runs a step over all blocks, on all images or on one, and the settings chosen."""
     p, item, panels = problem, problem.itemsize, panels_of(problem, host)
-    epilogue = Epilogue(p.activation, "before" if p.residual else None) if step.fills else Epilogue()
+    order = "after" if sums_apart(p) else "before"
+    epilogue = Epilogue(p.activation, order if p.residual else None) if step.fills else Epilogue()
     lengths = _lengths(walk, blocks, step)
     heights = [heights_of(lengths, host.target.tile_rows(v)) for v in (panels.vectors, panels.last or panels.vectors)]
     spec = TapsSpec(
@@ -178,7 +213,7 @@ def phase(
         panels.shape,
         (heights[0], heights[1]),
         p.has_bias,
-        store_columns(p),
+        store_columns(p) if step.fills else columns(p),
         epilogue,
     )
     counts = {

@@ -24,14 +24,16 @@ from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, pack_
 from leanconv.algorithms.lowered import fitting_strips
 from leanconv.host import Host
 from leanconv.kernels.image import Image
-from leanconv.kernels.windows import WindowBand, Windows, WindowSpec
+from leanconv.kernels.window_phases import WindowBand, WindowSpec
+from leanconv.kernels.windows import Windows
 from leanconv.memory import Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
 TENSOR = "window tensor"
 FEW = 8  # vectors of channels up to which a copy is made for their number
-LARGEST_BAND = 256 << 10  # bytes a thread
+MOST_ROWS = 16  # of the image that are interleaved at one time
+LARGEST_BAND = 255 << 10  # bytes a thread, if nothing else is asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ def copied(problem: Problem, host: Host, tensor: Tensor) -> tuple[Windows, dict[
     kernel, stride = still(p.kernel), still(p.stride)
     pixel, channel = p.x_strides[-1], p.x_strides[1]
     adjacent = "none"
-    if channel == 1 or p.group_in == 1:
+    if p.group_in == 1 and pixel == 1 and slide == p.ndim - 1 and math.prod(kernel) <= MOST_ROWS:
+        adjacent = "row"
+    elif channel == 1 or p.group_in == 1:
         adjacent = "channels"
     elif pixel == 1 and stride[-1] <= lanes // 2:
         adjacent = "pixels"
@@ -229,7 +233,7 @@ def whole(problem: Problem, host: Host, threads: int, slide: int, name: str, *, 
 def bands(problem: Problem, host: Host, threads: int, workspace: int | None, chosen: int | None) -> Lowering:
     """Bands of output pixels, each staged and read by one thread; windows slide along the last dimension.
 
-    `chosen` output rows a band, else as many pixels as fit half the second-level cache, 256 KiB and the workspace.
+    `chosen` output rows a band, else as many pixels as fit half the second-level cache, LARGEST_BAND and the workspace.
     """
     p = problem
     pixels, width, slide = math.prod(p.out_size), p.out_size[-1], p.ndim - 1
@@ -243,7 +247,7 @@ def bands(problem: Problem, host: Host, threads: int, workspace: int | None, cho
         size, unit = largest_band(p, tensor, budget), 1
         if threads > 1:  # enough bands for every thread to have several
             size = min(size, max(1, pixels * p.batch * p.groups // (4 * threads)))
-    heights, cut = fitting_strips(p, host, size, unit)
+    heights, cut = fitting_strips(p, host, size, unit, longer=True)
     windows, fields = copied(p, host, tensor)
     strides = image_input(p).fields
     fields |= {

@@ -2,7 +2,8 @@
 
 Idea        F(m, r) computes m outputs of r taps with m + r - 1 products, along each axis: of 3x3 taps 2.25 times
             fewer for m = 2, 4 times for m = 4; windows, weights and products are transformed by small constant
-            matrices; blocks of tiles go through all steps while they are in the cache
+            matrices; blocks of tiles go through all steps while they are in the cache; a stride makes several
+            interleaved filters of one, a dilation several interleaved images
 Workspace   a thread: points * block * (C/g + NR) elements, where points is the product of the m + r - 1 and block
             the tiles staged at one time
 Weights     points / taps times as large as plain ones (4 times for F(4, 3)), or transformed anew for each block
@@ -24,7 +25,9 @@ from leanconv.algorithms.blocking import panels_of
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.core import Reduction, reduction_fields
+from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.polyphase import Strided
 from leanconv.kernels.winograd import WinogradSpec
 from leanconv.kernels.winograd_input import InputStep
 from leanconv.kernels.winograd_output import OutputStep
@@ -43,16 +46,23 @@ MOST_PRODUCTS = 256  # in one tile: all of F(4, 3) in three dimensions, whose wi
 _ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5.0}
 
 
+# For the cost model: operations a point of one pass of a transform, those of loading and storing it, and how much more
+# of a byte's time shows than with the plain core: weights are used for a tile's few rows and not again in the block.
+# Less than a vector of channels (RGB images) is loaded in pieces, and its products are too short to hide the rest.
+_PASS, _MOVE, _STREAM, _NARROW = 2.2, 3.0, 8.0, 3.0
+
+
 def tiling_of(problem: Problem, outputs: int) -> Tiling:
     """Tiles of `outputs` outputs along each axis that has taps, fewer where the image is small."""
     axes = []
-    for out, taps, dilation, pad in zip(
-        problem.out_size, problem.kernel, problem.dilation, problem.pad_low, strict=True
+    for out, taps, stride, dilation, pad in zip(
+        problem.out_size, problem.kernel, problem.stride, problem.dilation, problem.pad_low, strict=True
     ):
         longest = -(-out // dilation)  # outputs of the first of the interleaved problems
         size = min(outputs, longest) if taps > 1 else 1
         edge = longest - (-(-longest // size) - 1) * size
-        axes.append(Axis(CookToom.of(size, taps), edge, dilation, pad))
+        transform = Strided.of(size, taps, stride) if 1 < stride <= taps else CookToom.of(size, taps)
+        axes.append(Axis(transform, edge, stride, dilation, pad))
     return Tiling(tuple(axes))
 
 
@@ -77,6 +87,11 @@ def tile_fields(problem: Problem, tiling: Tiling) -> dict[str, int]:
     return fields
 
 
+def odd_lines(nbytes: int) -> int:
+    """Bytes filled up to an odd number of cache lines."""
+    return (-(-nbytes // ALIGNMENT) | 1) * ALIGNMENT
+
+
 class Winograd(Algorithm):
     """Winograd convolution with tiles of `outputs` outputs along each axis."""
 
@@ -90,16 +105,20 @@ class Winograd(Algorithm):
     transform: ClassVar[bool] = False
 
     def refusal(self, problem: Problem) -> str | None:
-        """Stride 1, kernels of a few taps along each axis."""
-        if any(stride != 1 for stride in problem.stride):
-            return f"the stride is {'x'.join(map(str, problem.stride))}, Winograd's tiles need stride 1"
+        """A few taps along each axis, a stride that is no larger, and no dilation with a stride."""
         if problem.taps == 1:
             return "the kernel has one tap, there is nothing to save"
         most = MOST_POINTS - self.outputs + 1
-        if max(problem.kernel) > most:
-            return (
-                f"the kernel has {max(problem.kernel)} taps along an axis, tiles of {self.outputs} take {most} at most"
-            )
+        for taps, stride, dilation in zip(problem.kernel, problem.stride, problem.dilation, strict=True):
+            if taps > 1 and stride > taps:
+                return f"the stride of {stride} is larger than the kernel of {taps} taps, no products are saved"
+            if stride > 1 and dilation > 1:
+                return f"an axis has stride {stride} and dilation {dilation}, one of them must be 1"
+            if -(-taps // stride) > most:
+                return (
+                    f"an axis has {taps} taps at stride {stride}, tiles of {self.outputs} outputs take at most {most} "
+                    "taps a phase"
+                )
         points = tiling_of(problem, self.outputs).points
         if points > MOST_PRODUCTS:
             return f"a tile has {points} products, at most {MOST_PRODUCTS} are supported"
@@ -107,8 +126,30 @@ class Winograd(Algorithm):
 
     def error_bound(self, problem: Problem) -> float:
         """That of a plain sum, times a growth for each axis; 4e-6 for F(4x4, 3x3) in float32."""
-        sizes = (axis.transform.size for axis in tiling_of(problem, self.outputs).axes)
+        axes = zip(tiling_of(problem, self.outputs).axes, problem.kernel, strict=True)
+        sizes = (axis.transform.outputs - 1 + -(-taps // axis.stride) for axis, taps in axes)
         return super().error_bound(problem) * math.prod(_ERROR_GROWTH[size] for size in sizes)
+
+    def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
+        """Products, transforms, and weights that each block of tiles reads once."""
+        p, tiling = problem, tiling_of(problem, self.outputs)
+        lanes, points = host.target.lanes(p.dtype), tiling.points
+        tiles = p.groups * tile_fields(p, tiling)["tile_count"]
+        inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
+        transform = points * (_PASS * len(tiling.active) + _MOVE)
+        blocks = int(lowering.parameters["blocks"])
+        counts = {"multiply": tiles * points * p.group_in * outer, "vector": tiles * (inner + outer) * transform}
+        if p.group_in < lanes:
+            counts["vector"] *= _NARROW
+        if self.transform:
+            counts["vector"] += p.groups * blocks * p.group_in * outer * transform
+        if p.x_strides[1] != 1:
+            counts["block"] = tiles * points * inner
+        if p.out_strides[1] != 1:
+            counts["turn"] = p.batch * math.prod(p.out_size) * p.groups * outer
+        weights = p.groups * points * p.group_in * p.group_out * p.itemsize
+        out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
+        return Cost(counts, ((_STREAM * blocks * weights, weights),), ((out, out),), lowering.phases[-1].chunks)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
@@ -120,11 +161,19 @@ class Winograd(Algorithm):
 
 
 class WinogradF2(Winograd):
-    """Tiles of 2 outputs: near the accuracy of plain sums."""
+    """Tiles of 2 outputs; near the accuracy of plain sums."""
 
     name: ClassVar[str] = "winograd_f2"
     title: ClassVar[str] = "Winograd, tiles of 2 outputs along each axis"
     outputs: ClassVar[int] = 2
+
+
+class WinogradF2OnTheFly(WinogradF2):
+    """The same with weights as they are, transformed anew for each block of tiles."""
+
+    name: ClassVar[str] = "winograd_f2_on_the_fly"
+    title: ClassVar[str] = "Winograd, tiles of 2, weights transformed block by block"
+    transform: ClassVar[bool] = True
 
 
 class WinogradF4(Winograd):
@@ -135,12 +184,28 @@ class WinogradF4(Winograd):
     outputs: ClassVar[int] = 4
 
 
+class WinogradF4OnTheFly(WinogradF4):
+    """The same with weights as they are, transformed anew for each block of tiles."""
+
+    name: ClassVar[str] = "winograd_f4_on_the_fly"
+    title: ClassVar[str] = "Winograd, tiles of 4, weights transformed block by block"
+    transform: ClassVar[bool] = True
+
+
 class WinogradF6(Winograd):
     """Tiles of 6 outputs."""
 
     name: ClassVar[str] = "winograd_f6"
     title: ClassVar[str] = "Winograd, tiles of 6 outputs along each axis"
     outputs: ClassVar[int] = 6
+
+
+class WinogradF6OnTheFly(WinogradF6):
+    """The same with weights as they are, transformed anew for each block of tiles."""
+
+    name: ClassVar[str] = "winograd_f6_on_the_fly"
+    title: ClassVar[str] = "Winograd, tiles of 6, weights transformed block by block"
+    transform: ClassVar[bool] = True
 
 
 class _Lowered:
@@ -161,9 +226,20 @@ class _Lowered:
         """Whether input channels are adjacent in memory."""
         return self.problem.x_strides[1] == 1
 
+    @property
+    def runs(self) -> bool:
+        """Whether rows of windows are runs of adjacent pixels, of which padding is cut off (the rest is zeros)."""
+        p, axis = self.problem, self.tiling.axes[-1]
+        plain = not self.padded or (p.pad_mode == "zeros" and p.in_size[-1] >= axis.transform.size)
+        return not self.adjacent and p.x_strides[-1] == 1 and axis.dilation == 1 < axis.transform.size and plain
+
     def panel_bytes(self, width: int) -> int:
         """Transformed weights and biases of a panel `width` bytes wide."""
-        return (self.tiling.points * self.problem.group_in + self.problem.has_bias) * width
+        return self.tiling.points * self.point_bytes(width) + self.problem.has_bias * width
+
+    def point_bytes(self, width: int) -> int:
+        """Bytes of one point's weights in such a panel."""
+        return odd_lines(self.problem.group_in * width)
 
     def scratch(self, tiles: int) -> tuple[dict[str, int], int]:
         """Where everything lies in a thread's scratch for blocks of so many tiles, and its bytes.
@@ -171,7 +247,7 @@ class _Lowered:
         Matrices of different points are an odd number of cache lines apart: a tile's values would otherwise fall into
         few sets of the first-level cache.
         """
-        point, product = ((-(-tiles * size // ALIGNMENT) | 1) * ALIGNMENT for size in (self.row, self.width))
+        point, product = odd_lines(tiles * self.row), odd_lines(tiles * self.width)
         fields = {"v_point": point, "m_point": product, "v_row": self.row, "v_at": 0}
         fields["m_at"] = end = self.tiling.points * point
         fields["zero_at"] = end = end + self.tiling.points * product
@@ -186,7 +262,8 @@ class _Lowered:
         """Tiles a block: what the second-level cache holds, and enough that weights are not all that is read."""
         tile = self.tiling.points * (self.row + self.width)
         total = max(1, self.fields["tile_count"])
-        tiles = wanted or max(self.host.l2 * 3 // 4 // tile, 16)
+        least = 32 if self.transform else 16
+        tiles = wanted or max(self.host.l2 * 3 // 4 // tile, least)
         tiles = min(tiles, total)
         if wanted is None and threads > 1:
             tiles = min(tiles, max(6, -(-total // (4 * threads))))
@@ -205,7 +282,9 @@ class _Lowered:
     @property
     def packed_bytes(self) -> int:
         """Bytes of all transformed weights."""
-        return self.problem.groups * self.panel_bytes(self.panels.registers * self.host.target.vector_bytes)
+        whole, last = (n * self.host.target.vector_bytes for n in (self.panels.vectors, self.panels.last))
+        group = self.panels.count * self.panel_bytes(whole) + (self.panel_bytes(last) if last else 0)
+        return self.problem.groups * group
 
     def weight_fields(self) -> dict[str, int]:
         """Where the user's weights and biases are."""
@@ -219,6 +298,8 @@ class _Lowered:
             "bias_g": p.group_out * item,
             "group_out": p.group_out,
             "panel_count": self.panels.total,
+            "u_point": self.point_bytes(self.panels.vectors * self.host.target.vector_bytes),
+            "u_last": self.point_bytes(self.panels.last * self.host.target.vector_bytes),
             **{f"w_{d}": stride for d, stride in enumerate(strides[2:])},
         }
 
@@ -283,17 +364,28 @@ class _Lowered:
     def spec(self) -> WinogradSpec:
         """The kernel."""
         p, target = self.problem, self.host.target
+        outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
         stream = p.group_in * self.panels.vectors * target.vector_bytes > self.host.l1 // 2
         return WinogradSpec(
             target,
             p.dtype,
             self.tiling,
-            InputStep(target, p.dtype, self.tiling, self.padded, p.pad_mode, self.adjacent, p.group_in % self.lanes),
+            InputStep(
+                target,
+                p.dtype,
+                self.tiling,
+                self.padded,
+                p.pad_mode,
+                self.adjacent,
+                self.runs,
+                p.group_in % self.lanes,
+            ),
             OutputStep(
                 target,
                 p.dtype,
                 self.tiling,
-                p.out_strides[1] == 1 and (p.residual_strides is None or p.residual_strides[1] == 1),
+                all(strides[1] == 1 for strides in outputs),
+                all(strides[1] != 1 == strides[-1] for strides in outputs) and self.tiling.axes[-1].dilation == 1,
                 p.has_bias,
                 Epilogue(p.activation, p.residual),
             ),

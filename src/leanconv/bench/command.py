@@ -54,7 +54,7 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
         peer_timeout=options.peer_timeout,
         bandwidth=True,
     )
-    with _progress() as step:
+    with progress_bar() as step:
         report = run(layers, settings, command=command, engine=engine, progress=step)
 
     # With JSON on standard output the table must not mix with it.
@@ -142,7 +142,7 @@ def _list_layers(layers: Sequence[Layer]) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Step | None]:
+def progress_bar() -> Iterator[Step | None]:
     """Show a progress bar on standard error while measuring, if that is a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:

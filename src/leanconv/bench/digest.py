@@ -141,7 +141,7 @@ class Digest:
     Attributes:
         peaks: threads -> measured FMA peak in GFLOP/s, the median of all rounds.
         bandwidths: threads -> speed of memory in GB/s.
-        scores: the best first, for each set and number of threads.
+        scores: the best first, for each set and number of threads; after these who misses layers of the set.
     """
 
     contestants: list[Contestant]
@@ -273,7 +273,8 @@ def _scores(results: Sequence[Result], layers: Sequence[Work]) -> list[Score]:
     sizes = {name: sum(layer.set == name for layer in layers) for name in {layer.set for layer in layers}}
     sizes[EVERY] = len(layers)
     scores = [_score(*key, group, sizes[key[0]], layers) for key, group in groups.items()]
-    return sorted(scores, key=lambda score: (score.threads, score.relative))
+    # Means over other layers are no better or worse: who misses some comes after all that miss none.
+    return sorted(scores, key=lambda score: (score.threads, score.layers < score.of, score.relative))
 
 
 def _score(

@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from leanconv.bench.report import Report, Row, common_prefix, fastest, ratio
+from leanconv.bench.report import PEER, Report, Row, common_prefix, fastest, ratio
 from leanconv.errors import LeanconvError
 from leanconv.sizes import format_bytes
 
@@ -86,22 +86,33 @@ def _time_against_workspace(axes: Any, report: Report) -> None:
     for row in report.rows:
         key = (row.layer, row.threads)
         best[key] = fastest([other for other in report.rows if (other.layer, other.threads) == key])
+    peers = any(row.kind == PEER for row in report.rows)
+    nbytes = {id(row): _memory(row, peers=peers) for row in report.rows}
     for _, style, rows in _series(report.rows):
-        times = [ratio(row, best[row.layer, row.threads] or row) for row in rows]
-        axes.plot([row.workspace_bytes for row in rows], times, **style, ls="")
+        known = [row for row in rows if nbytes[id(row)] is not None]
+        times = [ratio(row, best[row.layer, row.threads] or row) for row in known]
+        axes.plot([nbytes[id(row)] for row in known], times, **style, ls="")
     # Linear below 1 KiB, because the best workspace is none.
     axes.set_xscale("symlog", base=2, linthresh=1024, linscale=0.5)
-    most = max(row.workspace_bytes for row in report.rows)
+    most = max(value or 0 for value in nbytes.values())
     ticks = [0, *(1 << power for power in range(10, 41, 2) if 1 << power <= 2 * most)]
     axes.set_xticks(ticks, [format_bytes(tick).replace(".0 ", " ") for tick in ticks])
     axes.set_xlim(left=-256)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value in (2, 3, 5, 20, 50) else "")
-    axes.set_xlabel("workspace of a call")
+    ours = "workspace and packed weights" if peers else "workspace of a call"
+    axes.set_xlabel(f"{ours}; of peers the measured extra peak" if peers else ours)
     axes.set_ylabel("time / time of the fastest")
     axes.grid(color="0.92", zorder=-1)
     axes.set_axisbelow(True)
+
+
+def _memory(row: Row, *, peers: bool) -> int | None:
+    """Return the memory to plot; beside peers, which pack weights too, our packed weights count."""
+    if row.kind == PEER:
+        return row.extra_peak_bytes
+    return row.workspace_bytes + (row.packed_weight_bytes if peers else 0)
 
 
 def _series(rows: list[Row]) -> Iterator[tuple[str, dict[str, Any], list[Row]]]:

@@ -309,7 +309,15 @@ class _Emitter(Place):
             def sum_of(tile: Tile) -> BatchSum:
                 apart: Index = step if spec.across else spec.target.vector_bytes
                 return BatchSum(
-                    fn, fields, tile, spec.reduction, left, apart, spec.stage.entry, spec.across, padded=True
+                    fn,
+                    fields,
+                    tile,
+                    spec.reduction,
+                    left=left,
+                    apart=apart,
+                    channel=spec.stage.entry,
+                    shared=spec.across,
+                    padded=True,
                 )
 
             self.all_panels([*outer, at], shift, vectors, window, sum_of)

@@ -148,7 +148,16 @@ class _Emitter(Place):
 
         def sum_of(tile: Tile) -> BatchSum:
             channel = self.fields["x_c"]
-            return BatchSum(self.fn, self.fields, tile, spec.reduction, left, apart, channel, spec.across)
+            return BatchSum(
+                self.fn,
+                self.fields,
+                tile,
+                spec.reduction,
+                left=left,
+                apart=apart,
+                channel=channel,
+                shared=spec.across,
+            )
 
         self.all_panels(position, shift, vectors, window, sum_of)
 

@@ -16,10 +16,14 @@ ask where each pixel lies.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.host import Host
+from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import mapped_position
@@ -27,6 +31,8 @@ from leanconv.kernels.lanes import Lanes
 from leanconv.kernels.rowtile import RowTerms, Tile
 from leanconv.kernels.taporder import TapOrder, TapSum
 from leanconv.kernels.window import Edges, Window
+
+SPREAD = 1.3  # times the multiply-adds, where inputs are shuffled for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +82,25 @@ class ChannelwiseSpec:
             span(band, "band", "row_count"), span(strips, "strips", "strip_count"), span(units, "units", "unit_count")
         )
         return kernel.finish()
+
+    def cost(self, f: Mapping[str, int], chunks: int, host: Host) -> Cost:
+        """Tiles of pixels by one register; a channel that is spread over lanes takes a shuffle for every pixel."""
+        lanes, item = self.lanes, 8 if self.dtype == "float64" else 4
+        inner = self.window.dims - 1
+        taps = math.prod(self.window.kernel) * lanes.group_in
+        rows = f["n_count"] * f["row_count"]
+        registers = f["unit_count"] * lanes.parts
+        pixels = rows * f[f"out{inner}"]
+        groups = f["unit_whole"] * lanes.groups + self.rest
+        spread = lanes.groups > 1 and lanes.group_in * lanes.group_out > 1
+        counts = {
+            "multiply": pixels * registers * taps * (SPREAD if spread else 1.0),
+            "tile": rows * f["strip_count"] * registers,
+        }
+        size = math.prod(f[f"in{d}"] for d in range(self.window.dims))
+        source = f["n_count"] * size * groups * lanes.group_in * item
+        out = pixels * groups * lanes.group_out * item
+        return Cost(counts, ((source, source),), ((out, out),), chunks)
 
 
 Span = tuple[Value, Value]

@@ -92,7 +92,11 @@ class CookToom:
     @property
     def size(self) -> int:
         """Inputs of a tile, and products."""
-        return self.outputs + self.taps - 1
+        return self.span(self.outputs)
+
+    def span(self, outputs: int) -> int:
+        """Inputs and products of a tile of so many outputs."""
+        return outputs + self.taps - 1
 
     def weights(self) -> Matrix:
         """G (size x taps): point k's row holds its powers over the product of its distances from the others."""
@@ -129,7 +133,7 @@ class CookToom:
         return tuple(rows)
 
     def _points(self, outputs: int | None) -> tuple[Surd, ...]:
-        return self.points[: (outputs or self.outputs) + self.taps - 2]
+        return self.points[: self.span(outputs or self.outputs) - 1]
 
     def _distance(self, k: int) -> Surd:
         result = ONE

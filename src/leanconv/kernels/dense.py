@@ -12,6 +12,7 @@ the "rows" layout) and pixels; `w_g`, `w_panel` bytes of packed weights per grou
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import Function, Index, Module, Value
@@ -81,13 +82,13 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
     def panel(at: Value, vectors: int, valid: int, last: bool) -> None:
         tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias)
         w = fn.gep(weights, fn.mul(at, fields["w_panel"]))
-        _panel(fn, fields, spec, tile, valid, x, w, out, residual, at, fn.i64(first), end, start)
+        panel_tiles(fn, fields, spec, tile, valid, x, w, out, residual, at, fn.i64(first), end, start)
 
     each_panel(fn, fields, spec.panels, spec.target.lanes(spec.dtype), (panel0, panel1), panel)
     return kernel.finish()
 
 
-def _panel(
+def panel_tiles(
     fn: Function,
     fields: Fields,
     spec: DenseSpec,
@@ -101,14 +102,22 @@ def _panel(
     first: Value,
     end: Value,
     start: list[Value],
+    parts: tuple[Callable[[Tile], Sum], Callable[[Tile], Output]] | None = None,
 ) -> None:
-    """All tiles of one panel over one block of pixels [first, end)."""
-    output = Output(fn, fields, tile, spec.epilogue, valid, spec.columns)
+    """All tiles of one panel over one block of pixels [first, end); `parts` make other sums and outputs than usual."""
+
+    def sums(shape: Tile) -> Sum:
+        return parts[0](shape) if parts else Sum(fn, fields, shape, spec.reduction)
+
+    def outputs(shape: Tile) -> Output:
+        return parts[1](shape) if parts else Output(fn, fields, shape, spec.epilogue, valid, spec.columns)
+
+    output = outputs(tile)
     o = output.panel(out, panel, "o")
     r = output.panel(residual, panel, "r") if residual is not None else None
 
     def tiles(shape: Tile, begin: Value, stop: Index, state: list[Value], shaped: Output) -> list[Value]:
-        sum_ = Sum(fn, fields, shape, spec.reduction)
+        sum_ = sums(shape)
 
         def body(pixel: Value, state: list[Value]) -> list[Value]:
             shaped.store(spec.source.tile(sum_, x, weights, state), o, r, pixel)
@@ -127,4 +136,4 @@ def _panel(
     turn = fn.i64(fn.add(first, fn.mul(fn.sub(number, short), tile.rows)))
     state = tiles(tile, first, turn, start, output)
     lower = Tile(tile.target, tile.dtype, tile.rows - 1, tile.vectors, tile.bias)
-    tiles(lower, turn, end, state, Output(fn, fields, lower, spec.epilogue, valid, spec.columns))
+    tiles(lower, turn, end, state, outputs(lower))

@@ -35,6 +35,26 @@ class Fields:
         return self._pointers[role]
 
 
+class Prefixed(Fields):
+    """The fields and buffers of one part of a kernel, whose names all begin with a prefix of its own."""
+
+    def __init__(self, fields: Fields, prefix: str) -> None:
+        self._fields, self._prefix = fields, prefix
+
+    def __getitem__(self, name: str) -> Value:
+        """The value of the part's field."""
+        return self._fields[self._prefix + name]
+
+    def buffer(self, role: str) -> Value:
+        """The address of the buffer that plays the part's role."""
+        return self._fields.buffer(self._prefix + role)
+
+
+def prefixed(fields: Mapping[str, int], prefix: str) -> dict[str, int]:
+    """The values for `Prefixed`."""
+    return {prefix + name: value for name, value in fields.items()}
+
+
 class KernelFunction:
     """A kernel being written: `void name(ptr buffers, ptr fields, i64 chunk, i64 thread)`."""
 

@@ -185,13 +185,17 @@ class Image:
 
         if not self.padded:
             pixels = fn.if_(even, evenly, lambda: self._windows(sum_, base, state), hint="even")
-            return whole_windows(sum_, pixels, weights)
+            return self.total(sum_, pixels, weights)
         return fn.if_(
             even,
             lambda: whole_windows(sum_, evenly(), weights, self._ranges(sum_, state)),
             lambda: self._edge(sum_, base, weights, state),
             hint="even",
         )
+
+    def total(self, sum_: Sum, pixels: list[Value], weights: Value) -> list[Value]:
+        """The sums over windows that lie inside the image; `pixels` address their first taps."""
+        return whole_windows(sum_, pixels, weights)
 
     def _clips(self, sum_: Sum) -> bool:
         """Whether tiles that hang over the image above or below leave those taps out.

@@ -115,7 +115,7 @@ class Product:
         target, weights, steps = self.map.start(panel, tap), weights_of(panel, tap), self.map.steps(panel)
 
         def store(tile: Tile, accs: list[Value], pixel: Value) -> None:
-            output = Output(fn, steps, tile, Epilogue(), panel.valid, panel.spec.columns, "t")
+            output = Output(fn, steps, tile, Epilogue(), panel.valid, panel.columns, "t")
             output.store(accs, target, None, pixel)
 
         def line(row: Index, pixels: Index) -> None:
@@ -152,7 +152,7 @@ class ShiftAdd:
 
         def row(at: Value) -> None:
             place = self.map.place(panel, tap, at)
-            add = self._columns if panel.spec.columns else self._rows
+            add = self._columns if panel.columns else self._rows
             add(panel, source, steps, place, panel.pixel(at, tap.columns[0]), length(panel, tap.columns))
 
         panel.each_row(tap.rows, row)
@@ -172,7 +172,7 @@ class ShiftAdd:
                 for row in row_addresses(fn, state[0], height, step)
                 for v, count in enumerate(counts)
             ]
-            panel.output(shape).store(accs, panel.out, panel.out, state[1])
+            panel.add(shape, accs, state[1])
             return [fn.gep(state[0], fn.mul(step, height)), fn.i64(fn.add(state[1], height))]
 
         start = [fn.gep(source, fn.mul(place, steps["t_row"])), fn.i64(pixel)]

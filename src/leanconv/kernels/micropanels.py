@@ -8,16 +8,22 @@ packed without a transpose, because the pixels of a channel lie side by side the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Value
 from leanconv.kernels.core import Sum
+from leanconv.kernels.cost import Cost
 from leanconv.kernels.cursor import ZERO_BYTES, SharedCursor
 from leanconv.kernels.epilogue import load_lanes, pieces, transpose
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.image import following, position_of
 from leanconv.kernels.patches import Patches
+
+if TYPE_CHECKING:
+    from leanconv.host import Host
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,19 @@ class PackTiles:
 
             state = fn.loop(begin, stop, 1, state, tile, guard=True, hint="pack")
         return scratch, 0
+
+    def cost(self, f: Mapping[str, int], host: Host) -> Cost:
+        """Transposes of channels, or two short runs for the pixels of each channel and tile."""
+        patches = self.patches
+        lanes, taps = patches.target.lanes(patches.dtype), math.prod(patches.kernel)
+        pixels = f["n_count"] * f["g_count"] * f["pixels"]
+        nbytes = pixels * taps * f["channels"] * patches.itemsize
+        if patches.unit_channel:
+            counts: dict[str, float] = {"block": pixels * taps * -(-f["channels"] // lanes)}
+        else:
+            counts = {"vector": 2 * pixels * taps * f["channels"] / self.height}
+        counts["tap"] = pixels * taps
+        return Cost(counts, (), ((nbytes, min(nbytes, host.l2 / 2)),))
 
     def _tile(self, fn: Function, fields: Fields, x: Value, target: Value, positions: list[list[Value]]) -> Value:
         """One tile; returns where the next one goes."""

@@ -61,6 +61,23 @@ class Output:
                 value = self.epilogue.apply(fn, accs[i * tile.vectors + v], extra)
                 store_lanes(fn, value, fn.gep(row, v * width), self._count(v), masks=masks)
 
+    def loaded(self, out: Value, pixel: Value) -> list[Value]:
+        """What is stored of the tile at a pixel ("rows")."""
+        fn, tile = self.fn, self.tile
+        width, step = tile.target.vector_bytes, self.fields["o_row"]
+        rows = row_addresses(fn, fn.gep(out, fn.mul(pixel, step)), tile.rows, step)
+        places = [(fn.gep(row, v * width), self._count(v)) for row in rows for v in range(tile.vectors)]
+        return [load_lanes(fn, tile.vec, place, count, masks=tile.target.masks) for place, count in places]
+
+    def put(self, accs: list[Value], out: Value, pixel: Value) -> None:
+        """Store the tile at a pixel as it is ("rows")."""
+        fn, tile = self.fn, self.tile
+        width, step = tile.target.vector_bytes, self.fields["o_row"]
+        rows = row_addresses(fn, fn.gep(out, fn.mul(pixel, step)), tile.rows, step)
+        places = [(fn.gep(row, v * width), self._count(v)) for row in rows for v in range(tile.vectors)]
+        for value, (place, count) in zip(accs, places, strict=True):
+            store_lanes(fn, value, place, count, masks=tile.target.masks)
+
     def _columns(self, accs: list[Value], out: Value, residual: Value | None, pixel: Value) -> None:
         fn, tile, masks = self.fn, self.tile, self.tile.target.masks
         lanes = tile.target.lanes(tile.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from leanconv.codegen.ir import Function, Value
 from leanconv.kernels.fields import Fields
@@ -33,6 +34,7 @@ class Panels:
     valid: int
 
     @staticmethod
+    @lru_cache(maxsize=1024)
     def of(channels: int, lanes: int) -> Panels:
         """Panels of two registers; an odd one makes the last panel three wide, which runs as fast (4x3 for 6x2)."""
         registers = -(-channels // lanes)

@@ -12,17 +12,21 @@ weights of one chunk of a row's taps at a time (see `TapOrder`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.host import Host
+from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import mapped_position
 from leanconv.kernels.planetile import PlaneTerms, PlaneTile
 from leanconv.kernels.rowstage import RowStage
 from leanconv.kernels.window import Window
+
+APART = 1.8  # times the multiply-adds, where each loads pixels for itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +61,30 @@ class PlaneSpec:
         kernel = KernelFunction(module, name)
         _Planes(kernel, kernel.fn, kernel.fields, self).run()
         return kernel.finish()
+
+    def cost(self, f: Mapping[str, int], chunks: int, host: Host) -> Cost:
+        """Rows copied once for each band that reads them, and tiles; loads hold up those that use each of them once."""
+        lanes, item = self.target.lanes(self.dtype), 8 if self.dtype == "float64" else 4
+        window = self.window
+        planes = f["n_count"] * f["unit_count"] * f["outputs"]
+        width, high = f[f"out{window.dims - 1}"], f[f"out{window.dims - 2}"] if window.dims > 1 else 1
+        outer = f["out0"] if window.dims == 3 else 1
+        registers = planes * outer * high * -(-width // lanes)
+        taps = math.prod(window.kernel) * self.channels
+        copied = f["n_count"] * f["unit_count"] * outer * f["b_count"] * f["s_bytes"] / f["s_row"]
+        size = math.prod(f[f"in{d}"] for d in range(window.dims))
+        single = not self.stage.piece or not self.stage.unit or self.stage.stride > 2
+        pieces = bin(self.valid).count("1") if self.valid < lanes else 1
+        counts = {
+            "multiply": registers * taps * (1.0 if self.resident else APART),
+            "tile": planes * outer * f["tile_count"] * f["wide_count"],
+            "run": copied * self.stage.stride,
+            "element" if single else "vector": copied * f[f"in{window.dims - 1}"] / (1 if single else lanes),
+            "store": planes * outer * high * (pieces - 1),
+        }
+        source = f["n_count"] * size * f["unit_count"] * self.channels * item
+        out = planes * outer * high * width * item
+        return Cost(counts, ((source, source),), ((out, out),), chunks)
 
 
 @dataclass(slots=True)

@@ -78,6 +78,21 @@ def gathered(fn: Function, kind: str, source: Value, target: Value, step: Index,
         fn.store(fn.load(scalar, source, fn.mul(step, i)), target, i * item)
 
 
+def interleaved(fn: Function, kind: str, rows: list[Value], target: Value) -> None:
+    """Copy a vector of each row so that the first elements of all rows come first, then the second ones, and so on."""
+    lanes, item = lanes_of(kind), item_bytes(Value("", kind))
+    count = len(rows)
+    vectors = [fn.load(kind, row) for row in rows]
+    for first in range(0, count * lanes, lanes):
+        places = [divmod(first + lane, count) for lane in range(lanes)]
+        result = Value("poison", kind)
+        for row, value in enumerate(vectors):
+            picked = [lanes + at if at_row == row else lane for lane, (at, at_row) in enumerate(places)]
+            if any(at_row == row for _, at_row in places):
+                result = fn.shuffle(result, value, picked)
+        fn.store(result, target, first * item)
+
+
 def spaced(fn: Function, kind: str, source: Value, stride: int) -> Value:
     """One vector of elements `stride` elements apart; nothing is read behind the last of them."""
     lanes, item = lanes_of(kind), item_bytes(Value("", kind))

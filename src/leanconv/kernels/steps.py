@@ -35,11 +35,6 @@ def weights_of(panel: Panel, tap: Tap) -> Value:
     return fn.gep(panel.weights, fn.mul(steps, panel.tile.step_bytes))
 
 
-def accumulate(panel: Panel) -> Store:
-    """A store that adds to the output."""
-    return lambda tile, accs, pixel: panel.output(tile).store(accs, panel.out, panel.out, pixel)
-
-
 @dataclass(frozen=True, slots=True)
 class Pixels:
     """How a tap's pixels are read: the sum over their channels, `stride` pixels of x between those of a line.
@@ -99,7 +94,7 @@ class Region:
         def row(at: Value) -> None:
             x = self.pixels.first(panel, tap, at)
             first = panel.pixel(at, tap.columns[0])
-            self.pixels.line(panel, weights, x, length(panel, tap.columns), first, accumulate(panel))
+            self.pixels.line(panel, weights, x, length(panel, tap.columns), first, panel.add)
 
         panel.each_row(tap.rows, row)
 
@@ -124,7 +119,7 @@ class Punched:
         """One line for all rows."""
         fn, fields = panel.fn, panel.fields
         width, gap, step = fields["in2"], fields["gap"], self.pixels.step(panel)
-        weights, store = weights_of(panel, tap), accumulate(panel)
+        weights, store = weights_of(panel, tap), panel.add
         item = panel.tile.itemsize
         holes = fn.gep(fields.buffer("holes"), fn.mul(fn.mul(tap.column, width), item))
         even = fn.both(fn.cmp("eq", tap.right, 0), fn.cmp("eq", gap, 0))

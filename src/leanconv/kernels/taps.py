@@ -22,6 +22,7 @@ from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.lines import Line
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape, each_panel
+from leanconv.problem import Activation
 
 Span = tuple[Index, Index]
 ADD = Epilogue(None, "before")  # the "residual" of a sum that is accumulated is the output itself
@@ -32,7 +33,7 @@ class Panel:
     """A panel of one block: its tile's width, the heights of its tiles, and the block's place in memory.
 
     `x` and `out` are the image and the panel's first channel; `plane` is the output's depth, `block` its rows and
-    columns; `weights` behind the bias; `maps` the thread's part of the buffer "map".
+    columns; `weights` behind the bias; `maps` and `sums` the thread's parts of these buffers, if there are any.
     """
 
     fn: Function
@@ -49,20 +50,64 @@ class Panel:
     group: Index
     number: Index
     maps: Value | None
+    sums: Value | None
+
+    @property
+    def columns(self) -> bool:
+        """Whether what is added up has its pixels adjacent."""
+        return self.spec.columns and self.sums is None
 
     def shaped(self, height: int) -> Tile:
         """The tile with another number of rows; its sums start from zero."""
         return Tile(self.tile.target, self.tile.dtype, height, self.tile.vectors, False)
 
-    def output(self, tile: Tile, epilogue: Epilogue = ADD, letter: str = "o", extra: str | None = None) -> Output:
-        """How a tile is stored; into the output and added to it, unless said otherwise."""
-        return Output(self.fn, self.fields, tile, epilogue, self.valid, self.spec.columns, letter, extra or letter)
+    def output(self, tile: Tile, epilogue: Epilogue, extra: str = "r") -> Output:
+        """How a tile is stored into the output."""
+        return Output(self.fn, self.fields, tile, epilogue, self.valid, self.spec.columns, "o", extra)
+
+    def add(self, tile: Tile, accs: list[Value], pixel: Value) -> None:
+        """Add a tile to the output, or to the sums that stand for it."""
+        self._place(tile, ADD, accs, pixel)
+
+    def begin(self, tile: Tile, accs: list[Value], pixel: Value, residual: Value | None) -> None:
+        """Store a tile there, and with it the residual if it comes first."""
+        if residual is None:
+            self._place(tile, Epilogue(), accs, pixel)
+        else:
+            self.output(tile, ADD).store(accs, self.out, residual, pixel)
+
+    def _place(self, tile: Tile, epilogue: Epilogue, accs: list[Value], pixel: Value) -> None:
+        if self.sums is None:
+            self.output(tile, epilogue, "o").store(accs, self.out, self.out, pixel)
+        else:
+            lanes, step = tile.target.lanes(tile.dtype), {"s_row": tile.step_bytes}
+            output = Output(self.fn, step, tile, epilogue, lanes, False, "s", "s")
+            output.store(accs, self.sums, self.sums, pixel)
+
+    def end(self, tile: Tile, activation: Activation, pixel: Value, out: Value, residual: Value | None) -> None:
+        """Turn what was added up from `pixel` on into the output from its pixel `out` on."""
+        fn, count = self.fn, tile.rows * tile.vectors
+        if self.sums is None:
+            nothing = [fn.const(tile.vec, -0.0)] * count  # what is added to a number without changing it
+            self.output(tile, Epilogue(activation, "before"), "o").store(nothing, self.out, self.out, pixel)
+        else:
+            first, width = fn.gep(self.sums, fn.mul(pixel, tile.step_bytes)), tile.target.vector_bytes
+            accs = [fn.load(tile.vec, first, i * width) for i in range(count)]
+            self.output(tile, Epilogue(activation, "after")).store(accs, self.out, residual, out)
 
     def line(self, pixels: Index) -> Line:
         """A line of pixels in tiles of this panel."""
         return Line.of(self.fn, pixels, self.tile.target.tile_rows(self.tile.vectors))
 
     def pixel(self, row: Index, column: Index) -> Index:
+        """The number of a pixel of the block's plane in what is added up: the output, or the sums of the block."""
+        fn = self.fn
+        at = self.pixel_of_output(row, column)
+        if self.sums is None:
+            return at
+        return fn.sub(at, self.pixel_of_output(self.block[0][0], self.block[1][0]))
+
+    def pixel_of_output(self, row: Index, column: Index) -> Index:
         """The number of an output pixel of the block's plane."""
         fn, fields = self.fn, self.fields
         at = fn.add(fn.mul(self.plane, fields["out1"]), row)
@@ -104,7 +149,7 @@ class Step(Protocol):
 
     @property
     def maps(self) -> bool:
-        """Whether it keeps products in the buffer "map"."""
+        """Whether it keeps products in the buffer "maps"."""
 
     @property
     def apart(self) -> bool:
@@ -123,7 +168,10 @@ class TapsSpec:
     """A kernel that goes tap by tap; one chunk is one (image, group, plane, block of rows and columns, panels).
 
     `heights` are those of the tiles of whole panels and of the last one; `bias` whether packed weights hold one.
-    Buffers: x, w (packed), out, residual, map (where a step keeps products).
+    A residual after the activation may be the output itself, which is then no place for partial sums: they have a
+    buffer of their own, a panel of one block for each thread.
+
+    Buffers: x, w (packed), out, residual, products (of a step that keeps them), sums.
 
     Fields: `{n,g,z,y,c,k}_div` and `_count` split the chunk's number (`n_first` the first image); `rows` and `cols` a
     block; `taps{d} in{d} out{d} dilation{d} pad{d}` extents, `at{d}` bytes between pixels of x; `channels`; `x_* o_*
@@ -153,9 +201,12 @@ class TapsSpec:
         x, out = moved("x", "x"), moved("out", "o")
         residual = moved("residual", "r") if self.epilogue.residual else None
         weights = fn.gep(fields.buffer("w"), fn.mul(g, fields["w_g"]))
-        maps: Value | None = None
-        if self.step.maps:
-            maps = fn.gep(fields.buffer("map"), fn.mul(kernel.thread, fields["thread_map"]))
+
+        def own(role: str) -> Value:
+            return fn.gep(fields.buffer(role), fn.mul(kernel.thread, fields[f"thread_{role}"]))
+
+        maps = own("maps") if self.step.maps else None
+        sums = own("sums") if self.epilogue.residual == "after" else None
 
         def span(index: Index, size: str, end: str) -> Span:
             first = fn.i64(fn.mul(index, fields[size]))
@@ -172,54 +223,42 @@ class TapsSpec:
             if self.bias:
                 w = fn.gep(w, tile.step_bytes)
             o = fn.gep(out, fn.mul(at, fields["o_panel"]))
-            here = Panel(fn, fields, self, tile, self.heights[last], valid, x, o, w, plane, block, g, at, maps)
+            here = Panel(fn, fields, self, tile, self.heights[last], valid, x, o, w, plane, block, g, at, maps, sums)
+            r = None
             if self.step.fills:
                 r = fn.gep(residual, fn.mul(at, fields["r_panel"])) if residual is not None else None
-                self._begin(here, head, r)
+                self._begin(here, head, r if sums is None else None)
             self._taps(here)
             if self.step.fills and self.epilogue.activation is not None:
-                self._end(here)
+                self._end(here, self.epilogue.activation, r)
 
         each_panel(fn, fields, self.panels, self.target.lanes(self.dtype), (panels, end), panel)
         return kernel.finish()
 
-    def _whole_block(self, panel: Panel, body: Callable[[Tile, Value], None]) -> None:
+    def _whole_block(self, panel: Panel, body: Callable[[Tile, Value, Value], None]) -> None:
         """A body for tiles that cover the block, which is whole rows or a part of one: pixels without a gap."""
         fn, (rows, columns) = panel.fn, panel.block
-        first = panel.pixel(rows[0], columns[0])
-        last = panel.pixel(fn.sub(rows[1], 1), columns[1])
+        first = panel.pixel_of_output(rows[0], columns[0])
+        last = panel.pixel_of_output(fn.sub(rows[1], 1), columns[1])
 
         def tile(height: int, state: list[Value]) -> list[Value]:
-            body(panel.shaped(height), state[0])
-            return [fn.i64(fn.add(state[0], height))]
+            body(panel.shaped(height), *state)
+            return [fn.i64(fn.add(pixel, height)) for pixel in state]
 
-        panel.line(fn.sub(last, first)).walk(panel.heights, [fn.i64(first)], tile)
+        start = [fn.i64(panel.pixel(rows[0], columns[0])), fn.i64(first)]
+        panel.line(fn.sub(last, first)).walk(panel.heights, start, tile)
 
     def _begin(self, panel: Panel, head: Value, residual: Value | None) -> None:
         """Bias (or zero), and the residual that comes before the activation."""
         fn, tile = panel.fn, panel.tile
-        width = self.target.vector_bytes
         start = [fn.const(tile.vec, 0.0)] * tile.vectors
         if self.bias:
-            start = [fn.load(tile.vec, head, v * width) for v in range(tile.vectors)]
-        epilogue = Epilogue(None, "before" if residual is not None else None)
+            start = [fn.load(tile.vec, head, v * self.target.vector_bytes) for v in range(tile.vectors)]
+        self._whole_block(panel, lambda shape, at, _: panel.begin(shape, start * shape.rows, at, residual))
 
-        def fill(shape: Tile, pixel: Value) -> None:
-            panel.output(shape, epilogue, extra="r").store(start * shape.rows, panel.out, residual, pixel)
-
-        self._whole_block(panel, fill)
-
-    def _end(self, panel: Panel) -> None:
-        """The activation, over the outputs as they are."""
-        fn = panel.fn
-        epilogue = Epilogue(self.epilogue.activation, "before")
-        nothing = fn.const(panel.tile.vec, -0.0)  # what is added to a number without changing it
-
-        def turn(shape: Tile, pixel: Value) -> None:
-            accs = [nothing] * (shape.rows * shape.vectors)
-            panel.output(shape, epilogue).store(accs, panel.out, panel.out, pixel)
-
-        self._whole_block(panel, turn)
+    def _end(self, panel: Panel, activation: Activation, residual: Value | None) -> None:
+        """The activation, and the residual that comes after it."""
+        self._whole_block(panel, lambda shape, at, out: panel.end(shape, activation, at, out, residual))
 
     def _taps(self, panel: Panel) -> None:
         """The step, for each tap that reaches outputs of the block."""

@@ -16,11 +16,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value, vector
+from leanconv.codegen.ir import I1, SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
-from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.fields import Fields
 from leanconv.kernels.image import mapped_position
-from leanconv.kernels.runs import Run, gathered, transposed
+from leanconv.kernels.runs import Run, gathered, interleaved, transposed
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,9 @@ class Windows:
     """How a window tensor is written.
 
     `kernel stride dilation pad_low` per dimension, 1 1 1 along the one that slides.  `adjacent` says which elements
-    are neighbours in the image: "channels", "pixels" (of a row) or "none".  `channels` if few, else
-    None, and `tail` = channels mod lanes.  `joint` taps of the last dimension follow each other in the image as in the
+    are neighbours in the image: "channels", "pixels" (of a row), "row" (pixels of the only channel, whose rows under
+    the taps are interleaved; windows slide along it) or "none".  `channels` if few, else None, and `tail` = channels
+    mod lanes.  `joint` taps of the last dimension follow each other in the image as in the
     tensor, and are copied in one run (1: each on its own).
 
     Fields: `e{d}` positions, `in{d} at{d}` input sizes and byte strides, `s_c` bytes between input channels,
@@ -83,7 +84,52 @@ class Windows:
     def _taps(
         self, fn: Function, fields: Fields, position: list[Index], x: Value, target: Value, span: tuple[Index, Index]
     ) -> None:
-        """All taps of one row of positions, tap by tap, so that rows of the image are read from end to end."""
+        """All taps of one row of positions."""
+        if self.adjacent != "row":
+            self._each_tap(fn, fields, position, x, target, span)
+            return
+        done = self._interleave(fn, fields, position, x, target, span)
+        self._each_tap(fn, fields, position, x, target, (span[0], done[0]))
+        self._each_tap(fn, fields, position, x, target, (done[1], span[1]))
+
+    def _interleave(
+        self, fn: Function, fields: Fields, position: list[Index], x: Value, target: Value, span: tuple[Index, Index]
+    ) -> tuple[Index, Index]:
+        """Whole vectors of positions under all taps at once, if all lie inside the image; returns which were done."""
+        last, lanes = self.last, self.target.lanes(self.dtype)
+        low, high = span
+        rows = [x]
+        inside = Value("true", I1)
+        for dim in range(last):
+            corner = fn.sub(fn.mul(position[dim], self.stride[dim]), self.pad_low[dim])
+            reach = (self.kernel[dim] - 1) * self.dilation[dim]
+            rows = [
+                fn.gep(row, fn.mul(fn.add(corner, tap * self.dilation[dim]), fields[f"at{dim}"]))
+                for row in rows
+                for tap in range(self.kernel[dim])
+            ]
+            if self.padded:
+                fits = fn.cmp("slt", fn.add(corner, reach), fields[f"in{dim}"])
+                inside = fn.both(inside, fn.both(fn.cmp("sge", corner, 0), fits))
+        pad = self.pad_low[last]
+        if self.padded:
+            low = fn.select(inside, fn.smin(fn.smax(pad, low), high), high)
+            high = fn.smax(fn.smin(fn.add(fields[f"in{last}"], pad), high), low)
+        whole = fn.mul(fn.udiv(fn.sub(high, low), lanes), lanes)
+        begin, move = fn.mul(fn.sub(low, pad), self.item), fields[f"m{last}"]
+
+        def block(_: Value, state: list[Value]) -> list[Value]:
+            kind = vector(SCALARS[self.dtype], lanes)
+            interleaved(fn, kind, [fn.gep(row, state[0]) for row in rows], state[1])
+            return [fn.i64(fn.add(state[0], lanes * self.item)), fn.gep(state[1], fn.mul(move, lanes))]
+
+        fn.loop(0, whole, lanes, [fn.i64(begin), fn.gep(target, fn.mul(low, move))], block, guard=True, hint="block")
+        return low, fn.add(low, whole)
+
+    def _each_tap(
+        self, fn: Function, fields: Fields, position: list[Index], x: Value, target: Value, span: tuple[Index, Index]
+    ) -> None:
+        """Tap by tap, so that rows of the image are read from end to end."""
 
         def taps(dim: int, source: Value, valid: Value, target: Value) -> None:
             if dim == self.last and self.joint > 1:
@@ -215,65 +261,8 @@ class Windows:
         """The channels of `taps` taps of one position; zeros without a source."""
         lanes = self.target.lanes(self.dtype)
         kind = vector(SCALARS[self.dtype], lanes)
-        if source is None or self.adjacent == "channels":
+        if source is None or self.adjacent in ("channels", "row"):
             count = fn.mul(self._channels(fields), taps)
             Run(kind, count, self.tail * taps % lanes).emit(fn, source, target)
         else:
             gathered(fn, kind, source, target, fields["s_c"], (self._channels(fields), self.tail))
-
-
-@dataclass(frozen=True, slots=True)
-class WindowSpec:
-    """A window tensor as a phase of its own: one chunk is one group and some rows of positions of one image.
-
-    Buffers: x, windows.  Fields besides those of `Windows`: `g_* b_*` for the chunk, `n_first` the image, `block` rows
-    a block, `rows` in all, `x_n x_g t_g` bytes between images, between groups, and between the tensors of groups.
-    """
-
-    windows: Windows
-
-    @property
-    def target(self) -> Target:
-        """The CPU it is for."""
-        return self.windows.target
-
-    def emit(self, module: Module, name: str) -> tuple[str, ...]:
-        """Emit the kernel; returns the names of its fields in order."""
-        kernel = KernelFunction(module, name)
-        fn, fields = kernel.fn, kernel.fields
-        group, block = kernel.index("g"), kernel.index("b")
-        width = fields[f"e{self.windows.last}"]
-        first = fn.mul(block, fields["block"])
-        end = fn.smin(fn.add(first, fields["block"]), fields["rows"])
-        offset = fn.add(fn.mul(fields["n_first"], fields["x_n"]), fn.mul(group, fields["x_g"]))
-        x = fn.gep(fields.buffer("x"), offset)
-        tensor = fn.gep(fields.buffer("windows"), fn.mul(group, fields["t_g"]))
-        self.windows.emit(fn, fields, x, tensor, fn.mul(first, width), fn.mul(end, width))
-        return kernel.finish()
-
-
-@dataclass(frozen=True, slots=True)
-class WindowBand:
-    """The part of a window tensor that a block of output pixels reads, staged by the thread that reads it.
-
-    Windows slide along the last dimension, so the part is one range of entries.  Fields besides those of `Windows`:
-    `out{d}` of the last dimension, `hop` entries from window to window, `reach` entries of a window.
-    """
-
-    windows: Windows
-
-    def emit(
-        self, fn: Function, fields: Fields, x: Value, scratch: Value, first: Value, end: Value
-    ) -> tuple[Value, Index]:
-        """Stage pixels [first, end); returns where entry 0 of the whole tensor would stand, and the first pixel."""
-        last = self.windows.last
-        width, columns = fields[f"e{last}"], fields[f"out{last}"]
-
-        def entry(pixel: Index) -> Index:
-            row, column = fn.udiv(pixel, columns), fn.urem(pixel, columns)
-            return fn.add(fn.mul(row, width), fn.mul(column, fields["hop"]))
-
-        low, high = entry(first), fn.add(entry(fn.sub(end, 1)), fields["reach"])
-        tensor = fn.gep(scratch, fn.sub(0, fn.mul(low, fields[f"m{last}"])))
-        self.windows.emit(fn, fields, x, tensor, low, high)
-        return tensor, first

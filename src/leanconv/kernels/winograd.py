@@ -35,7 +35,8 @@ class WinogradSpec:
 
     Fields besides those of the steps: `b_* g_* k_*` for the chunk; `tile_count` tiles, `b_count` blocks of them;
     `panels` a chunk, `panel_count`; `x_g o_g r_g` bytes between groups; `w_g w_panel` bytes of weights a group and
-    whole panel; `v_at m_at u_at zero_at` where in the scratch V, M, transformed weights and zeros are.
+    whole panel; `u_point u_last` from point to point in whole panels and the last; `v_at m_at u_at zero_at` where in
+    the scratch V, M, transformed weights and zeros are.
     """
 
     target: Target
@@ -146,15 +147,27 @@ class WinogradSpec:
             weights = fn.gep(bias, row)
         filters = fn.gep(fields.buffer("weights"), fn.mul(group, fields["w_g"]))
         filters = fn.gep(filters, fn.mul(channel, fields["w_k"]))
-        step.emit(fn, fields, filters, weights, width, count)
+        step.emit(fn, fields, filters, weights, self._point_bytes(fields, vectors), width, count)
         return bias, weights
+
+    def _point_bytes(self, fields: Fields, vectors: int) -> Value:
+        """Bytes of weights from point to point."""
+        return fields["u_point" if vectors == self.panels.vectors else "u_last"]
+
+    def _most_rows(self, vectors: int) -> int:
+        """Rows of the highest register tile.
+
+        The walk over the channels begins at zero here, and LLVM turns it into a pointer a row; with ten of them it
+        loads pairs ahead on NEON, and spills.
+        """
+        return min(self.target.tile_rows(vectors), 12 if self.target.masks else 9)
 
     def _heights(self, fn: Function, counts: Counters, vectors: int) -> dict[Bits, tuple[Value, ...]]:
         """How the tiles of each class make register tiles: rows of the lower ones, their number, that of the others.
 
         n tiles make t = ceil(n / most) register tiles of n // t rows, n % t of them one row higher.
         """
-        most = self.target.tile_rows(vectors)
+        most = self._most_rows(vectors)
         result = {}
         for bits, count in counts.items():
             number = fn.udiv(fn.add(count, most - 1), most)
@@ -174,7 +187,7 @@ class WinogradSpec:
         products: Value,
     ) -> None:
         """The matrix product of every point."""
-        steps = [fields["v_point"], fn.mul(fields["channels"], vectors * self.target.vector_bytes), fields["m_point"]]
+        steps = [fields["v_point"], self._point_bytes(fields, vectors), fields["m_point"]]
 
         def axis(d: int, table: dict[Bits, tuple[Value, ...]], state: list[Value]) -> list[Value]:
             if d == len(self.tiling.axes):
@@ -206,7 +219,7 @@ class WinogradSpec:
         """One matrix product: register tiles of every height, two of which occur."""
         rows_at, weights, to = state
         row = vectors * self.target.vector_bytes
-        for rows in reversed(range(1, self.target.tile_rows(vectors) + 1)):
+        for rows in reversed(range(1, self._most_rows(vectors) + 1)):
             tile = Tile(self.target, self.dtype, rows, vectors, bias=False)
             sum_ = Sum(fn, fields, tile, self.reduction)
             number = fn.select(fn.cmp("eq", low, rows), lower, 0)

@@ -1,8 +1,8 @@
 """The input step of a Winograd kernel: the windows of tiles, transformed, as a matrix a point: [point][tile][channel].
 
-A table of addresses, one for each pixel of the tile's window, is made once a tile; padding is an address of zeros.  The
-transform then takes a vector of channels through one axis after the other, over a window's worth of vectors on the
-stack.
+A table of addresses is made once a tile, of every pixel of its window or, with channels first, of every row; padding
+is an address of zeros.  The transform takes a vector of channels through one axis after the other, the last one first,
+over a window's worth of vectors on the stack.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from leanconv.codegen.ir import I1, I64, PTR, SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.kernels.channel_runs import gather, load_runs
 from leanconv.kernels.cook_toom import Matrix
 from leanconv.kernels.cursor import ZERO_BYTES
 from leanconv.kernels.epilogue import load_lanes
@@ -25,8 +26,9 @@ from leanconv.kernels.winograd_tiles import Counters, Place, Tiling, Turns, over
 class InputStep:
     """How windows are read and transformed.
 
-    `padded`: some lie partly outside the image; `pad_mode` what is there.  `adjacent`: channels are; `tail` channels
-    are left over by whole vectors.  Fields: `x_n x_c at{d}` bytes between images, channels and pixels; `in{d}`, and
+    `padded`: some lie partly outside the image; `pad_mode` what is there.  `adjacent`: channels are, or else `runs`:
+    pixels along the last axis are, the image is at least as wide as a window, and padding is zeros; `tail` channels are
+    left over by whole vectors.  Fields: `x_n x_c at{d}` bytes between images, channels and pixels; `in{d}`, and
     `reach{d}` = in + high padding; `channels_vec` channels in whole vectors; `v_point`, `v_row` bytes between points
     and tiles.
     """
@@ -37,6 +39,7 @@ class InputStep:
     padded: bool
     pad_mode: str
     adjacent: bool
+    runs: bool
     tail: int
 
     @property
@@ -49,10 +52,12 @@ class InputStep:
         """Bytes of an element."""
         return 8 if self.dtype == "float64" else 4
 
-    def emit(self, fn: Function, fields: Fields, x: Value, zeros: Value | None, target: Value) -> Emitter:
+    def emit(self, fn: Function, fields: Fields, x: Value, zeros: Value | None, target: Value) -> InputEmitter:
         """An emitter of the step; `zeros` a row of channels that are zero, `target` the matrices."""
-        points = self.tiling.points
-        return Emitter(
+        points, width = self.tiling.points, self.target.vector_bytes
+        # A row of a window, its pixels inside the image put in place; on either side up to as many that are not.
+        row = fn.alloca(3 * self.tiling.sizes[-1] * width) if self.runs and self.padded else None
+        return InputEmitter(
             self,
             fn,
             fields,
@@ -61,12 +66,27 @@ class InputStep:
             target,
             fn.alloca(8 * points),
             fn.alloca(8 * points) if self.padded and not self.adjacent else None,
-            fn.alloca(points * self.target.vector_bytes),
+            fn.alloca(points * width),
+            row,
         )
 
 
 @dataclass(frozen=True, slots=True)
-class Emitter:
+class Window:
+    """A tile's window: pixels along each axis, the transform along it, and where its rows begin if they are cut.
+
+    `shift` is how many pixels of a row (in bytes of their vectors) lie before the first that is inside, less those cut
+    off behind the last; `inside` whether none is cut.
+    """
+
+    sizes: tuple[int, ...]
+    matrices: tuple[Matrix, ...]
+    shift: Value | None = None
+    inside: Value | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InputEmitter:
     """The step inside one kernel: where its arrays are. `table` addresses, `steps` bytes between channels there."""
 
     step: InputStep
@@ -78,47 +98,76 @@ class Emitter:
     table: Value
     steps: Value | None
     stack: Value
+    row: Value | None
+
+    @property
+    def kind(self) -> str:
+        """A vector of channels."""
+        return vector(SCALARS[self.step.dtype], self.step.lanes)
 
     def tile(self, place: Place, rows: Counters) -> None:
         """Transform one tile; `rows` are its rows in the matrices of each class."""
         fn, fields, step = self.fn, self.fields, self.step
-        sizes = tuple(n + axis.transform.taps - 1 for n, axis in zip(place.outputs, step.tiling.axes, strict=True))
-        self._fill_table(place, sizes)
+        window = self._window(place)
         bases = {bits: fn.gep(self.target, fn.mul(row, fields["v_row"])) for bits, row in rows.items()}
-        matrices = [axis.transform.inputs(n) for n, axis in zip(place.outputs, step.tiling.axes, strict=True)]
         whole = fields["channels_vec"]
 
         def channels(c: Value, _: list[Value]) -> list[Value]:
-            self._vector(sizes, matrices, bases, c, step.lanes)
+            self._vector(window, bases, c, step.lanes)
             return []
 
         fn.loop(0, whole, step.lanes, [], channels, guard=True, hint="channel")
         if step.tail:
-            self._vector(sizes, matrices, bases, whole, step.tail)
+            self._vector(window, bases, whole, step.tail)
 
-    def _fill_table(self, place: Place, sizes: tuple[int, ...]) -> None:
-        """The address of every pixel of the window, in row-major order."""
-        fn, fields, step = self.fn, self.fields, self.step
-        last = len(sizes) - 1
+    def _window(self, place: Place) -> Window:
+        """Fill the table for a tile."""
+        fn, step = self.fn, self.step
+        axes, last = step.tiling.axes, len(place.outputs) - 1
+        sizes = tuple(axis.transform.span(n) for n, axis in zip(place.outputs, axes, strict=True))
+        matrices = tuple(axis.transform.inputs(n) for n, axis in zip(place.outputs, axes, strict=True))
+        corners = [
+            fn.i64(fn.sub(fn.mul(at, axis.stride), axis.pad_low)) for at, axis in zip(place.origin, axes, strict=True)
+        ]
+        if not step.runs:
+            self._fill_table(place, sizes, corners, [self._spot(last, corners[last], j) for j in range(sizes[last])])
+            return Window(sizes, matrices)
+        start = corners[last]
+        if self.row is not None:
+            start = fn.i64(fn.smax(0, fn.smin(start, fn.sub(self.fields[f"in{last}"], sizes[last]))))
+            zero = fn.const(self.kind, 0.0)
+            for j in range(sizes[last]):
+                fn.store(zero, self.row, (sizes[last] + j) * step.target.vector_bytes)
+        self._fill_table(place, sizes, corners, [(fn.mul(start, step.item), None)])
+        if self.row is None:
+            return Window(sizes, matrices)
+        moved = fn.smax(fn.smin(fn.sub(start, corners[last]), sizes[last]), -sizes[last])
+        shift = fn.i64(fn.mul(fn.add(moved, sizes[last]), step.target.vector_bytes))
+        return Window(sizes, matrices, shift, fn.cmp("eq", moved, 0))
+
+    def _fill_table(
+        self, place: Place, sizes: tuple[int, ...], corners: list[Value], spots: list[tuple[Index, Value | None]]
+    ) -> None:
+        """The address of every pixel, in row-major order; `spots` are those along the last axis."""
+        fn, fields = self.fn, self.fields
         image = fn.gep(self.x, fn.mul(place.image, fields["x_n"]))
-        corners = [fn.i64(fn.sub(at, a.pad_low)) for at, a in zip(place.origin, step.tiling.axes, strict=True)]
-        spots = [self._spot(last, corners[last], j) for j in range(sizes[last])]
 
         def rows(d: int, base: Value, valid: Value | None, table: Value, steps: Value) -> None:
-            if d == last:
+            if d == len(sizes) - 1:
                 for j, (offset, inside) in enumerate(spots):
                     pixel, ok = fn.gep(base, offset), _both(fn, valid, inside)
                     if ok is not None:
                         pixel = fn.select(ok, pixel, self.zeros)
-                        if self.steps is not None:
-                            fn.store(fn.select(ok, fields["x_c"], 0), steps, 8 * j)
+                    if self.steps is not None:
+                        step = fields["x_c"] if ok is None else fn.select(ok, fields["x_c"], 0)
+                        fn.store(step, steps, 8 * j)
                     fn.store(pixel, table, 8 * j)
                 return
 
             def row(i: Value, state: list[Value]) -> list[Value]:
                 offset, inside = self._spot(d, corners[d], i)
                 rows(d + 1, fn.gep(base, offset), _both(fn, valid, inside), state[0], state[1])
-                size = 8 * math.prod(sizes[d + 1 :])
+                size = 8 * math.prod(sizes[d + 1 : -1]) * len(spots)
                 return [fn.gep(state[0], size), fn.gep(state[1], size)]
 
             fn.loop(0, sizes[d], 1, [table, steps], row, hint="window")
@@ -137,76 +186,83 @@ class Emitter:
         at = mapped_position(fn, fn.i64(at), fields[f"in{d}"], step.pad_mode)
         return fn.mul(at, fields[f"at{d}"]), inside
 
-    def _vector(
-        self, sizes: tuple[int, ...], matrices: list[Matrix], bases: Counters, channel: Index, count: int
-    ) -> None:
+    def _vector(self, window: Window, bases: Counters, channel: Index, count: int) -> None:
         """All points of `count` channels from `channel` on."""
-        fn, step = self.fn, self.step
-        width = step.target.vector_bytes
-        active = step.tiling.active
-        kind = vector(SCALARS[step.dtype], step.lanes)
-        shift = fn.mul(channel, step.item)
-        to = {bits: fn.gep(base, shift) for bits, base in bases.items()}
-        near = [width * n for n in row_major(sizes)]
-        far = [fn.mul(self.fields["v_point"], n) for n in row_major(step.tiling.sizes)]
+        fn, tiling = self.fn, self.step.tiling
+        to = {bits: fn.gep(base, fn.mul(channel, self.step.item)) for bits, base in bases.items()}
+        order = tiling.active[::-1]
 
-        def along(d: int) -> None:
-            first, final = d == active[0], d == active[-1]
-            program = linear(matrices[d])
-            others = [k for k in range(len(sizes)) if k != d]
+        def along(d: int, inside: bool = True) -> list[Value]:
+            self._pass(window, to, d, order, channel, count, inside)
+            return []
 
-            def line(state: list[Value], bits: tuple[int, ...]) -> None:
-                if first:
-                    pixels = [
-                        self._load(state[0], state[1], near[d] // width * j, channel, count) for j in range(sizes[d])
-                    ]
-                else:
-                    pixels = [fn.load(kind, state[0], near[d] * j) for j in range(sizes[d])]
-                for j, value in enumerate(program.emit(fn, pixels, fused=step.target.fma)):
-                    if final:
-                        bit = step.tiling.axes[d].bit(j)
-                        base = to[(*bits[:d], bit, *bits[d:])]
-                        fn.store(value, fn.gep(fn.gep(base, state[2]), fn.mul(far[d], j)))
-                    else:
-                        fn.store(value, state[2], near[d] * j)
-
-            loops = []
-            for k in others:
-                reading = 8 * row_major(sizes)[k] if first else near[k]
-                spans = self._spans(k, sizes[k])
-                loops.append(Turns(spans, [reading, reading, far[k] if final else near[k]]))
-            source, second = (self.table, self.steps or self.table) if first else (self.stack, self.stack)
-            over(fn, loops, [source, second, Value("0", I64) if final else self.stack], line)
-
-        for d in active:
+        if window.inside is None:
+            along(order[0])
+        else:
+            fn.if_(window.inside, lambda: along(order[0]), lambda: along(order[0], False), hint="inside")
+        for d in order[1:]:
             along(d)
 
-    def _spans(self, d: int, size: int) -> list[tuple[int, int]]:
-        """Points of one axis by class."""
-        kept = min(size, self.step.tiling.axes[d].kept)
-        return [(kept, 0), *([(size - kept, 1)] if size > kept else [])]
+    def _pass(
+        self, window: Window, to: Counters, d: int, order: list[int], channel: Index, count: int, inside: bool
+    ) -> None:
+        """Transform along one axis: the first reads pixels, the last writes points, others work on the stack."""
+        fn, step, sizes = self.fn, self.step, window.sizes
+        axis = step.tiling.axes[d]
+        first, final = d == order[0], d == order[-1]
+        program = linear(window.matrices[d])
+        near = [step.target.vector_bytes * n for n in row_major(sizes)]
+        far = [fn.mul(self.fields["v_point"], n) for n in row_major(step.tiling.sizes)]
+        entries = [8 * n for n in row_major((*sizes[:-1], 1) if step.runs else sizes)]
+
+        def line(state: list[Value], bits: tuple[int, ...]) -> None:
+            if not first:
+                values = [fn.load(self.kind, state[0], near[d] * j) for j in range(sizes[d])]
+            elif step.runs:
+                values = self._run(window, state[0], state[1], channel, count, inside)
+            else:
+                values = [self._load(state[0], state[1], entries[d] * j, channel, count) for j in range(sizes[d])]
+            for j, value in enumerate(program.emit(fn, values, fused=step.target.fma)):
+                if final:
+                    base = to[(*bits[:d], axis.bit(j), *bits[d:])]
+                    fn.store(value, fn.gep(fn.gep(base, state[2]), fn.mul(far[d], j)))
+                else:
+                    fn.store(value, state[2], near[d] * j)
+
+        loops = []
+        for k, other in enumerate(step.tiling.axes):
+            if k != d:
+                reading = entries[k] if first else near[k]
+                loops.append(Turns(other.split(sizes[k]), [reading, reading, far[k] if final else near[k]]))
+        source, second = (self.table, self.steps or self.table) if first else (self.stack, self.stack)
+        over(fn, loops, [source, second, Value("0", I64) if final else self.stack], line)
 
     def _load(self, table: Value, steps: Value, entry: int, channel: Index, count: int) -> Value:
         """A vector of channels of the pixel whose address is in the table."""
         fn, step = self.fn, self.step
-        pixel = fn.load(PTR, table, 8 * entry)
-        scalar = SCALARS[step.dtype]
-        kind = vector(scalar, step.lanes)
+        pixel = fn.load(PTR, table, entry)
         if step.adjacent:
-            return load_lanes(fn, kind, fn.gep(pixel, fn.mul(channel, step.item)), count, masks=step.target.masks)
-        stride: Index = self.fields["x_c"] if self.steps is None else fn.load(I64, steps, 8 * entry)
-        return gather(fn, kind, fn.gep(pixel, fn.mul(channel, stride)), stride, count)
+            return load_lanes(fn, self.kind, fn.gep(pixel, fn.mul(channel, step.item)), count, masks=step.target.masks)
+        stride = self._stride(steps, entry)
+        return gather(fn, self.kind, fn.gep(pixel, fn.mul(channel, stride)), stride, count)
 
+    def _stride(self, steps: Value, entry: int) -> Value:
+        """Bytes between channels at an address of the table: none where it is one of zeros."""
+        return self.fields["x_c"] if self.steps is None else self.fn.load(I64, steps, entry)
 
-def gather(fn: Function, kind: str, pointer: Value, stride: Index, count: int) -> Value:
-    """A vector whose first `count` lanes are elements `stride` bytes apart; the others are zero."""
-    scalar = kind[1:-1].split(" x ")[1]
-    value = fn.const(kind, 0.0)
-    for lane in range(count):
-        element = fn.load(scalar, pointer)
-        value = fn.op(kind, f"insertelement {kind} {value.name}, {scalar} {element.name}, i32 {lane}")
-        pointer = fn.gep(pointer, stride)
-    return value
+    def _run(self, window: Window, table: Value, steps: Value, channel: Index, count: int, inside: bool) -> list[Value]:
+        """The vectors of channels of a row of the window."""
+        fn, size, width = self.fn, window.sizes[-1], self.step.target.vector_bytes
+        stride = self._stride(steps, 0)
+        start = fn.gep(fn.load(PTR, table), fn.mul(channel, stride))
+        values = load_runs(fn, self.kind, start, stride, size, count)
+        if inside:
+            return values
+        assert self.row is not None and window.shift is not None
+        to = fn.gep(self.row, window.shift)
+        for j, value in enumerate(values):
+            fn.store(value, to, j * width)
+        return [fn.load(self.kind, self.row, (size + j) * width) for j in range(size)]
 
 
 def _both(fn: Function, a: Value | None, b: Value | None) -> Value | None:

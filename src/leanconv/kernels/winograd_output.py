@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from leanconv.codegen.ir import I64, SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.kernels.channel_runs import gather, load_runs, scatter, store_runs
 from leanconv.kernels.cook_toom import Matrix
 from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.linear import linear
-from leanconv.kernels.winograd_input import gather
 from leanconv.kernels.winograd_tiles import Counters, Place, Tiling, Turns, over, row_major
 
 
@@ -18,14 +18,16 @@ from leanconv.kernels.winograd_tiles import Counters, Place, Tiling, Turns, over
 class OutputStep:
     """How products become outputs.
 
-    `adjacent`: output channels are.  Fields: `{o,r}_n {o,r}_k {o,r}_at{d}` bytes between images, channels and pixels of
-    the output and the residual; `m_point` bytes between points.
+    `adjacent`: output channels are, or else `runs`: pixels along the last axis are.  Fields: `{o,r}_n {o,r}_k
+    {o,r}_at{d}` bytes between images, channels and pixels of the output and the residual; `m_point` bytes between
+    points.
     """
 
     target: Target
     dtype: str
     tiling: Tiling
     adjacent: bool
+    runs: bool
     bias: bool
     epilogue: Epilogue
 
@@ -41,14 +43,14 @@ class OutputStep:
 
     def emit(
         self, fn: Function, fields: Fields, source: Value, out: Value, residual: Value | None, vectors: int, valid: int
-    ) -> Emitter:
+    ) -> OutputEmitter:
         """An emitter of the step for panels of `vectors` registers, whose last one holds `valid` channels."""
         stack = fn.alloca(self.tiling.points * self.target.vector_bytes)
-        return Emitter(self, fn, fields, source, out, residual, stack, vectors, valid)
+        return OutputEmitter(self, fn, fields, source, out, residual, stack, vectors, valid)
 
 
 @dataclass(frozen=True, slots=True)
-class Emitter:
+class OutputEmitter:
     """The step inside one kernel, for panels of one shape."""
 
     step: OutputStep
@@ -112,7 +114,7 @@ class Emitter:
         fn, step, tiling = self.fn, self.step, self.step.tiling
         width = step.target.vector_bytes
         kind = vector(SCALARS[step.dtype], step.lanes)
-        sizes = tuple(n + axis.transform.taps - 1 for n, axis in zip(place.outputs, tiling.axes, strict=True))
+        sizes = tuple(axis.transform.span(n) for n, axis in zip(place.outputs, tiling.axes, strict=True))
         near = [width * n for n in row_major(sizes)]
         far = [fn.mul(self.fields["m_point"], n) for n in row_major(tiling.sizes)]
         active = tiling.active
@@ -143,7 +145,7 @@ class Emitter:
             for k in range(len(sizes)):
                 if k != d:
                     done = k in passes and k < d
-                    spans = [(place.outputs[k], 0)] if done else self._spans(k, sizes[k])
+                    spans = [(place.outputs[k], 0)] if done else tiling.axes[k].split(sizes[k])
                     loops.append(Turns(spans, [far[k] if first else near[k], near[k]]))
             over(fn, loops, [zero if first else self.stack, self.stack], line)
 
@@ -164,27 +166,31 @@ class Emitter:
             loops.append(Turns(spans, [far[k] if alone else near[k], o_at, r_at]))
         over(fn, loops, [zero if alone else self.stack, *to], row)
 
-    def _spans(self, d: int, size: int) -> list[tuple[int, int]]:
-        kept = min(size, self.step.tiling.axes[d].kept)
-        return [(kept, 0), *([(size - kept, 1)] if size > kept else [])]
-
     def _store(self, values: list[Value], state: list[Value], place: Place, shift: Value | None, count: int) -> None:
-        """A row of outputs along the last axis; those beyond the image are left out."""
+        """Bias, then a row of outputs along the last axis; those beyond the image are left out."""
         fn, fields, step = self.fn, self.fields, self.step
         last = len(place.outputs) - 1
         dilation = step.tiling.axes[last].dilation
+        if shift is not None:
+            values = [fn.binary("fadd", value, shift) for value in values]
+        if step.runs:
+            extra: list[Value | None] = [None] * len(values)
+            if self.residual is not None:
+                extra = [*load_runs(fn, values[0].type, state[2], fields["r_k"], len(values), count)]
+            done = [step.epilogue.apply(fn, value, more) for value, more in zip(values, extra, strict=True)]
+            store_runs(fn, done, state[1], fields["o_k"], count)
+            return
 
         def from_(j: int) -> list[Value]:
             if j == len(values):
                 return []
 
             def one() -> list[Value]:
-                value = fn.binary("fadd", values[j], shift) if shift is not None else values[j]
                 o = fn.gep(state[1], fn.mul(fields[f"o_at{last}"], j * dilation))
                 r = o
                 if self.residual is not None:
                     r = fn.gep(state[2], fn.mul(fields[f"r_at{last}"], j * dilation))
-                self._one(value, o, r, count)
+                self._one(values[j], o, r, count)
                 return from_(j + 1)
 
             exist = place.valid[last]
@@ -202,8 +208,4 @@ class Emitter:
             return
         if self.residual is not None:
             extra = gather(fn, value.type, residual, self.fields["r_k"], count)
-        value = step.epilogue.apply(fn, value, extra)
-        scalar = SCALARS[step.dtype]
-        for lane in range(count):
-            element = fn.op(scalar, f"extractelement {value.type} {value.name}, i32 {lane}")
-            fn.store(element, fn.gep(out, fn.mul(self.fields["o_k"], lane)))
+        scatter(fn, step.epilogue.apply(fn, value, extra), out, self.fields["o_k"], count)

@@ -17,8 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import PTR, Function, Index, Value
-from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.fields import Fields
+from leanconv.kernels.polyphase import Transform
 
 Bits = tuple[int, ...]
 Counters = dict[Bits, Value]
@@ -28,8 +28,9 @@ Counters = dict[Bits, Value]
 class Axis:
     """One axis of the image: the transform along it, outputs of its last tile, and where its windows lie."""
 
-    transform: CookToom
+    transform: Transform
     edge: int
+    stride: int
     dilation: int
     pad_low: int
 
@@ -41,13 +42,12 @@ class Axis:
     @property
     def kept(self) -> int:
         """Points that small tiles have too."""
-        return self.edge + self.transform.taps - 1
+        return self.transform.span(self.edge)
 
-    @property
-    def spans(self) -> list[tuple[int, int]]:
-        """(number of points, class bit), in order."""
-        dropped = self.transform.size - self.kept
-        return [(self.kept, 0), *([(dropped, 1)] if dropped else [])]
+    def split(self, points: int) -> list[tuple[int, int]]:
+        """The first `points` points as (number of points, class bit), in order."""
+        kept = min(points, self.kept)
+        return [(kept, 0), *([(points - kept, 1)] if points > kept else [])]
 
     def bit(self, point: int) -> int:
         """The class bit of a point."""

@@ -1,22 +1,31 @@
-"""Winograd's weights: G g G^T of every filter, in panels [group][panel][bias NR][point][channels][NR]."""
+"""Winograd's weights: G g G^T of every filter, in panels [group][panel][bias NR][point][channels][NR].
+
+Points are an odd number of cache lines apart: what is written for one filter would else fall into one set of the cache.
+"""
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.kernels.channel_runs import gather, load_runs
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.linear import linear
 from leanconv.kernels.panels import PanelShape
-from leanconv.kernels.winograd_input import gather
 from leanconv.kernels.winograd_tiles import Tiling, Turns, over, row_major
 
 
 @dataclass(frozen=True, slots=True)
 class WeightStep:
-    """How the filters of a panel are transformed; fields `channels`, `w_k w_c w_{d}` bytes between weights."""
+    """How the filters of a panel are transformed.
+
+    Fields: `channels`, `w_k w_c w_{d}` bytes between weights, `u_point` (of the last panel `u_last`) bytes between
+    points.
+    """
 
     target: Target
     dtype: str
@@ -32,53 +41,80 @@ class WeightStep:
         """Bytes of an element."""
         return 8 if self.dtype == "float64" else 4
 
-    def emit(self, fn: Function, fields: Fields, source: Value, target: Value, width: int, count: int) -> None:
+    @property
+    def kind(self) -> str:
+        """A vector of output channels."""
+        return vector(SCALARS[self.dtype], self.lanes)
+
+    @property
+    def taps(self) -> list[int]:
+        """Taps along each axis."""
+        return [axis.transform.taps for axis in self.tiling.axes]
+
+    def emit(
+        self, fn: Function, fields: Fields, source: Value, target: Value, point: Index, width: int, count: int
+    ) -> None:
         """Write [point][channel][width] from filters at `source`; the first `count` of `width` channels exist."""
         stack = fn.alloca(self.tiling.points * self.target.vector_bytes)
-        point = fn.mul(fields["channels"], width * self.item)
+        dense = fn.cmp("eq", 0, 0)  # the taps of a filter lie one behind the other
+        for d, step in enumerate(row_major(self.taps)):
+            if self.taps[d] > 1:
+                dense = fn.both(dense, fn.cmp("eq", fields[f"w_{d}"], step * self.item))
 
         def channel(_: Value, state: list[Value]) -> list[Value]:
             for first in range(0, width, self.lanes):
                 exist = max(0, min(self.lanes, count - first))
                 base = fn.gep(state[0], fn.mul(fields["w_k"], first))
-                self._vector(fn, fields, base, fn.gep(state[1], first * self.item), point, stack, exist)
+                self._take(fn, fields, base, stack, dense, exist)
+                self._transform(fn, stack, fn.gep(state[1], first * self.item), point)
             return [fn.gep(state[0], fields["w_c"]), fn.gep(state[1], width * self.item)]
 
         fn.loop(0, fields["channels"], 1, [source, target], channel, hint="channel")
 
-    def _vector(
-        self, fn: Function, fields: Fields, source: Value, target: Value, point: Index, stack: Value, count: int
-    ) -> None:
-        """All points of one input channel of a vector of filters."""
+    def _take(self, fn: Function, fields: Fields, source: Value, stack: Value, dense: Value, count: int) -> None:
+        """The taps of a vector of filters, each at the place of its points."""
+        near = [self.target.vector_bytes * n for n in row_major(self.tiling.sizes)]
+
+        def runs() -> list[Value]:
+            values = load_runs(fn, self.kind, source, fields["w_k"], math.prod(self.taps), count)
+            for at, value in zip(itertools.product(*map(range, self.taps)), values, strict=True):
+                fn.store(value, stack, sum(i * step for i, step in zip(at, near, strict=True)))
+            return []
+
+        def one(state: list[Value], _: tuple[int, ...]) -> None:
+            fn.store(gather(fn, self.kind, state[0], fields["w_k"], count), state[1])
+
+        def apart() -> list[Value]:
+            loops = [Turns([(n, 0)], [fields[f"w_{d}"], near[d]]) for d, n in enumerate(self.taps)]
+            over(fn, loops, [source, stack], one)
+            return []
+
+        fn.if_(dense, runs, apart, hint="dense")
+
+    def _transform(self, fn: Function, stack: Value, target: Value, point: Index) -> None:
+        """From taps to points, one axis after the other; the last one writes to the panel."""
         axes, active = self.tiling.axes, self.tiling.active
-        kind = vector(SCALARS[self.dtype], self.lanes)
         near = [self.target.vector_bytes * n for n in row_major(self.tiling.sizes)]
         far = [fn.mul(point, n) for n in row_major(self.tiling.sizes)]
 
-        def along(d: int) -> None:
-            first, final = d == active[0], d == active[-1]
+        def along(d: int, final: bool) -> None:
             program = linear(axes[d].transform.weights())
+            to = far if final else near
 
             def line(state: list[Value], _: tuple[int, ...]) -> None:
-                taps = range(axes[d].transform.taps)
-                if first:
-                    steps = fields[f"w_{d}"]
-                    taken = [gather(fn, kind, fn.gep(state[0], fn.mul(steps, j)), fields["w_k"], count) for j in taps]
-                else:
-                    taken = [fn.load(kind, state[0], near[d] * j) for j in taps]
+                taken = [fn.load(self.kind, state[0], near[d] * j) for j in range(self.taps[d])]
                 for j, value in enumerate(program.emit(fn, taken, fused=self.target.fma)):
-                    fn.store(value, fn.gep(state[1], fn.mul(far[d], j)) if final else fn.gep(state[1], near[d] * j))
+                    fn.store(value, fn.gep(state[1], fn.mul(to[d], j)))
 
             loops = []
             for k, axis in enumerate(axes):
                 if k != d:
-                    done = k in active and k < d
-                    spans = [(axis.transform.size if done else axis.transform.taps, 0)]
-                    loops.append(Turns(spans, [fields[f"w_{k}"] if first else near[k], far[k] if final else near[k]]))
-            over(fn, loops, [source if first else stack, target if final else stack], line)
+                    count = axis.transform.size if k in active and k < d else axis.transform.taps
+                    loops.append(Turns([(count, 0)], [near[k], to[k]]))
+            over(fn, loops, [stack, target if final else stack], line)
 
         for d in active:
-            along(d)
+            along(d, d == active[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +151,8 @@ class WinogradPackSpec:
                 shift = fn.gep(fields.buffer("bias"), fn.mul(group, fields["bias_g"]))
                 copy_bias(fn, self.step, fn.gep(shift, fn.mul(panel, whole * self.step.item)), packed, width, count)
                 target = fn.gep(packed, width * self.step.item)
-            self.step.emit(fn, fields, source, target, width, count)
+            point = fields["u_point" if width == whole else "u_last"]
+            self.step.emit(fn, fields, source, target, point, width, count)
             return []
 
         each_shape(fn, fields, self.panels, self.step.lanes, panel, one)

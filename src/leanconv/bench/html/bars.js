@@ -10,16 +10,17 @@ const bars = { measure: "relative" };
 
 function drawPanel(set, wide) {
   const [, value, words, order] = MEASURES[bars.measure];
-  const list = scoresOf(set).filter((s) => value(s) !== null).sort((a, b) => order * (value(a) - value(b)));
+  const list = scoresOf(set).filter((s) => value(s) !== null)
+    .sort((a, b) => partial(a) - partial(b) || order * (value(a) - value(b)));
   if (!list.length) return null;
   const title = set === "" ? "all layers" : set;
   const step = 22;
-  const name = (s) => contestants[s.contestant].label + (s.layers < s.of ? ` (${s.layers} of ${s.of})` : "");
+  const name = (s) => contestants[s.contestant].label + (partial(s) ? ` (${s.layers} of ${s.of})` : "");
   const left = Math.min(Math.max(...list.map((s) => width(name(s)))) + 28, wide * 0.55);
   const room = Math.max(...list.map((s) => width(words(s), true))) + 8;
   const most = Math.max(...list.map(value));
   const long = (s) => Math.max(((wide - left - room) * value(s)) / (most || 1), 1.5);
-  const best = list.find((s) => s.layers === s.of);
+  const best = list.find((s) => !partial(s));
   return el("div", {},
     el("h3", {}, `${title} (${plural(list[0].of, "layer")})`),
     svg("svg", { height: list.length * step + 4, viewBox: `0 0 ${wide} ${list.length * step + 4}`, role: "img",
@@ -34,7 +35,7 @@ function drawPanel(set, wide) {
           svg("text", { x: 22, y: middle + 4, class: bold, textLength: width(name(s)) > left - 28 ? left - 28 : null,
             lengthAdjust: "spacingAndGlyphs" }, name(s)),
           svg("rect", { x: left, y: middle - 7, width: long(s), height: 14, rx: 2, fill: hue(s.contestant),
-            opacity: s.layers < s.of ? 0.45 : 1 }),
+            opacity: partial(s) ? 0.45 : 1 }),
           svg("text", { x: left + long(s) + 6, y: middle + 4, class: s === best ? "best" : "" }, words(s))),
         [name(s), ...Object.values(MEASURES).map(([label, , text]) => `${label}: ${text(s)}`),
           `fastest on ${s.wins} of ${plural(s.layers, "layer")}`], false);

@@ -71,6 +71,9 @@ const shown = () => results.filter((r) => r.threads === state.threads && visible
 const timed = () => shown().filter((r) => r.seconds !== null);
 const scoresOf = (set) => scores.filter((s) => s.threads === state.threads && s.set === set && visible(s.contestant));
 
+// Whether a score is over some of the layers only: it does not compare with the others, and stands after them.
+const partial = (score) => score.layers < score.of;
+
 // Points that no other beats or equals in both memory and time, by memory.
 function pareto(points) {
   const front = [];

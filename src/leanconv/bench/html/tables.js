@@ -1,12 +1,13 @@
 // Tables that sort by any column, with the mouse or the keyboard.
 
-// Fills `place` with a table. Columns: {name, value(row), cell(row) -> td or th, text: left aligned, least: first sorted
-// from the smallest}. `most`: rows that are shown before a button asks for the others.
+// Fills `place` with a table. Columns: {name, value(row), cell(row) -> td or th, text: left aligned, most: sorted from the
+// largest first, last(row): stays below, whichever way it is sorted}. `most`: rows shown before a button asks for the others.
 function sortable(place, columns, rows, { caption, name = "", sorted = null, most = Infinity } = {}) {
   const memory = place.sorting ?? (place.sorting = { column: null, down: false });
   if (memory.column === null && sorted) memory.column = sorted;
   const current = columns.find((column) => column.name === memory.column);
   const compare = (a, b) => {
+    if (current.last && current.last(a) !== current.last(b)) return current.last(a) - current.last(b);
     const [x, y] = [current.value(a), current.value(b)];
     // What has no value stays below, whichever way it is sorted.
     if (x === null || y === null) return (x === null) - (y === null);
@@ -52,17 +53,17 @@ const label = (row) => contestants[row.contestant].label;
 function drawSummary() {
   const list = scoresOf(state.set);
   const worst = Math.max(...list.map((s) => s.relative), 1);
-  const best = list.filter((s) => s.layers === s.of).sort((a, b) => a.relative - b.relative)[0];
+  const best = list.filter((s) => !partial(s)).sort((a, b) => a.relative - b.relative)[0];
   const cold = coldStarts();
   const meter = (s) => el("span", { class: "track", "aria-hidden": "true" }, el("span", { class: "meter", css: {
     width: `${Math.max(2, (86 * s.relative) / worst)}px`, background: hue(s.contestant) } }));
   sortable(byId("summary"), [
     { ...text("contestant", label), cell: (s) => named(s.contestant) },
-    { name: "time / best", value: (s) => s.relative,
+    { name: "time / best", value: (s) => s.relative, last: partial,
       cell: (s) => el("td", { class: s === best ? "best" : "" }, times(s.relative), meter(s)) },
-    number("% of peak", (s) => s.percent, (v) => v.toFixed(1), { most: true }),
+    number("% of peak", (s) => s.percent, (v) => v.toFixed(1), { most: true, last: partial }),
     number("fastest on", (s) => s.wins, (v) => String(v), { most: true }),
-    number("layers", (s) => s.layers, (v, s) => `${v} of ${s.of}`, { most: true, mark: (s) => (s.layers < s.of ? "warn" : "") }),
+    number("layers", (s) => s.layers, (v, s) => `${v} of ${s.of}`, { most: true, mark: (s) => (partial(s) ? "warn" : "") }),
     number("total time", (s) => s.total, seconds),
     number("largest memory", (s) => s.memory, bytes),
     ...(cold.size ? [number("first call / later", (s) => cold.get(s.contestant) ?? null, (v) => (v === null ? "–" : `${digits(v, 3)} ×`))] : []),

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from leanconv.bench.layers import Layer
 
-_TURNS = 5
+_LEAST_TURNS, _TURNS = 2, 10
 _SHORTEST = 2e-3  # seconds of each turn
+_LONGEST = 0.3  # seconds of all, but for the least turns
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,18 @@ def symmetric(layer: Layer) -> bool:
 def fastest(calls: Mapping[str, Callable[[], Any]]) -> str:
     """Return the name of the fastest call, found by taking turns; for settings that a user would try out once."""
     times = dict.fromkeys(calls, math.inf)
-    for _ in range(_TURNS):
+    for call in calls.values():
+        call()
+    start = time.perf_counter()
+    for turn in range(_TURNS):
+        if turn >= _LEAST_TURNS and time.perf_counter() - start > _LONGEST:
+            break
         for name, call in calls.items():
             times[name] = min(times[name], _time(call))
     return min(times, key=times.__getitem__)
 
 
 def _time(call: Callable[[], Any]) -> float:
-    call()
     start = time.perf_counter()
     calls = 0
     while calls == 0 or time.perf_counter() - start < _SHORTEST:

@@ -40,11 +40,12 @@ class Client:
         """
         self.info, self._timeout = info, timeout
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `close`)
+        self._folder = tempfile.TemporaryDirectory(prefix="leanconv-peer-")
         ours, theirs = socket.socketpair()
         with theirs:
             command = [sys.executable, "-m", "leanconv.bench.peers.worker", info.module, str(threads)]
             self._process = subprocess.Popen(
-                [*command, str(theirs.fileno())],
+                [*command, str(theirs.fileno()), f"{self._folder.name}/layer"],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=self._errors,
@@ -93,6 +94,7 @@ class Client:
             self._process.kill()
             self._process.wait()
         self._errors.close()
+        self._folder.cleanup()
 
     def hang_up(self) -> None:
         """Have the process end by itself, without waiting for it."""

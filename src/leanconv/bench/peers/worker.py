@@ -1,4 +1,4 @@
-"""The process of one peer: `python -m leanconv.bench.peers.worker MODULE THREADS FD`.
+"""The process of one peer: `python -m leanconv.bench.peers.worker MODULE THREADS FD FOLDER`.
 
 It takes requests from a socket, one at a time, and answers each; between them it blocks and uses no CPU. The end
 of the socket ends the process.
@@ -9,9 +9,9 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import shutil
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -33,10 +33,10 @@ _PR_SET_PDEATHSIG = 1
 class _Server:
     """Holds the layer that is loaded."""
 
-    def __init__(self, peer: Peer) -> None:
+    def __init__(self, peer: Peer, folder: Path) -> None:
         self._peer = peer
         self._call: Callable[[], Any] | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder = folder  # the parent's, which deletes it if this process cannot
 
     def answer(self, request: object) -> tuple[str, Any]:
         """Return the answer to a request; exceptions become answers."""
@@ -58,9 +58,7 @@ class _Server:
     def unload(self) -> None:
         """Drop the layer and all its memory."""
         self._call = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        shutil.rmtree(self._folder, ignore_errors=True)
         trim_heap()
 
     def _load(self, layer: Layer, arrays: Arrays) -> Ready:
@@ -68,8 +66,8 @@ class _Server:
         reason = self._peer.refusal(layer)
         if reason:
             raise NotApplicableError("peer", reason)
-        self._folder = tempfile.TemporaryDirectory(prefix="leanconv-peer-")
-        model = self._peer.model(layer, arrays, Path(self._folder.name))
+        self._folder.mkdir()
+        model = self._peer.model(layer, arrays, self._folder)
         settle()
         memory = PeakMemory()
         start = time.perf_counter()
@@ -102,7 +100,7 @@ def _end_with_parent() -> None:
 
 def main(arguments: list[str]) -> None:
     """Serve until the parent closes the socket."""
-    module, threads, descriptor = arguments
+    module, threads, descriptor, folder = arguments
     _end_with_parent()
     # An interrupt from the keyboard is the parent's to handle.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -114,7 +112,7 @@ def main(arguments: list[str]) -> None:
     except Exception as error:
         connection.send((FAILED, f"{type(error).__name__}: {error}"))
         return
-    server = _Server(peer)
+    server = _Server(peer, Path(folder))
     # What a library sets up once, at its first layer, is not counted for whichever layer is first.
     server.answer(_first_layer())
     server.unload()

@@ -1,0 +1,36 @@
+"""What a phase does, as counts in which no machine's speed is a part; `planning/model.py` turns them into seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+COUNTS = {
+    "multiply": "vector multiply-adds as they issue: empty lanes, loads and latency that hold them up included",
+    "tile": "register tiles",
+    "tap": "runs of channels that tiles sum without a break",
+    "edge": "addresses worked out for single pixels at the edge of the image",
+    "apart": "steps of tiles whose channels do not lie side by side",
+    "page": "steps of tiles that read a page of memory each, of more pages than are kept at hand",
+    "store": "vectors of results stored as they are",
+    "turn": "vectors of results transposed and stored",
+    "vector": "vectors copied",
+    "block": "vectors copied through transposes in registers",
+    "run": "runs of adjacent elements copied",
+    "element": "single elements copied",
+    "scalar": "multiply-adds of single elements in float64",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Counts by the names of `COUNTS`, and traffic.
+
+    `reads` and `writes` are pairs: bytes, and bytes of the set that they are read from, or written to, again and again.
+    `chunks` are the parts that threads share; None if there can be as many equal parts as threads.
+    """
+
+    counts: Mapping[str, float] = field(default_factory=dict)
+    reads: tuple[tuple[float, float], ...] = ()
+    writes: tuple[tuple[float, float], ...] = ()
+    chunks: int | None = None

@@ -1,0 +1,113 @@
+"""What could run: a plan for each algorithm that may, with the bytes it takes and the time predicted for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from leanconv.algorithms import REGISTRY
+from leanconv.algorithms.base import Algorithm
+from leanconv.errors import ArgumentValueError
+from leanconv.plan import Plan
+from leanconv.planning.model import FORK, seconds
+from leanconv.problem import Problem
+
+_ALONE = 25  # times what it takes to start other threads, below which one thread may be as fast
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan that could run.
+
+    Attributes:
+        plan: the plan.
+        predicted_seconds: of one call, by the cost model.
+        needed_bytes: what counts against a memory limit.
+    """
+
+    plan: Plan
+    predicted_seconds: float
+    needed_bytes: int
+
+    @property
+    def name(self) -> str:
+        """The algorithm's name."""
+        return self.plan.algorithm
+
+    @property
+    def threads(self) -> int:
+        """How many threads it uses at most."""
+        return self.plan.threads
+
+
+def algorithm_named(name: str) -> Algorithm:
+    """The algorithm of the registry that has a name."""
+    for entry in REGISTRY:
+        if entry.name == name:
+            return entry
+    raise ArgumentValueError("algorithm", name, f"must be one of {', '.join(entry.name for entry in REGISTRY)}")
+
+
+def candidate(
+    problem: Problem,
+    algorithm: Algorithm,
+    threads: int,
+    limit: int | None,
+    *,
+    bound: bool,
+    parameters: Mapping[str, int] | None = None,
+) -> Candidate:
+    """One algorithm on so many threads; its bytes may be above the limit."""
+
+    def needs(plan: Plan) -> int:
+        return plan.extra_bytes if bound else plan.unbound_bytes
+
+    plan = Plan(problem, algorithm, threads, limit, parameters)
+    if limit is not None and needs(plan) > limit and plan.workspace_bytes:
+        # Packed weights count too: what they leave is for staging, or else the least.
+        rest = max(0, limit - (needs(plan) - plan.workspace_bytes))
+        for staging in (rest, 0):
+            plan = Plan(problem, algorithm, threads, limit, parameters, staging=staging)
+            if needs(plan) <= limit:
+                break
+    return Candidate(plan, seconds(plan, bound=bound), needs(plan))
+
+
+def candidates(
+    problem: Problem,
+    names: Sequence[str],
+    threads: int,
+    limit: int | None,
+    *,
+    bound: bool,
+    parameters: Mapping[str, int] | None = None,
+    keep_threads: bool = False,
+) -> list[Candidate]:
+    """Each algorithm on as many threads as fit the limit and are worth it; the fastest that fits first.
+
+    With `keep_threads` only the limit takes threads away, even if fewer would be faster. Those that do not fit on one
+    thread either come last, the one that needs least first.
+    """
+    found: list[Candidate] = []
+    for name in names:
+        algorithm = algorithm_named(name)
+        most = candidate(problem, algorithm, threads, limit, bound=bound, parameters=parameters)
+        best, count = most, threads
+        while count > 1 and limit is not None and best.needed_bytes > limit:
+            count //= 2
+            best = candidate(problem, algorithm, count, limit, bound=bound, parameters=parameters)
+        if not keep_threads and best.threads > 1 and best.predicted_seconds < _ALONE * FORK:
+            alone = candidate(problem, algorithm, 1, limit, bound=bound, parameters=parameters)
+            best = min(best, alone, key=lambda entry: (not fits(entry, limit), entry.predicted_seconds))
+        found.append(best)
+
+    def order(entry: Candidate) -> tuple[bool, float]:
+        fit = fits(entry, limit)
+        return not fit, entry.predicted_seconds if fit else entry.needed_bytes
+
+    return sorted(found, key=order)
+
+
+def fits(entry: Candidate, limit: int | None) -> bool:
+    """Whether a candidate stays within the limit."""
+    return limit is None or entry.needed_bytes <= limit

@@ -1,0 +1,229 @@
+"""`leanconv explain`, `leanconv tune`, `leanconv records` and `leanconv network`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from leanconv.errors import LeanconvError
+
+
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Declare the commands; nothing heavy is imported."""
+    explain = commands.add_parser(
+        "explain",
+        help="say which algorithm runs for a layer, and why",
+        description="Show a layer's work, traffic and roofline; for every algorithm its bytes, predicted and measured "
+        "time, and what became of it; the steps of the one that runs; what more memory would buy.",
+    )
+    explain.add_argument("layers", nargs="*", metavar="LAYERS", help="as for leanconv bench")
+    explain.add_argument("--measure", action="store_true", help="time every algorithm that fits")
+    explain.add_argument(
+        "--why-im2col", action="store_true", help="why a matrix product beats plain loops, in this machine's figures"
+    )
+    _add_common(explain)
+    tune = commands.add_parser(
+        "tune",
+        help="time the candidates of layers and remember the fastest",
+        description="Time the best few candidates of each layer by the cost model, or all of them, and remember the "
+        'times on disk, where choose="measure" and leanconv explain find them. To kill it costs the layer at hand.',
+    )
+    tune.add_argument("layers", nargs="+", metavar="LAYERS", help="as for leanconv bench")
+    tune.add_argument("--exhaustive", action="store_true", help="every algorithm with every setting")
+    tune.add_argument("--budget", type=float, default=1.0, metavar="S", help="seconds a layer (default: 1)")
+    tune.add_argument("--lock", metavar="PATH", help="write a lock file that pins the plans found")
+    _add_common(tune)
+    network = commands.add_parser(
+        "network",
+        help="plan layers together under one memory limit",
+        description="Plan all layers under one limit: one workspace for all, packed weights for each; or show what "
+        "time each number of bytes would give.",
+    )
+    network.add_argument("layers", nargs="+", metavar="LAYERS", help="as for leanconv bench")
+    network.add_argument("--chain", action="store_true", help="each layer reads what the one before wrote")
+    network.add_argument("--frontier", action="store_true", help="show time against memory")
+    _add_common(network)
+    error = commands.add_parser(
+        "model-error",
+        help="compare the cost model with a report of leanconv bench",
+        description="For every layer of a report (leanconv bench ... --json REPORT): how much longer the algorithm "
+        "that the model takes needs than the fastest that was measured.",
+    )
+    error.add_argument("report", metavar="REPORT")
+    records = commands.add_parser(
+        "records",
+        help="show, export, merge or delete what was measured",
+        description="Measured times and the machine's figures are kept beside the compiled kernels.",
+    )
+    records.add_argument("action", choices=("info", "export", "merge", "clear"))
+    records.add_argument("path", nargs="?", help="file for export and merge")
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--layout", choices=("NHWC", "NCHW"), default="NHWC", help="order of the arrays in memory (default: NHWC)")
+    add("--threads", type=int, metavar="N", help="most threads (default: as leanconv chooses)")
+    add("--memory-limit", metavar="BYTES", help="bytes, or text such as 256KiB")
+    add("--algorithm", default="auto", metavar="A,B", help='names joined by commas, or exclusions such as "!mec"')
+    add("--accuracy", choices=("exact", "standard", "fast"), default="standard")
+    add("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run a command; returns the exit code."""
+    steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": _error}
+    try:
+        return steps[options.command](options)
+    except LeanconvError as error:
+        print(f"leanconv: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ValueError) else 1
+
+
+def _problems(options: argparse.Namespace) -> list[tuple[str, Any]]:
+    from leanconv.bench.catalogue import resolve
+
+    return [(layer.name, layer.problem(options.layout, bias=True)) for layer in resolve(options.layers)]
+
+
+def _arguments(options: argparse.Namespace) -> tuple[Any, int, int | None]:
+    """Algorithms, threads and limit."""
+    from leanconv.checks import integer
+    from leanconv.planning.limits import resolve_limit
+    from leanconv.threads import get_num_threads
+
+    words = options.algorithm.split(",")
+    threads = get_num_threads() if options.threads is None else integer("threads", options.threads, 1)
+    return words if len(words) > 1 else words[0], threads, resolve_limit(options.memory_limit)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from leanconv.planning.explain import explain_problem
+
+    if options.why_im2col:
+        from leanconv.planning.lesson import lesson
+
+        found = lesson()
+        print(json.dumps(asdict(found), indent=1) if options.json else found)
+        return 0
+    if not options.layers:
+        print("leanconv: name the layers to explain, or --why-im2col", file=sys.stderr)
+        return 2
+    algorithm, threads, limit = _arguments(options)
+    several = []
+    for name, problem in _problems(options):
+        found_ = explain_problem(
+            problem, algorithm, threads, limit, accuracy=options.accuracy, measure=options.measure, budget=60.0
+        )
+        if options.json:
+            several.append({"name": name, **explanation_data(found_)})
+        else:
+            print(f"{name}\n{found_}\n")
+    if options.json:
+        print(json.dumps(several, indent=1))
+    return 0
+
+
+def explanation_data(found: Any) -> dict[str, Any]:
+    """An explanation as JSON's types."""
+    data = {
+        entry.name: getattr(found, entry.name)
+        for entry in fields(found)
+        if entry.name not in ("plan", "rows", "offers", "problem")
+    }
+    plan = found.plan
+    return {
+        **data,
+        "problem": found.problem.describe(),
+        "plan": {"algorithm": plan.algorithm, "threads": plan.threads, "steps": plan.steps},
+        "rows": [asdict(row) for row in found.rows],
+        "offers": [asdict(offer) for offer in found.offers],
+    }
+
+
+def _tune(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from leanconv.planning.choice import choose
+    from leanconv.planning.pins import record_plans
+
+    algorithm, threads, limit = _arguments(options)
+    problems = _problems(options)
+    console = Console(stderr=True)
+    found: list[dict[str, str]] = []
+    with record_plans() as pins, Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("tune", total=len(problems))
+        for name, problem in problems:
+            bar.update(task, description=name)
+            plan = choose(
+                problem,
+                algorithm,
+                threads,
+                limit,
+                accuracy=options.accuracy,
+                how="exhaustive" if options.exhaustive else "measure",
+                budget=options.budget,
+            )
+            bar.advance(task)
+            found.append({"name": name, "algorithm": plan.algorithm, "threads": str(plan.threads)})
+            if not options.json:
+                print(f"{name:<40} {plan.algorithm} on {plan.threads}", flush=True)
+    if options.json:
+        print(json.dumps(found, indent=1))
+    if options.lock:
+        print(f"{pins.save(options.lock)} plans pinned in {options.lock}", file=sys.stderr)
+    return 0
+
+
+def _network(options: argparse.Namespace) -> int:
+    from leanconv.planning.network import frontier, plan_layers
+    from leanconv.planning.text import frontier_text
+
+    algorithm, threads, limit = _arguments(options)
+    layers: Sequence[tuple[str, Any]] = _problems(options)
+    wishes: dict[str, Any] = {"chain": options.chain, "algorithm": algorithm, "accuracy": options.accuracy}
+    if options.frontier:
+        points = frontier(layers, threads, **wishes)
+        print(json.dumps(points) if options.json else frontier_text(points))
+        return 0
+    found = plan_layers(layers, threads, limit, **wishes)
+    if not options.json:
+        print(found)
+        return 0
+    steps = [{"name": s.name, "algorithm": s.plan.algorithm, "layout": s.layout} for s in found.steps]
+    print(
+        json.dumps({"needed_bytes": found.needed_bytes, "seconds": found.predicted_seconds, "steps": steps}, indent=1)
+    )
+    return 0
+
+
+def _error(options: argparse.Namespace) -> int:
+    from leanconv.planning.error import error_text, model_error
+
+    print(error_text(model_error(options.report)))
+    return 0
+
+
+def _records(options: argparse.Namespace) -> int:
+    from leanconv.planning.records import records
+
+    store = records()
+    if options.action in ("export", "merge") and not options.path:
+        print(f"leanconv: records {options.action} needs a file", file=sys.stderr)
+        return 2
+    if options.action == "export":
+        print(f"{store.export(options.path)} records written to {options.path}")
+    elif options.action == "merge":
+        print(f"{store.merge(options.path)} records taken from {options.path}")
+    elif options.action == "clear":
+        print(f"deleted {store.clear()} records")
+    else:
+        info = store.info()
+        print(
+            f"directory  {info.directory}\nmode       {info.mode}\nrecords    {info.entries}\nbytes      {info.bytes}"
+        )
+    return 0

@@ -1,0 +1,115 @@
+"""What the cost model needs to know of a machine: measured once, remembered on disk.
+
+Without a place to remember them (`LEANCONV_CACHE=off` or `ro`) nothing is measured: the figures of `reference` stand
+in, whose ratios are those of the machine that the model's constants were fitted on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import time
+from dataclasses import asdict, dataclass
+
+from leanconv.bandwidth import ReadSpec
+from leanconv.host import Host, this_host
+from leanconv.memory import AlignedBlock, Buffer
+from leanconv.peak import fma_peak
+from leanconv.planning.records import machine_key, records
+from leanconv.program import Compiled, Job, Phase, Program
+from leanconv.threads import pool
+
+_FIELDS = ("gflops", "l2", "l3", "memory")
+_LARGEST = 256 << 20
+_DOUBTFUL = 8  # times the reference, up or down: what a measurement on a busy machine is corrected to
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Speeds of one thread.
+
+    Attributes:
+        gflops: peak of multiply-adds in float32, 1e9 operations a second.
+        l2: reading from the second-level cache, 1e9 bytes a second.
+        l3: reading from the third-level cache.
+        memory: reading from memory.
+        measured: whether this machine was measured.
+    """
+
+    gflops: float
+    l2: float
+    l3: float
+    memory: float
+    measured: bool = True
+
+    @property
+    def slot(self) -> float:
+        """Seconds of one multiply-add of a vector of float32."""
+        return 2 * this_host().target.lanes("float32") / self.gflops / 1e9
+
+
+def reference(gflops: float = 100.0) -> Figures:
+    """Figures in the proportions of the machine that the model was fitted on (Zen 3)."""
+    return Figures(gflops, gflops * 1.07, gflops * 0.75, gflops * 0.25, measured=False)
+
+
+@functools.cache
+def figures() -> Figures:
+    """This machine's figures: remembered, or measured now in about a tenth of a second, or `reference`."""
+    store, key = records(), machine_key("figures")
+    found = store.get(key)
+    if found is not None:
+        known = _plausible(found.get("figures"))
+        if known is not None:
+            return known
+    if store.mode != "rw":
+        return reference()
+    fresh = measure()
+    store.put(key, {"kind": "figures", "figures": asdict(fresh)})
+    return fresh
+
+
+def measure() -> Figures:
+    """Measure this machine."""
+    host = this_host()
+    gflops = fma_peak(1, seconds=0.01)
+    usual = reference(gflops)
+    last = max(host.l3, host.l2)
+    sizes = (host.l2 // 2, max(host.l2 * 2, min(last // 4, 4 << 20)), min(max(2 * last, 64 << 20), _LARGEST))
+    speeds = [_read_speed(host, size, seconds) for size, seconds in zip(sizes, (0.004, 0.008, 0.02), strict=True)]
+    wanted = (usual.l2, usual.l3, usual.memory)
+    l2, l3, memory = (min(max(s, w / _DOUBTFUL), w * _DOUBTFUL) for s, w in zip(speeds, wanted, strict=True))
+    return Figures(gflops, l2, l3, memory)
+
+
+def _read_speed(host: Host, nbytes: int, seconds: float) -> float:
+    """GB/s of reading a block again and again on this thread."""
+    step = 8 * host.target.vector_bytes
+    turns = nbytes // step
+    fields = {"chunk_bytes": 0, "turns": turns}
+    # Small blocks are read several times a run, so that starting it does not count.
+    chunks = max(1, (1 << 20) // nbytes)
+    program = Program((Phase("read", ReadSpec(host.target), fields, chunks),), (Buffer("source", turns * step),), 1)
+    block = AlignedBlock(program.layout.nbytes)
+    ctypes.memset(block.address, 0, block.nbytes)
+    job = Job(Compiled(program))
+    job.place_workspace([block.address])
+    run, best, end = pool().run, float("inf"), time.perf_counter() + seconds
+    run(job.address, 1)
+    while True:
+        begin = time.perf_counter()
+        run(job.address, 1)
+        now = time.perf_counter()
+        best = min(best, now - begin)
+        if now > end:
+            return chunks * turns * step / best / 1e9
+
+
+def _plausible(found: object) -> Figures | None:
+    """Figures from a record, or None if they cannot be some."""
+    if not isinstance(found, dict):
+        return None
+    values = [found.get(name) for name in _FIELDS]
+    if not all(isinstance(value, float | int) and 0 < value < 1e9 for value in values):
+        return None
+    return Figures(*[float(value) for value in values])  # type: ignore[arg-type]

@@ -1,0 +1,102 @@
+"""The cost model: seconds of a program, from the counts of its phases and the figures of the machine.
+
+    seconds = sum over phases of (counts * slots of each + bytes * slots of a byte of their level) / speed-up
+
+All constants are in issue slots of a vector multiply-add. They were fitted (non-negative least squares of the relative
+error) to the measured times of the algorithms on a hundred layers in both layouts; docs/planning.md says how, and how
+large the error is. Traffic counts by how fast the machine at hand reads from that level.
+
+A phase whose kernel nobody counts for (`phases.py`) is taken to reach a third of the peak.
+"""
+
+from __future__ import annotations
+
+import math
+
+from leanconv.host import Host, this_host
+from leanconv.kernels.cost import Cost
+from leanconv.plan import Plan
+from leanconv.planning.figures import Figures, figures, reference
+from leanconv.planning.phases import phase_cost
+
+SLOTS = {
+    "multiply": 1.024,
+    "tile": 15.0,
+    "tap": 1.0,
+    "edge": 8.2,
+    "apart": 0.83,
+    "page": 1.18,
+    "store": 3.0,
+    "turn": 4.0,
+    "vector": 1.0,
+    "block": 1.3,
+    "run": 5.3,
+    "element": 3.4,
+    "scalar": 8.0,
+}
+"""Slots of one of each count."""
+
+READ = {"l2": 0.0118, "l3": 0.011, "memory": 0.0218}
+"""Slots of a byte read from a level, on the machine that they were fitted on; most of it hides behind the sums."""
+
+WRITTEN = {"l2": 0.136, "l3": 0.194, "memory": 0.385}
+"""Slots of a byte written to a set that only this level holds."""
+
+CALL = 2.5e-6  # seconds from Python into the native code and back
+FORK = 2.0e-6  # seconds until other threads take part in a phase, and until all have ended
+UNKNOWN = 3.0  # times the multiply-adds of the definition, for kernels that nobody counts for
+READERS = 4  # threads that together read memory as fast as it goes
+
+
+def seconds(plan: Plan, *, bound: bool = True) -> float:
+    """Predicted seconds of one call of a plan; one that is not bound packs its weights in every call."""
+    low, threads, problem = plan.lowering, plan.threads, plan.problem
+    if not problem.batch:
+        return CALL
+    host, known = this_host(), figures()
+    packing = () if bound or low.packing is None else (low.packing.phase,)
+    whole = plan.chosen.cost(problem, host, threads, low)
+    phases = packing if whole is not None else (*packing, *low.phases)
+    counted = [(phase_cost(phase, host), phase) for phase in phases]
+    unknown = sum(cost is None for cost, _ in counted)
+    lanes = host.target.lanes(problem.dtype)
+    total = CALL + (0.0 if whole is None else _phase(whole, threads, host, known))
+    for cost, phase in counted:
+        if cost is None:
+            share = problem.flops / 2 / lanes * UNKNOWN / unknown
+            if hasattr(phase.spec, "panels"):  # of output channels of a group: the last vector may be partly empty
+                share *= -(-problem.group_out // lanes) * lanes / problem.group_out
+            cost = Cost({"multiply": share}, chunks=phase.chunks)
+        total += _phase(cost, threads, host, known)
+    return total
+
+
+def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:
+    usual = reference(known.gflops)
+    slower = {"l2": usual.l2 / known.l2, "l3": usual.l3 / known.l3, "memory": usual.memory / known.memory}
+    alone = sum(SLOTS[name] * count for name, count in cost.counts.items())
+    memory = 0.0
+    for table, traffic in ((READ, cost.reads), (WRITTEN, cost.writes)):
+        for nbytes, held in traffic:
+            level = _level(held, host)
+            if level is None:
+                continue
+            slots = nbytes * table[level] * slower[level]
+            if level == "memory":
+                memory += slots
+            else:
+                alone += slots
+    if threads == 1 or cost.chunks == 0:
+        return (alone + memory) * known.slot
+    chunks = cost.chunks or threads
+    speed_up = chunks / math.ceil(chunks / min(threads, chunks))
+    return (alone / speed_up + memory / min(speed_up, READERS)) * known.slot + FORK
+
+
+def _level(nbytes: float, host: Host) -> str | None:
+    """The nearest cache that holds so many bytes, or memory; None for the first level."""
+    if nbytes <= host.l1:
+        return None
+    if nbytes <= host.l2:
+        return "l2"
+    return "l3" if nbytes <= 0.8 * host.l3 else "memory"

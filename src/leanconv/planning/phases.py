@@ -1,0 +1,280 @@
+"""What the kernels do in a phase, counted from their specifications and fields.
+
+A specification may count for itself, by a method `cost(fields, chunks, host) -> Cost`; those that share the dense core
+and the copies in front of it are counted here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from functools import singledispatch
+
+from leanconv.host import Host
+from leanconv.kernels.blas import FinishSpec, GemmSpec
+from leanconv.kernels.columns import ColumnSpec, RowPackSpec
+from leanconv.kernels.copy import CopySpec
+from leanconv.kernels.cost import Cost
+from leanconv.kernels.dense import DenseSpec
+from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.naive import NaiveSpec
+from leanconv.kernels.pack import PackSpec
+from leanconv.kernels.panels import PanelShape
+from leanconv.planning.copies import staged, staged_alone
+from leanconv.program import Phase
+
+LATENCY = 8  # sums that must be in flight: four cycles of two units
+LINE, PAGE = 64, 4096
+ENTRIES = 64  # pages that the first-level translation buffer holds
+Fields = Mapping[str, int]
+
+
+def phase_cost(phase: Phase, host: Host) -> Cost | None:
+    """What a phase does, or None if nobody counts for its kernel."""
+    own = getattr(phase.spec, "cost", None)
+    if own is not None:
+        counted: Cost = own(phase.fields, phase.chunks, host)
+        return counted
+    return _cost(phase.spec, phase.fields, phase.chunks, host)
+
+
+@singledispatch
+def _cost(spec: object, f: Fields, chunks: int, host: Host) -> Cost | None:
+    alone = staged_alone(spec, f)
+    return None if alone is None else Cost(alone.counts, alone.reads, alone.writes, chunks)
+
+
+def _blocks(f: Fields) -> Iterator[tuple[int, int]]:
+    """(pixels, how many blocks have so many)."""
+    last = f["pixels"] - (f["b_count"] - 1) * f["block"]
+    if f["b_count"] > 1:
+        yield f["block"], f["b_count"] - 1
+    yield last, 1
+
+
+def _step(rows: float, vectors: int) -> float:
+    """Issue slots of one step of a tile: its multiply-adds, its loads at two a cycle, or latency."""
+    return max(rows * vectors, rows + vectors, LATENCY)
+
+
+@_cost.register
+def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
+    """Tiles of pixels by panels."""
+    red, item = spec.reduction, 8 if spec.dtype == "float64" else 4
+    lanes = host.target.lanes(spec.dtype)
+    outer = math.prod(red.kernel)
+    # Of all terms, rows of a panel, those of one tap; other loops than over channels may be in it.
+    channels = _terms(spec, f) / outer
+    inner = red.kernel[-1] if red.merged else 1
+    images = f["n_count"] * f["g_count"]
+    counts: defaultdict[str, float] = defaultdict(float)
+    reads: list[tuple[float, float]] = []
+    writes: list[tuple[float, float]] = []
+    block = max(size for size, _ in _blocks(f))
+    shape: PanelShape = spec.panels
+    panels = [(shape.vectors, f["panel_whole"], spec.rows[0])] if shape.whole else []
+    if shape.last:
+        panels.append((shape.last, 1, spec.rows[1]))
+    inside, edges = _edges(spec, f)
+    total = sum(vectors * count for vectors, count, _ in panels)
+    depth_bytes = f["w_panel"]
+    for vectors, count, rows in panels:
+        tiles = sum(-(-size // rows) * number for size, number in _blocks(f)) * images * count
+        high = f["pixels"] * images * count / tiles
+        counts["multiply"] += tiles * outer * channels * inside * _step(high, vectors)
+        counts["tile"] += tiles
+        counts["tap"] += tiles * outer / inner
+        counts["edge"] += tiles * edges(rows) * outer * high
+        counts["turn" if spec.columns else "store"] += tiles * high * vectors
+        if not red.unit_channel and channels > 1:
+            counts["apart"] += tiles * outer * channels * inside
+            if f.get("x_c", 0) >= PAGE and channels * math.prod(red.kernel[:-1]) > ENTRIES:
+                counts["page"] += tiles * math.prod(red.kernel[:-1]) * channels * inside
+        panel_bytes = depth_bytes * vectors / shape.vectors
+        span = _span(spec, f, high, channels, item)
+        reads.append((tiles * panel_bytes, panel_bytes + span))
+        reads.append((tiles * span, min(1.0, block / f["pixels"]) * _input_bytes(spec, f, span, high) + panel_bytes))
+    weights = f["g_count"] * total / shape.vectors * depth_bytes
+    reads.append((f["n_count"] * f["b_count"] * weights, weights))
+    outputs = (total - (shape.last > 0)) * lanes + (shape.valid if shape.last else 0)
+    out = images * f["pixels"] * outputs * item
+    source = _input_bytes(spec, f, span, high) * images
+    writes.append((out, out))
+    reads.append((source * f["k_count"], source))
+    if spec.stage is not None:
+        copied = staged(spec.stage, f, host)
+        for name, value in copied.counts.items():
+            counts[name] += value * f["k_count"]
+        reads += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.reads]
+        writes += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.writes]
+    return Cost(counts, tuple(reads), tuple(writes), chunks)
+
+
+def _terms(spec: DenseSpec, f: Fields) -> int:
+    """Terms of a sum: rows of packed weights of a panel, but for that of the bias."""
+    item = 8 if spec.dtype == "float64" else 4
+    return f["w_panel"] // (spec.panels.vectors * spec.target.lanes(spec.dtype) * item) - spec.bias
+
+
+def _edges(spec: DenseSpec, f: Fields) -> tuple[float, Callable[[int], float]]:
+    """The part of taps that is summed, and a function: part of the tiles of a height that are in edge form."""
+    source = spec.source
+    if not isinstance(source, Image):
+        return 1.0, lambda rows: 0.0
+    last = source.dims - 1
+    width = f[f"out{last}"]
+    if not source.padded:
+        return 1.0, lambda rows: min(1.0, (rows - 1) / width) / 8
+    inside = 1.0
+    if source.pad_mode == "zeros" and source.dims > 1 and spec.reduction.channels is None:
+        for d in range(last):
+            inside *= _part_inside(
+                f[f"out{d}"],
+                source.stride[d],
+                source.dilation[d],
+                source.pad_low[d],
+                spec.reduction.kernel[d],
+                f[f"in{d}"],
+            )
+    beside = width - max(0, min(f[f"high{last}"], width) - min(max(f[f"low{last}"], 0), width))
+    return inside, lambda rows: min(1.0, (beside + rows - 1) / width)
+
+
+def _part_inside(out: int, stride: int, dilation: int, pad: int, taps: int, size: int) -> float:
+    """The part of all (output position, tap) of a dimension that reads inside the image."""
+    total = 0
+    for tap in range(taps):
+        # Positions q with 0 <= q * stride + at < size.
+        at = tap * dilation - pad
+        low = max(0, -(at // stride))
+        high = min(out, -((at - size) // stride))
+        total += max(0, high - low)
+    return total / (out * taps)
+
+
+def _span(spec: DenseSpec, f: Fields, rows: float, channels: float, item: int) -> float:
+    """Bytes, in whole cache lines where channels lie apart, that a tile of pixels reads."""
+    red, source = spec.reduction, spec.source
+    if isinstance(source, Image):
+        last = source.dims - 1
+        step = abs(f[f"step{last}"])
+        reach = (red.kernel[-1] - 1) * abs(f.get(f"tap{last}", 0)) if len(red.kernel) == source.dims else 0
+        lines = math.prod(red.kernel[:-1])
+    elif isinstance(source, Rows):
+        step, reach, lines = abs(f["x_row"]), 0, math.prod(red.kernel)
+    else:  # packed, or found through a table: each pixel's channels once
+        return math.prod(red.kernel) * rows * channels * item
+    if red.unit_channel:
+        pixel = channels * item
+        if step >= 2 * pixel + 2 * LINE:
+            return lines * (rows + (reach // step if step else 0)) * (pixel + LINE)
+        return lines * ((rows - 1) * step + reach + pixel + LINE / 2)
+    if step >= LINE:
+        return lines * channels * (rows + reach / step) * LINE
+    return float(lines * channels * ((rows - 1) * step + reach + LINE))
+
+
+def _input_bytes(spec: DenseSpec, f: Fields, span: float, rows: float) -> float:
+    """Bytes of one group of one image as the core reads it."""
+    red, source = spec.reduction, spec.source
+    if isinstance(source, Image) and all(f"in{d}" in f for d in range(source.dims)) and spec.stage is None:
+        pixels = math.prod(f[f"in{d}"] for d in range(source.dims))
+        channels = _terms(spec, f) / math.prod(red.kernel)
+        return float(pixels * channels * (8 if spec.dtype == "float64" else 4))
+    return span * f["pixels"] / rows
+
+
+@_cost.register
+def _columns(spec: ColumnSpec, f: Fields, chunks: int, host: Host) -> Cost:
+    """Tiles of channels by two vectors of pixels."""
+    lanes, item = host.target.lanes(spec.dtype), 8 if spec.dtype == "float64" else 4
+    wide = 2 * lanes
+    depth = f["w_row"] // item - spec.bias
+    images = f["n_count"] * f["g_count"]
+    short = f["panel_count"] - f["panel_long"]
+    outputs = f["panel_long"] * spec.rows + short * (spec.rows - 1)
+    high = outputs / f["panel_count"]
+    counts: defaultdict[str, float] = defaultdict(float)
+    tiles = 0
+    for size, number in _blocks(f):
+        whole, rest = divmod(size, wide)
+        for vectors, many in ((2, whole), (-(-rest // lanes), 1 if rest else 0)):
+            if many:
+                part = images * number * many * f["panel_count"]
+                tiles += part
+                counts["multiply"] += part * depth * _step(high, vectors)
+                counts["store"] += part * high * vectors
+    counts["tile"] += tiles
+    counts["tap"] += tiles
+    if spec.stage is None and f.get("x_c", 0) >= PAGE:
+        counts["page"] += tiles / f["panel_count"] * depth
+    weights = outputs * f["w_row"]
+    column = depth * wide * item
+    source = images * f["pixels"] * depth * item
+    strip = source / images / max(1, f["b_count"]) if spec.stage is not None else source
+    out = images * f["pixels"] * outputs * item
+    reads: list[tuple[float, float]] = [
+        (tiles * high * f["w_row"], min(f["panels"] / f["panel_count"], 1.0) * weights + column),
+        (tiles * column, column + high * f["w_row"]),
+        (images * f["b_count"] * weights, f["g_count"] * weights),
+        (source * f["k_count"], strip),
+    ]
+    writes: list[tuple[float, float]] = [(out, out)]
+    if spec.stage is not None:
+        copied = staged(spec.stage, f, host)
+        for name, value in copied.counts.items():
+            counts[name] += value * f["k_count"]
+        reads += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.reads]
+        writes += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.writes]
+    return Cost(counts, tuple(reads), tuple(writes), chunks)
+
+
+@_cost.register
+def _naive(spec: NaiveSpec, f: Fields, chunks: int, host: Host) -> Cost:
+    """Every product on its own."""
+    outputs = chunks * math.prod(f[f"out{d}"] for d in range(len(spec.kernel)))
+    return Cost({"scalar": outputs * math.prod(spec.kernel) * f["channels"]}, (), (), chunks)
+
+
+@_cost.register
+def _gemm(spec: GemmSpec, f: Fields, chunks: int, host: Host) -> Cost:
+    """BLAS shares the work among threads of its own; it packs both matrices."""
+    lanes, item = host.target.lanes(spec.dtype), 8 if spec.dtype == "float64" else 4
+    m, n, k = f["m"], f["n"], f["k"]
+    packed = (m + n) * k
+    counts = {"multiply": f["g_count"] * m * n * k / lanes * 1.1, "element": f["g_count"] * packed / lanes}
+    return Cost(counts, ((f["g_count"] * packed * item, packed * item),), (), None)
+
+
+@_cost.register
+def _finish(spec: FinishSpec, f: Fields, chunks: int, host: Host) -> Cost:
+    """One pass over the output."""
+    elements, item = chunks * f["length"], 8 if spec.dtype == "float64" else 4
+    nbytes = elements * item
+    counts = {"vector": elements / host.target.lanes(spec.dtype), "run": chunks}
+    return Cost(counts, ((nbytes, nbytes),), ((nbytes, nbytes),), chunks)
+
+
+@_cost.register
+def _copy(spec: CopySpec, f: Fields, chunks: int, host: Host) -> Cost:
+    """Element by element."""
+    elements = chunks * math.prod(f[f"size{d}"] for d in range(spec.dims))
+    nbytes = elements * (8 if spec.dtype == "float64" else 4)
+    return Cost({"element": elements}, ((nbytes, nbytes),), ((nbytes, nbytes),), chunks)
+
+
+@_cost.register
+def _pack(spec: PackSpec, f: Fields, chunks: int, host: Host) -> Cost:
+    """Weights gathered one by one."""
+    nbytes = f["p_panel"] * chunks
+    elements = nbytes / (8 if spec.dtype == "float64" else 4)
+    return Cost({"element": elements}, ((nbytes, nbytes),), ((nbytes, nbytes),), chunks)
+
+
+@_cost.register
+def _pack_rows(spec: RowPackSpec, f: Fields, chunks: int, host: Host) -> Cost:
+    """Weights gathered one by one."""
+    nbytes = f["p_g"] * f["g_count"]
+    elements = nbytes / (8 if spec.dtype == "float64" else 4)
+    return Cost({"element": elements}, ((nbytes, nbytes),), ((nbytes, nbytes),), chunks)

@@ -1,0 +1,399 @@
+"""Choosing plans: by the model, under limits, within requirements, from lock files; and what is said about it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+import leanconv
+from leanconv.algorithms import REGISTRY
+from leanconv.errors import (
+    ArgumentTypeError,
+    ArgumentValueError,
+    CacheError,
+    MemoryLimitError,
+    NotApplicableError,
+)
+from leanconv.planning import choice, figures, model, network
+from leanconv.planning.candidates import algorithm_named, candidates
+from leanconv.planning.limits import resolve_limit
+from strategies import Case, cases, convolve
+
+ENGINE = settings(settings.get_profile("engine"), max_examples=40)
+LAYER: dict[str, Any] = {"x_shape": (1, 32, 28, 28), "w_shape": (48, 32, 3, 3), "padding": 1}
+SAME_ORDER = [a.name for a in REGISTRY if a.sum_order is not None]
+
+
+def problem(**changes: Any) -> leanconv.Problem:
+    return leanconv.plan(**{**LAYER, **changes}, algorithm="reference").problem
+
+
+# -- limits ------------------------------------------------------------------------------------------------------
+
+
+@ENGINE
+@given(cases())
+def test_no_plan_passes_its_limit_and_none_is_too_small_for_all(case: Case) -> None:
+    free = case.plan("auto", 2)
+    for limit in (0, 4096, 1 << 16, 1 << 20):
+        try:
+            plan = case.plan("auto", 2, memory_limit=limit)
+        except MemoryLimitError as error:
+            # Only channels that do not fill vectors cost bytes that every algorithm needs.
+            assert error.needed > limit
+            plan = case.plan("auto", 2, memory_limit=error.needed)
+            limit = error.needed
+        assert plan.extra_bytes <= limit and plan.threads <= 2
+        assert plan.extra_bytes <= limit or free.extra_bytes > limit
+
+
+def test_a_limit_of_zero_runs_layers_with_whole_vectors() -> None:
+    plan = leanconv.plan(**LAYER, memory_limit=0)
+    assert plan.extra_bytes == 0
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(LAYER[name]).astype(np.float32) for name in ("x_shape", "w_shape"))
+    got = plan.bind(w)(x)
+    want = leanconv.conv2d(x, w, padding=1, algorithm="reference")
+    assert np.abs(got - want).max() < 1e-4
+
+
+def test_fewer_threads_where_the_limit_leaves_no_room_for_more() -> None:
+    one = leanconv.plan(**LAYER, algorithm="im2row_strip", threads=1, parameters={"strip": 4})
+    with pytest.raises(MemoryLimitError):
+        leanconv.plan(**LAYER, algorithm="im2row_strip", threads=1, parameters={"strip": 4}, memory_limit=100)
+    limited = leanconv.plan(
+        **LAYER, algorithm="im2row_strip", threads=4, parameters={"strip": 4}, memory_limit=one.extra_bytes
+    )
+    assert limited.threads == 1 and limited.extra_bytes == one.extra_bytes
+
+
+def test_default_limits() -> None:
+    assert leanconv.get_memory_limit() is None
+    with leanconv.memory_limit("1KiB"):
+        assert leanconv.get_memory_limit() == 1024
+        assert leanconv.plan(**LAYER).memory_limit == 1024
+        assert leanconv.plan(**LAYER, memory_limit="unlimited").memory_limit is None
+        assert leanconv.plan(**LAYER, memory_limit=77).memory_limit == 77
+        with leanconv.memory_limit("unlimited"):
+            assert leanconv.plan(**LAYER).memory_limit is None
+        x, w = np.ones((1, 16, 9, 9), np.float32), np.ones((16, 16, 3, 3), np.float32)
+        with pytest.raises(MemoryLimitError):
+            leanconv.conv2d(x, w, algorithm="im2col")
+    leanconv.set_memory_limit("2 MiB")
+    try:
+        assert leanconv.plan(**LAYER).memory_limit == 2 << 20
+    finally:
+        leanconv.set_memory_limit(None)
+    assert resolve_limit(None) is None
+    for bad, error in ((-1, ArgumentValueError), ("much", ArgumentValueError), (1.5, ArgumentTypeError)):
+        with pytest.raises(error):
+            leanconv.set_memory_limit(bad)  # type: ignore[arg-type]
+        with pytest.raises(error), leanconv.memory_limit(bad):  # type: ignore[arg-type]
+            pass
+
+
+# -- requirements ------------------------------------------------------------------------------------------------
+
+
+def test_names_exclusions_and_functions() -> None:
+    best = leanconv.plan(**LAYER).algorithm
+    assert leanconv.plan(**LAYER, algorithm=[f"!{best}"]).algorithm != best
+    assert leanconv.plan(**LAYER, algorithm=f"!{best}").algorithm != best
+    assert leanconv.plan(**LAYER, algorithm=["im2col", "im2row"]).algorithm in ("im2col", "im2row")
+    assert leanconv.plan(**LAYER, algorithm=("im2col", "pointwise")).algorithm == "im2col"
+    everything_but = ["auto", *(f"!{a.name}" for a in REGISTRY if a.name != "direct")]
+    assert leanconv.plan(**LAYER, algorithm=everything_but).algorithm == "direct"
+    # An exclusion takes the whole family with it.
+    assert leanconv.plan(**LAYER, algorithm=["im2col", "im2row", "direct", "!im2col", "!im2row"]).algorithm == "direct"
+
+    seen: list[Any] = []
+
+    def slowest(asked: leanconv.Problem, found: tuple[Any, ...]) -> Any:
+        seen.append((asked, found))
+        return found[-1]
+
+    plan = leanconv.plan(**LAYER, algorithm=slowest)
+    asked, found = seen[0]
+    assert asked == plan.problem and plan.algorithm == found[-1].name and plan is found[-1].plan
+    times = [entry.predicted_seconds for entry in found]
+    assert times == sorted(times) and times[0] > 0
+    assert leanconv.plan(**LAYER, algorithm=lambda p, found: "direct").algorithm == "direct"
+    x, w = np.ones((1, 8, 9, 9), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    assert np.all(leanconv.conv2d(x, w, algorithm=["im2col", "direct"]) == 72)
+    assert np.all(leanconv.conv2d(x, w, algorithm=lambda p, found: "direct") == 72)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "error"),
+    [
+        ("nonsense", ArgumentValueError),
+        ("!nonsense", ArgumentValueError),
+        (["direct", "nonsense"], ArgumentValueError),
+        ([], ArgumentTypeError),
+        ([3], ArgumentTypeError),
+        (3, ArgumentTypeError),
+        (None, ArgumentTypeError),
+        ([f"!{a.name}" for a in REGISTRY], ArgumentValueError),
+        (lambda p, found: "nonsense", ArgumentValueError),
+        (lambda p, found: 3, ArgumentTypeError),
+    ],
+)
+def test_what_is_no_algorithm(algorithm: Any, error: type[Exception]) -> None:
+    with pytest.raises(error) as caught:
+        leanconv.plan(**LAYER, algorithm=algorithm)
+    assert caught.value.argument == "algorithm"  # type: ignore[attr-defined]
+    with pytest.raises(error):
+        leanconv.conv2d(np.ones((1, 4, 5, 5), np.float32), np.ones((4, 4, 3, 3), np.float32), algorithm=algorithm)
+
+
+def test_other_requirements_are_checked() -> None:
+    for bad in ({"accuracy": "perfect"}, {"choose": "luck"}, {"budget": 0.0}, {"budget": -1.0}):
+        with pytest.raises(ArgumentValueError) as caught:
+            leanconv.plan(**LAYER, **bad)
+        assert caught.value.argument == next(iter(bad))
+    with pytest.raises(ArgumentTypeError):
+        leanconv.plan(**LAYER, deterministic="yes")  # type: ignore[arg-type]
+    with pytest.raises(NotApplicableError):
+        leanconv.plan(**LAYER, algorithm=["pointwise"])
+
+
+def test_accuracy_goes_by_the_error_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = type(algorithm_named("implicit_gemm"))
+    monkeypatch.setattr(entry, "error_class", "transformed")
+    monkeypatch.setattr(entry, "error_bound", lambda self, problem: 5e-6)
+    names = {"fast": True, "standard": False, "exact": False}
+    for accuracy, taken in names.items():
+        found = {row.name: row for row in leanconv.explain(**LAYER, accuracy=accuracy).rows}
+        assert (found["implicit_gemm"].verdict != "not allowed") == taken
+    monkeypatch.setattr(entry, "error_bound", lambda self, problem: 3e-6)
+    row = next(r for r in leanconv.explain(**LAYER, accuracy="standard").rows if r.name == "implicit_gemm")
+    assert row.verdict != "not allowed"
+    # Who is named is taken.
+    assert leanconv.plan(**LAYER, algorithm="implicit_gemm", accuracy="exact").algorithm == "implicit_gemm"
+
+
+@ENGINE
+@given(cases())
+def test_sums_of_one_order_have_the_same_bits(case: Case) -> None:
+    results = {}
+    for info in leanconv.algorithms(**case.plan_arguments):
+        if info.applies and info.name in SAME_ORDER:
+            results[info.name] = convolve(case, case.values, algorithm=info.name, threads=case.threads)
+    first = results["direct"].tobytes()
+    assert all(result.tobytes() == first for result in results.values()), list(results)
+    assert case.plan("auto", case.threads, deterministic=True).algorithm in SAME_ORDER
+
+
+# -- the model ---------------------------------------------------------------------------------------------------
+
+
+@ENGINE
+@given(cases())
+def test_every_plan_has_a_time(case: Case) -> None:
+    names = [i.name for i in leanconv.algorithms(**case.plan_arguments) if i.applies]
+    for bound in (True, False):
+        for entry in candidates(case.problem, names, case.threads, None, bound=bound):
+            assert 0 < entry.predicted_seconds < 10 and math.isfinite(entry.predicted_seconds)
+
+
+def test_the_model_sees_what_costs_time() -> None:
+    def predicted(name: str, threads: int = 1, *, bound: bool = True, **changes: Any) -> float:
+        plan = leanconv.plan(**{**LAYER, **changes}, algorithm=name, threads=threads)
+        return model.seconds(plan, bound=bound)
+
+    assert predicted("direct", x_shape=(4, 32, 28, 28)) > 3 * predicted("direct")
+    assert predicted("direct", 2) < predicted("direct")
+    assert predicted("direct", bound=False) > predicted("direct")
+    assert predicted("im2row", layout="NHWC", x_shape=(1, 28, 28, 32)) > predicted(
+        "direct", layout="NHWC", x_shape=(1, 28, 28, 32)
+    )
+    assert predicted("reference") > 20 * predicted("direct")
+    # A channel too many fills one more vector.
+    assert predicted("direct", w_shape=(49, 32, 3, 3)) > 1.05 * predicted("direct")
+    # Depthwise layers leave most of each vector empty.
+    depthwise = predicted("direct", w_shape=(32, 1, 3, 3), groups=32)
+    assert depthwise > 3 * predicted("direct") / 48
+
+
+def test_a_kernel_that_nobody_counts_for_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = leanconv.plan(**LAYER, algorithm="direct", threads=1)
+    known = model.seconds(plan)
+    monkeypatch.setattr(model, "phase_cost", lambda phase, host: None)
+    assert known < model.seconds(plan) < 10 * known
+
+
+def test_figures_are_remembered_and_damaged_ones_are_not_believed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Any
+) -> None:
+    from leanconv.planning.records import Records, machine_key
+
+    store = Records(tmp_path, "rw")
+    monkeypatch.setattr(figures, "records", lambda: store)
+    count = []
+    monkeypatch.setattr(figures, "measure", lambda: count.append(1) or figures.Figures(50.0, 60.0, 40.0, 10.0))
+    fresh = figures.figures.__wrapped__
+    assert fresh() == fresh() == figures.Figures(50.0, 60.0, 40.0, 10.0) and len(count) == 1
+    store.put(machine_key("figures"), {"figures": {"gflops": -1.0}})
+    assert fresh().gflops == 50.0 and len(count) == 2
+    monkeypatch.setattr(figures, "records", lambda: Records(tmp_path / "none", "ro"))
+    assert not fresh().measured and len(count) == 2
+
+
+def test_choices_of_the_model_are_quick_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = leanconv.plan(**LAYER, threads=2)
+    monkeypatch.setattr(choice, "candidates", lambda *a, **k: pytest.fail("asked again"))
+    again = leanconv.plan(**LAYER, threads=2)
+    assert (again.algorithm, again.threads) == (first.algorithm, first.threads) and again is not first
+
+
+# -- lock files --------------------------------------------------------------------------------------------------
+
+
+def test_lock_files(tmp_path: Any) -> None:
+    path = tmp_path / "model.lock"
+    with leanconv.record_plans() as pins:
+        first = leanconv.plan(**LAYER, threads=1, algorithm="im2row_strip", parameters={"strip": 3})
+        leanconv.plan(**LAYER, threads=2)
+    assert pins.save(path) == 2
+    with leanconv.pinned(path):
+        # What is asked for now does not matter: the file decides.
+        plan = leanconv.plan(**LAYER, threads=1)
+        assert plan.algorithm == "im2row_strip" and dict(plan.parameters) == dict(first.parameters)
+        with pytest.raises(CacheError, match="pins no plan"):
+            leanconv.plan(**LAYER, threads=3)
+    with leanconv.pinned(path, strict=False):
+        assert leanconv.plan(**LAYER, threads=3).threads <= 3
+    text = path.read_text()
+    path.write_text(text.replace("im2row_strip", "gone"))
+    with leanconv.pinned(path), pytest.raises(CacheError, match="does not apply"):
+        leanconv.plan(**LAYER, threads=1)
+    for bad in ("", "[]", "{}", text.replace("leanconv lock 1", "other"), text.replace('"threads": 1', '"threads": 0')):
+        path.write_text(bad)
+        with pytest.raises(CacheError), leanconv.pinned(path):
+            pass
+    with pytest.raises(CacheError), leanconv.pinned(tmp_path / "missing"):
+        pass
+
+
+# -- explanations ------------------------------------------------------------------------------------------------
+
+
+def test_explanations() -> None:
+    found = leanconv.explain(**LAYER, memory_limit="64KiB", threads=2)
+    assert found.flops == 2 * 48 * 28 * 28 * 32 * 9
+    assert found.compulsory_bytes == 4 * (32 * 784 + 48 * 32 * 9 + 48 * 784)
+    assert found.intensity == pytest.approx(found.flops / found.compulsory_bytes)
+    assert 0 < found.roofline_gflops <= found.peak_gflops
+    assert [row.name for row in found.rows if row.verdict == "chosen"] == [found.plan.algorithm]
+    assert found.rows[0].verdict == "chosen"
+    assert {row.name for row in found.rows} == {a.name for a in REGISTRY}
+    by_name = {row.name: row for row in found.rows}
+    assert by_name["pointwise"].verdict == "not applicable" and "9 taps" in by_name["pointwise"].reason
+    assert by_name["winograd_f4"].verdict == "over the limit" and by_name["winograd_f4"].needed_bytes > 64 << 10
+    assert by_name["im2col"].verdict == "not allowed" and by_name["im2col"].needed_bytes > 64 << 10
+    assert by_name["reference"].verdict == "not allowed"
+    needed = [offer.needed_bytes for offer in found.offers]
+    assert needed == sorted(needed) and all(n > 64 << 10 for n in needed)
+    speeds = [offer.speedup for offer in found.offers]
+    assert speeds == sorted(speeds) and all(s > 1 for s in speeds)
+    text = str(found)
+    for word in ("MFLOP", "FLOP/B", "64.0 KiB", "chosen", found.plan.steps[0], "pointwise takes one"):
+        assert word in text
+    free = leanconv.explain(**LAYER)
+    assert free.offers == () and not any(row.verdict == "over the limit" for row in free.rows)
+
+
+def test_the_lesson() -> None:
+    from leanconv.planning.lesson import lesson
+
+    found = lesson(problem(x_shape=(1, 8, 10, 10), w_shape=(16, 8, 3, 3)))
+    assert found.redundancy == 9 and found.matrix_bytes == 9 * found.image_bytes == 9 * 8 * 100 * 4
+    assert found.loop_lines == 8 * 3 and found.loop_intensity == 0.25 < found.tile_intensity
+    assert [rate.name for rate in found.rates] == ["reference", "im2col", "im2row_strip", "direct"]
+    assert "times the loops" in str(found) and all(rate.gflops > 0 for rate in found.rates)
+
+
+# -- networks ----------------------------------------------------------------------------------------------------
+
+
+def small_network() -> list[leanconv.Problem]:
+    return [
+        problem(),
+        problem(x_shape=(1, 48, 28, 28), w_shape=(20, 48, 1, 1), padding=0),
+        problem(x_shape=(1, 20, 28, 28), w_shape=(30, 20, 3, 3)),
+        problem(),
+    ]
+
+
+def test_networks_share_one_workspace() -> None:
+    layers = small_network()
+    free = leanconv.plan_network(layers, threads=1)
+    assert free.workspace_bytes == max(step.plan.workspace_bytes for step in free.steps)
+    assert free.packed_weight_bytes == sum(step.plan.packed_weight_bytes for step in free.steps)
+    assert free.predicted_seconds == pytest.approx(sum(step.predicted_seconds for step in free.steps))
+    assert [step.plan.problem for step in free.steps] == layers
+    assert str(free).count("\n") >= 4 + len(layers)
+    least = None
+    for limit in (free.needed_bytes, 1 << 16, 1 << 14, 1 << 12, 0):
+        try:
+            found = leanconv.plan_network(layers, threads=1, memory_limit=limit)
+        except MemoryLimitError as error:
+            least = error.needed
+            assert leanconv.plan_network(layers, threads=1, memory_limit=least).needed_bytes <= least
+            continue
+        assert found.needed_bytes <= limit
+        assert found.predicted_seconds >= free.predicted_seconds * 0.999
+        assert len({id(step.plan.arena) for step in found.steps}) == 1
+        for step in found.steps[:2]:
+            rng = np.random.default_rng(0)
+            x = rng.standard_normal(step.plan.problem.x_shape).astype(np.float32)
+            w = rng.standard_normal(step.plan.problem.w_shape).astype(np.float32)
+            assert np.isfinite(step.plan.bind(w)(x)).all()
+        assert found.steps[0].plan.arena.peak_bytes <= found.workspace_bytes
+    assert least is not None  # 20 and 30 channels need padded panels
+    points = leanconv.network_frontier(layers, threads=1)
+    assert [p[0] for p in points] == sorted(p[0] for p in points)
+    assert [p[1] for p in points] == sorted((p[1] for p in points), reverse=True)
+    assert points[-1] == (free.needed_bytes, pytest.approx(free.predicted_seconds)) or len(points) == 1
+    assert leanconv.plan_network([]).steps == ()
+    with pytest.raises(ArgumentTypeError):
+        leanconv.plan_network(["layer"])  # type: ignore[list-item]
+
+
+def test_the_path_through_a_chain_is_the_shortest() -> None:
+    """Against all combinations, with random times."""
+    draw = random.Random(0)
+    layers = [(str(i), p) for i, p in enumerate(small_network())]
+    for _ in range(50):
+        rows = [
+            [
+                network._Option(None, layout, 0, draw.randrange(4), draw.random() * 1e-4)  # type: ignore[arg-type]
+                for layout in network.LAYOUTS
+                for _ in range(2)
+            ]
+            for _ in layers
+        ]
+        price = draw.choice([0.0, 1e-5])
+
+        def cost(chosen: Any, price: float = price) -> float:
+            return network._total(layers, list(chosen), "NCHW", True) + price * sum(o.weights for o in chosen)
+
+        best = min(map(cost, itertools.product(*rows)))
+        assert cost(network._path(layers, rows, price, True, "NCHW")) == pytest.approx(best)
+
+
+def test_chains_choose_layouts() -> None:
+    found = leanconv.plan_network(small_network(), threads=1, chain=True)
+    assert {step.layout for step in found.steps} <= set(network.LAYOUTS)
+    fixed = leanconv.plan_network(small_network(), threads=1)
+    assert found.predicted_seconds <= fixed.predicted_seconds * 1.0001
+    layout = "NCHW"
+    for step in found.steps:
+        assert (step.conversion_seconds > 0) == (step.layout != layout)
+        layout = step.layout

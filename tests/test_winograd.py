@@ -1,0 +1,304 @@
+"""Winograd: transforms are exact, their code is that of the matrices, every size and axis works, bounds hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+import leanconv
+from assembly import count_fused, spills
+from definitions_winograd import as_floats, winograd
+from guard import GuardedAllocator
+from kernels import elementwise
+from leanconv import oracle
+from leanconv.algorithms import REGISTRY
+from leanconv.algorithms.winograd import Winograd
+from leanconv.codegen import jit
+from leanconv.codegen.targets import TARGETS
+from leanconv.kernels.cook_toom import ONE, CookToom, Matrix, Surd, plus_minus
+from leanconv.kernels.linear import Linear, linear
+from leanconv.kernels.polyphase import Strided, Transform
+from strategies import Case, Geometry, check_untouched, convolve
+from test_algorithms import run_every_way
+from test_assembly import multiplying, typical
+
+NAMES = [algorithm.name for algorithm in REGISTRY if isinstance(algorithm, Winograd)]
+TRANSFORMS = [(m, r) for m in range(1, 7) for r in range(2, 8) if m + r <= 9]
+WINDOW = Geometry((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+
+
+def times(matrix: Matrix, numbers: list[Surd]) -> list[Surd]:
+    result = []
+    for row in matrix:
+        total = Surd()
+        for a, b in zip(row, numbers, strict=True):
+            total = total + a * b
+        result.append(total)
+    return result
+
+
+def some_numbers(count: int, seed: int) -> list[Surd]:
+    drawn = np.random.default_rng(seed).integers(-9, 10, (count, 2)).tolist()
+    return [Surd(Fraction(a, 7), Fraction(b, 3)) for a, b in drawn]
+
+
+# -- transforms --------------------------------------------------------------------------------------------------
+
+
+def test_surds_are_a_field() -> None:
+    a, b = some_numbers(2, 5)
+    assert (a + b) - b == a and (a * b) / b == a and a + (-a) == Surd() and a / a == ONE
+    assert Surd(root=Fraction(1)) * Surd(root=Fraction(1)) == Surd(Fraction(2))
+    assert float(a * b) == pytest.approx(float(a) * float(b), rel=1e-14)
+    assert not Surd() and ONE and Surd(root=Fraction(1))
+    with pytest.raises(ZeroDivisionError):
+        a / Surd()
+
+
+@pytest.mark.parametrize(("outputs", "taps"), TRANSFORMS)
+def test_transforms_are_exact(outputs: int, taps: int) -> None:
+    """Not nearly: the identity holds in exact numbers, for whole tiles and for every smaller one."""
+    check_exact(CookToom.of(outputs, taps))
+
+
+def test_any_points_will_do() -> None:
+    third, five = Surd(Fraction(1, 3)), Surd(Fraction(-5))
+    check_exact(CookToom(3, 3, (third, five, Surd(Fraction(2), Fraction(1)), -third)))
+    check_exact(CookToom(4, 2, plus_minus(third, five)[1:]))
+
+
+@pytest.mark.parametrize(("outputs", "taps", "stride"), [(4, 3, 2), (3, 3, 3), (2, 2, 2), (4, 7, 2), (2, 11, 4)])
+def test_strided_transforms_are_exact(outputs: int, taps: int, stride: int) -> None:
+    transform = Strided.of(outputs, taps, stride)
+    check_exact(transform, stride)
+    saved = {(4, 3, 2): 9, (4, 7, 2): 13, (2, 11, 4): 15}
+    assert transform.size == saved.get((outputs, taps, stride), transform.size) <= outputs * taps
+
+
+def check_exact(transform: Transform, stride: int = 1) -> None:
+    taps = some_numbers(transform.taps, 1)
+    weights = times(transform.weights(), taps)
+    for count in range(1, transform.outputs + 1):
+        inputs = some_numbers((count - 1) * stride + transform.taps, 2)
+        points = times(transform.inputs(count), inputs)
+        products = [a * b for a, b in zip(weights[: len(points)], points, strict=True)]
+        windows = [inputs[i * stride : i * stride + transform.taps] for i in range(count)]
+        window = [times((tuple(pixels),), taps)[0] for pixels in windows]
+        assert times(transform.results(count), products) == window
+
+
+def evaluate(program: Linear, values: np.ndarray) -> np.ndarray:
+    known = list(values)
+    for step in program.steps:
+        a, b = known[step.a], known[step.b]
+        known.append({"add": a + b, "sub": a - b, "mul": step.factor * a, "fma": step.factor * a + b}[step.kind])
+    return np.array([known[i] for i in program.outputs])
+
+
+@pytest.mark.parametrize(("outputs", "taps"), TRANSFORMS)
+def test_straight_line_code_is_the_matrix(outputs: int, taps: int) -> None:
+    transform = CookToom.of(outputs, taps)
+    for count in range(1, outputs + 1):
+        for matrix in (transform.inputs(count), transform.results(count), transform.weights()):
+            program = linear(matrix)
+            values = np.random.default_rng(3).standard_normal(len(matrix[0]))
+            np.testing.assert_allclose(evaluate(program, values), as_floats(matrix) @ values, rtol=1e-13, atol=1e-13)
+            plain = sum(bool(value) for row in matrix for value in row)
+            assert len(program.steps) <= plain
+
+
+def test_shared_subexpressions_are_found() -> None:
+    """F(4, 3): 12 instructions in each direction, where the matrices have 22 and 18 entries; F(6, 3): 24 and 20."""
+    counts = [(len(linear(t.inputs()).steps), len(linear(t.results()).steps)) for t in map(of_three, (2, 4, 6))]
+    assert counts == [(4, 4), (12, 12), (24, 20)]
+
+
+def of_three(outputs: int) -> CookToom:
+    return CookToom.of(outputs, 3)
+
+
+def test_emitted_code_is_the_straight_line_code() -> None:
+    """A sum of all points, as machine code (the kernels' tests check each of them)."""
+    program = linear(CookToom.of(4, 3).inputs())
+    fused = jit.host_target().fma
+
+    def total(fn, x):  # type: ignore[no-untyped-def]
+        inputs = [fn.binary("fmul", x, fn.const(x.type, 1.0 + j)) for j in range(6)]
+        first, *rest = program.emit(fn, inputs, fused=fused)
+        for value in rest:
+            first = fn.binary("fadd", first, value)
+        return first
+
+    x = np.random.default_rng(4).standard_normal(100)
+    want = evaluate(program, np.outer(1.0 + np.arange(6), x)).sum(axis=0)
+    np.testing.assert_allclose(elementwise("float64", total)(x), want, rtol=1e-13, atol=1e-13)
+
+
+# -- the algorithm -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("outputs", [2, 4, 6])
+@pytest.mark.parametrize("kernel", [(3,), (3, 3), (1, 3), (3, 1), (2, 3), (2, 2, 2)])
+def test_the_definition_is_convolution(kernel: tuple[int, ...], outputs: int) -> None:
+    geometry = Geometry(kernel, (1,) * len(kernel), (1,) * len(kernel), ((1, 2),) * len(kernel))
+    case = Case((2, 3, *(9, 7, 5)[: len(kernel)]), (4, 3, *kernel), geometry)
+    got = winograd(case.problem, case.values["x"], case.values["w"], outputs)
+    np.testing.assert_allclose(got, oracle.reference(case.problem, **case.values), rtol=1e-10, atol=1e-10)
+
+
+def check(case: Case, name: str, **more: object) -> None:
+    out = case.guarded_out(viewed=False)
+    with GuardedAllocator(case.flush):
+        convolve(case, case.guarded_inputs(viewed=False), algorithm=name, out=out, **more)
+    case.check(out, name)
+    check_untouched(out)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("name", ["winograd_f2", "winograd_f4", "winograd_f6_on_the_fly"])
+def test_every_size(name: str, layout: str) -> None:
+    """Whole tiles and every smaller one, alone and behind whole ones, along each axis."""
+    for high in range(1, 15, 3 if "f6" in name else 1):
+        for wide in (high, 15 - high):
+            case = Case((1, 5, high, wide), (9, 5, 3, 3), WINDOW, layout=layout, seed=high, epilogue={"bias": True})
+            check(case, name, threads=1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kernel", [(2, 2), (5, 5), (1, 5), (7, 1), (3, 5)])
+def test_other_kernels(name: str, kernel: tuple[int, int]) -> None:
+    pads = tuple((k // 2, k // 2) for k in kernel)
+    for layout, dilation in (("NCHW", 1), ("NHWC", 1), ("NCHW", 2), ("NHWC", 3)):
+        dilations = tuple(dilation if k > 1 else 1 for k in kernel)
+        case = Case(
+            (2, 9, 19, 23),
+            (17, 9, *kernel),
+            Geometry(kernel, (1, 1), dilations, pads),
+            layout=layout,
+            epilogue={"residual": True},
+        )
+        info = next(i for i in leanconv.algorithms(**case.plan_arguments) if i.name == name)
+        if info.applies:
+            check(case, name, threads=2)
+        else:
+            assert "taps a phase" in str(info.reason)
+
+
+BLOCKS = [
+    Case((2, 40, 33, 31), (48, 40, 3, 3), WINDOW, layout="NHWC", views=("gaps", "permuted", "gaps", "gaps")),
+    Case((3, 300, 9, 8), (33, 300, 3, 3), WINDOW, epilogue={"residual": True, "bias": True}, threads=2),
+    Case((2, 12, 7, 50), (96, 6, 3, 3), WINDOW, groups=2, dtype="float64", layout="NHWC", epilogue={"bias": True}),
+]
+
+
+@pytest.mark.parametrize("case", BLOCKS, ids=range(len(BLOCKS)))
+@pytest.mark.parametrize("name", NAMES)
+def test_several_blocks_and_panels(name: str, case: Case) -> None:
+    with GuardedAllocator():
+        run_every_way(name, case)
+
+
+@pytest.mark.parametrize("name", ["winograd_f4", "winograd_f4_on_the_fly"])
+def test_bits_do_not_depend_on_blocks(name: str) -> None:
+    case = Case((2, 24, 27, 22), (40, 24, 3, 3), WINDOW, layout="NHWC", epilogue={"bias": True})
+    results = []
+    for threads, parameters in ((1, None), (4, None), (1, {"tiles": 1}), (2, {"tiles": 7}), (1, {"tiles": 1000})):
+        plan = leanconv.plan(**case.plan_arguments, algorithm=name, threads=threads, parameters=parameters)
+        results.append(plan.bind(case.values["w"], case.values["bias"])(case.values["x"]).tobytes())
+    assert len(set(results)) == 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory(name: str) -> None:
+    """The workspace is what the formula says, shrinks to a limit, and weights on the fly cost no packed ones."""
+    case = Case((1, 64, 56, 56), (64, 64, 3, 3), WINDOW, layout="NHWC")
+    plan = case.plan(name)
+    points, tiles = int(plan.parameters["points"]), int(plan.parameters["tiles"])
+    lanes = jit.host_target().lanes("float32")
+    formula = points * tiles * (64 + 2 * lanes) * 4
+    formula += points * 64 * 2 * lanes * 4 if "fly" in name else 0
+    assert formula <= plan.workspace_bytes <= 1.02 * formula + 64 * 3 * points
+    assert plan.packed_weight_bytes == (0 if "fly" in name else pytest.approx(points * 64 * 64 * 4, rel=0.02))
+    half = plan.extra_bytes - plan.workspace_bytes // 3
+    tight = case.plan(name, memory_limit=half)
+    assert tight.extra_bytes <= half and int(tight.parameters["tiles"]) < tiles
+    bound = tight.bind(case.values["w"])
+    with GuardedAllocator() as guard:
+        case.check(bound(case.values["x"]), name)
+    assert sum(guard.sizes) == tight.workspace_bytes
+
+
+BOUNDS = {"winograd_f2": 2e-6, "winograd_f4": 4e-6, "winograd_f6": 2.5e-5}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_error_bounds(name: str) -> None:
+    """512 channels of 3x3 taps: within the bound that is stated, and near what is measured, not far below."""
+    case = Case((1, 512, 18, 18), (32, 512, 3, 3), WINDOW, layout="NHWC", seed=1)
+    info = next(i for i in leanconv.algorithms(**case.plan_arguments) if i.name == name)
+    assert info.error_bound is not None and info.error_bound <= BOUNDS[name.removesuffix("_on_the_fly")]
+    want = oracle.reference(case.problem, **case.values)
+    got = convolve(case, case.values, algorithm=name)
+    error = np.abs(got - want).max() / np.abs(want).max()
+    assert info.error_bound / 10 < error <= info.error_bound
+    double = replace(case, dtype="float64", x_shape=(1, 64, 18, 18), w_shape=(32, 64, 3, 3))
+    case.check(got, name)
+    double.check(convolve(double, double.values, algorithm=name), name)
+
+
+def test_refusals() -> None:
+    def reason(name: str, kernel: tuple[int, ...], stride: int = 1) -> str | None:
+        geometry = Geometry(kernel, (stride,) * len(kernel), (1,) * len(kernel), ((0, 0),) * len(kernel))
+        case = Case((1, 4, *(30,) * len(kernel)), (8, 4, *kernel), geometry)
+        return next(i for i in leanconv.algorithms(**case.plan_arguments) if i.name == name).reason
+
+    assert "stride of 4" in str(reason("winograd_f4", (3, 3), 4)) and reason("winograd_f4", (3, 3), 2) is None
+    assert "one tap" in str(reason("winograd_f2", (1, 1)))
+    assert "6 taps at" in str(reason("winograd_f4", (6, 3))) and reason("winograd_f2", (6, 3)) is None
+    assert "512 products" in str(reason("winograd_f6", (3, 3, 3))) and reason("winograd_f4", (3, 3, 3)) is None
+
+
+def test_accuracy_decides_whether_it_runs_unasked() -> None:
+    case = Case((1, 64, 56, 56), (64, 64, 3, 3), WINDOW)
+    assert case.plan("auto").algorithm in ("winograd_f2", "winograd_f4")
+    assert "winograd" not in case.plan("auto", accuracy="exact").algorithm
+    assert "winograd" not in case.plan("auto", deterministic=True).algorithm
+
+
+@pytest.mark.parametrize("name", ["winograd_f2", "winograd_f4", "winograd_f4_on_the_fly"])
+@pytest.mark.parametrize("kernel, stride", [((3, 3), (2, 2)), ((7, 5), (2, 3)), ((3, 1), (3, 2)), ((2, 11), (1, 4))])
+def test_strides(name: str, kernel: tuple[int, int], stride: tuple[int, int]) -> None:
+    """Every remainder of the output by the tile; phases of one tap and of several."""
+    pads = tuple((k // 2, k // 3) for k in kernel)
+    for extra in range(4):
+        size = (20 + 2 * extra * stride[0], 33 + extra * stride[1])
+        case = Case(
+            (2, 9, *size),
+            (17, 9, *kernel),
+            Geometry(kernel, stride, (1, 1), pads),
+            layout=("NCHW", "NHWC")[extra % 2],
+            epilogue={"bias": True},
+            seed=extra,
+        )
+        if next(i for i in leanconv.algorithms(**case.plan_arguments) if i.name == name).applies:
+            check(case, name, threads=1 + extra % 2)
+
+
+FUSED = [target for target in TARGETS.values() if target.fma]
+
+
+@pytest.mark.parametrize("target", FUSED, ids=lambda target: target.name)
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_products_run_in_registers(layout: str, target: object) -> None:
+    """The matrix products' inner loops are those of the core: whole tiles of every height, nothing spilled."""
+    from test_assembly import lowered
+
+    (spec,) = (s for phase, s in lowered(typical(64, 64, layout), "winograd_f4", target) if phase == "winograd")
+    most = spec._most_rows(2)
+    loops = {count_fused(loop): loop for loop in multiplying(spec)}
+    for rows in range(1, most + 1):
+        assert rows * 2 * 4 in loops, (rows, sorted(loops))
+    assert not spills(loops[most * 2 * 4])
