@@ -13,6 +13,9 @@ import leanconv
 from guard import GuardedAllocator
 from leanconv import oracle
 from leanconv.algorithms import REGISTRY
+from leanconv.bench import run as bench
+from leanconv.bench.layers import Layer
+from leanconv.bench.run import Settings
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.layouts import shape_in
 from leanconv.options import make_problem
@@ -33,6 +36,7 @@ from strategies import (
 Array = np.ndarray[Any, Any]
 NAMES = [algorithm.name for algorithm in REGISTRY]
 ENGINE = settings(settings.get_profile("engine"), max_examples=40)
+OTHERS = settings(ENGINE, max_examples=10)  # to which these layouts are channels first with an axis more
 BATCH_LAST = ("CHWN", "CHWN8")
 FLAT = [geometry for geometry in POINTWISE + WINDOWS if len(geometry.kernel) < 3]
 SAME = Geometry((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
@@ -107,7 +111,7 @@ def check_algorithm(name: str, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_random_convolutions(name: str) -> None:
-    @ENGINE
+    @(ENGINE if name in ("direct", "im2win", "im2win_band") else OTHERS)
     @given(st.data())
     def check(data: st.DataObject) -> None:
         check_algorithm(name, data)
@@ -126,6 +130,37 @@ def test_images_are_those_of_channels_first(layout: str) -> None:
     if layout == "CHWN8":
         assert got.shape == (2, 6, 5, 4, 8)
         assert not got[1, ..., 5:].any()  # images that fill the block are zeros, and so are their results
+
+
+@pytest.mark.parametrize("layout", BATCH_LAST)
+def test_the_bench_measures_them(layout: str) -> None:
+    layer = Layer("a", 8, 3, (9, 7), 5, (3, 3), (2, 1), ((1, 0), (1, 1)), (1, 1))
+    settings = Settings(layouts=(layout,), algorithms=("direct", "mec_rows"), time=0.001, rounds=1)
+    rows = bench.run([layer], settings).rows
+    assert [(row.layout, row.status) for row in rows] == [(layout, "ok"), (layout, "not applicable")]
+    assert rows[0].error is not None and rows[0].error < 1e-6
+
+
+def test_what_has_no_such_layout_is_told_why() -> None:
+    settings = Settings(layouts=("CHWN8",), algorithms=("direct",), time=0.001, rounds=1)
+    for layer, reason in (
+        (Layer("a", 3, 3, (9, 7), 5, (3, 3), (1, 1), ((1, 1), (1, 1)), (1, 1)), "whole blocks of 8 images"),
+        (Layer("b", 8, 3, (5,) * 3, 5, (3,) * 3, (1,) * 3, ((1, 1),) * 3, (1,) * 3), "must be one of"),
+    ):
+        (row,) = bench.run([layer], settings).rows
+        assert row.status == "not applicable" and reason in row.reason
+    layers = [leanconv.plan(X.shape, W.shape, layout="CHWN", algorithm="direct")]
+    assert leanconv.plan_network(layers).steps[0].layout == "CHWN"
+    with pytest.raises(ArgumentValueError, match="chain chooses"):
+        leanconv.plan_network(layers, chain=True)
+
+
+def test_auto_weighs_bands_of_images_only_with_the_batch_last() -> None:
+    for layout, weighed in (("CHWN", True), ("NHWC", False)):
+        found = leanconv.explain(shape_in((32, 3, 20, 20), layout), (24, 3, 3, 3), layout=layout)
+        row = next(row for row in found.rows if row.name == "im2win_band")
+        assert ("only to compare with" in row.verdict) != weighed
+        assert row.predicted_seconds is not None
 
 
 def test_problems_describe_what_the_user_asked_for() -> None:

@@ -311,8 +311,7 @@ def _layers(layers: Sequence[Plan | Problem]) -> list[tuple[str, Problem]]:
 
 
 def _ndim(x_shape: Sequence[int], layout: Any) -> int:
-    blocked = layout in ("CHWN8", "CWN8") if isinstance(layout, str) else False
-    axes = len(x_shape) - blocked if isinstance(x_shape, tuple | list) else 0
+    axes = len(x_shape) - (layout == "CHWN8") if isinstance(x_shape, tuple | list) else 0
     if not 3 <= axes <= 5:
         raise ArgumentValueError("x_shape", x_shape, "must have a batch, a channel and 1 to 3 spatial axes")
     return axes - 2

@@ -67,8 +67,7 @@ def to_layout(x: Any, source: str, target: str, *, batch: int | None = None) -> 
     canonical = channels_first(array, source)
     if batch is not None and integer("batch", batch, 0) > len(canonical):
         raise ArgumentValueError("batch", batch, f"must be at most the {len(canonical)} images of x")
-    result = _ordered(canonical[:batch], target)
-    return restore(result)
+    return restore(ordered(canonical[:batch], target))
 
 
 def channels_first(array: Array, layout: str) -> Array:
@@ -83,7 +82,7 @@ def channels_first(array: Array, layout: str) -> Array:
     return array
 
 
-def _ordered(canonical: Array, layout: str) -> Array:
+def ordered(canonical: Array, layout: str) -> Array:
     """Images (N, C, *spatial) as a new array in a layout."""
     result = np.zeros(shape_in(canonical.shape, layout), canonical.dtype)
     if layout == "NHWC":

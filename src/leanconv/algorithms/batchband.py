@@ -9,7 +9,8 @@ from leanconv.algorithms import columns
 from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.batchwise import blocking, common_fields, narrowed
 from leanconv.host import Host
-from leanconv.kernels.batchband import BatchBandSpec, BatchStage, BatchStageSpec
+from leanconv.kernels.batchband import BatchBandSpec
+from leanconv.kernels.batchstage import BatchStage, BatchStageSpec
 from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.memory import Buffer

@@ -6,6 +6,9 @@ Idea        a tile of pixels by output channels stays in registers while all tap
 Workspace   none; packed weights K * C/g * taps elements (and a bias), K filled up to whole vectors in each group
 Good for    nearly everything dense with channels last
 Bad for     channels first (a line of cache an element); groups with few channels, where vectors stay partly empty
+
+With the batch last, and along any last axis on which the kernel has one tap, vectors are of images (or pixels) instead
+of output channels, and a tap outside the image is left out for all of them at once.
 """
 
 from __future__ import annotations

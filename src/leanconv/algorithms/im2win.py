@@ -2,12 +2,15 @@
 
 Idea        for each output row the R rows of the image under it are laid out column by column; the windows of the row
             lie in that one stride of columns apart, each in one run of R * S * C elements in [P][W][R][C] (channels
-            last) or, in [C][P][W][R] (channels first), in one of R * S elements for each channel
-Workspace   P * W * R * C elements (W with padding) whole, one image at a time; in bands as many bytes as wanted
-Good for    kernels wider than their stride: im2row needs S / stride times as much
+            last) or, in [C][P][W][R] (channels first), in one of R * S elements for each channel; with the batch last
+            in [P][W][R][C][v], a run of R * S * C vectors of v images
+Workspace   P * W * R * C elements (W with padding) whole, one image, or block of images, at a time; in bands as many
+            bytes as wanted
+Good for    kernels wider than their stride: im2row needs S / stride times as much; images last, where it makes
+            channels, a plane apart, adjacent
 Bad for     1x1 kernels and strides as large as the kernel, where nothing overlaps
 
-Bands have the order [P][W][R][C] in both layouts: channels first are transposed while they are copied.
+Bands have the order [P][W][R][C] with channels first as well: they are transposed while they are copied.
 """
 
 from __future__ import annotations
@@ -61,6 +64,10 @@ class Im2winBand(Algorithm):
     title: ClassVar[str] = "im2win in bands of output pixels, a thread's own"
     paper: ClassVar[str] = PAPER
     tunables: ClassVar[Mapping[str, str]] = {"band": "output rows staged at one time by a thread"}
+
+    def weighed(self, problem: Problem) -> bool:
+        """With the batch last, where it is ahead of every band that is transposed."""
+        return problem.layout in BATCH_LAST
 
     def refusal(self, problem: Problem) -> str | None:
         """Any problem whose output the core can store into."""

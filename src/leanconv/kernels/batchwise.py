@@ -13,16 +13,23 @@ A tap outside the image is left out for all lanes at once, so edges need no zero
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import Function, Index, Module, Value
 from leanconv.codegen.targets import Target
+from leanconv.host import Host
+from leanconv.kernels.batchcost import core_cost
 from leanconv.kernels.batchpanels import Place, each_line
 from leanconv.kernels.batchsum import BatchSum, Range
 from leanconv.kernels.core import Reduction, Tile
+from leanconv.kernels.cost import PAGE, Cost, part_inside
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import mapped_position
+
+TAP = 8  # times what a tap costs where all of a window's are summed
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +77,19 @@ class BatchSpec:
         kernel = KernelFunction(module, name)
         _Emitter(self, kernel).emit()
         return kernel.finish()
+
+    def cost(self, f: Mapping[str, int], chunks: int, host: Host) -> Cost:
+        """Tiles read the image in place, but for taps outside it."""
+        taps, inside = self.reduction.kernel, 1.0
+        if self.padded and self.pad_mode == "zeros":
+            for d in range(self.dims):
+                shape = (self.stride[d], self.dilation[d], self.pad_low[d], taps[d])
+                inside *= part_inside(f[f"out{d}"], *shape, f[f"in{d}"])
+        terms = inside * (f["w_row"] // self.itemsize - self.bias)
+        apart = f["channels"] * math.prod(taps[:-1]) if f["x_c"] >= PAGE else 0
+        held = terms * 2 * self.target.vector_bytes
+        # Each axis's taps are a loop of its own whose ends are looked up, short where channels are few.
+        return core_cost(self, f, chunks, self.dims, terms, TAP * math.prod(taps), apart=apart, held=held)
 
 
 class _Emitter(Place):
