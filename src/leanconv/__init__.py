@@ -16,6 +16,7 @@ from leanconv.errors import (
     MemoryLimitError,
     NotApplicableError,
 )
+from leanconv.layouts import to_layout
 from leanconv.mapped import mapped_conv2d, regular_map
 from leanconv.outputs import empty
 from leanconv.peak import fma_peak
@@ -73,4 +74,5 @@ __all__ = [
     "set_memory_limit",
     "set_num_threads",
     "threads",
+    "to_layout",
 ]
