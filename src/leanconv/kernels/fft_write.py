@@ -1,0 +1,169 @@
+"""The output step of the FFT kernels: bins back to pixels, then bias, residual, activation and the one store."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
+from leanconv.codegen.targets import Target
+from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.fft_grid import FftTiling, Region
+from leanconv.kernels.fft_passes import Passes, Produce, load_products
+from leanconv.kernels.fft_rows import Finish, Lie
+from leanconv.kernels.fields import Fields
+from leanconv.kernels.winograd_tiles import Counters, Place
+
+
+@dataclass(frozen=True, slots=True)
+class FftOutput:
+    """How bins become outputs.
+
+    `adjacent`: output channels are, or else `runs`: pixels of a row.  Fields: `{o,r}_n {o,r}_k {o,r}_at{d}` bytes
+    between images, channels and pixels of the output and the residual; `m_point` bytes between points; `plane_back` from
+    the products to a tile's plane, behind which is a row.
+    """
+
+    target: Target
+    dtype: str
+    tiling: FftTiling
+    adjacent: bool
+    runs: bool
+    bias: bool
+    epilogue: Epilogue
+
+    @property
+    def kind(self) -> str:
+        """A vector of channels."""
+        return vector(SCALARS[self.dtype], self.target.lanes(self.dtype))
+
+    def writer(self, fn: Function, fields: Fields, plane: Value, out: Value, residual: Value | None) -> FftWriter:
+        """The step inside one kernel, with a plane to work in."""
+        grid, width = self.tiling.grid, self.target.vector_bytes
+        passes = Passes(fn, grid, self.kind, width, self.target.fma, plane)
+        return FftWriter(self, fn, fields, passes, fn.gep(plane, math.prod(grid.sizes) * width), out, residual)
+
+    def emit(
+        self, fn: Function, fields: Fields, source: Value, out: Value, residual: Value | None, vectors: int, valid: int
+    ) -> FftProducts:
+        """An emitter for panels of `vectors` registers, whose last one holds `valid` channels."""
+        writer = self.writer(fn, fields, fn.gep(source, fields["plane_back"]), out, residual)
+        return FftProducts(self, writer, source, vectors, valid)
+
+
+@dataclass(frozen=True, slots=True)
+class FftWriter:
+    """The step inside one kernel: transforms the bins of a vector of channels and stores the outputs."""
+
+    step: FftOutput
+    fn: Function
+    fields: Fields
+    passes: Passes
+    row: Value
+    out: Value
+    residual: Value | None
+
+    def outputs(
+        self,
+        place: Place,
+        channel: Index,
+        bias: Value | None,
+        source: Value,
+        step: Index,
+        produce: Produce,
+        tail: tuple[Value, int] | None,
+        gauss: bool,
+    ) -> None:
+        """All outputs of a tile, of the vector of channels at `channel`; `tail`: a flag, and how many there are then."""
+        fn, fields, passes, grid = self.fn, self.fields, self.passes, self.passes.grid
+        if not passes.alone:
+            passes.columns_inverse(gauss, source, step, produce)
+
+        def first_pixel(base: Value, letter: str) -> Value:
+            offset = fn.add(fn.mul(place.image, fields[f"{letter}_n"]), fn.mul(channel, fields[f"{letter}_k"]))
+            for d, at in enumerate(place.origin):
+                offset = fn.add(offset, fn.mul(at, fields[f"{letter}_at{d}"]))
+            return fn.gep(base, offset)
+
+        out = first_pixel(self.out, "o")
+        residual = first_pixel(self.residual, "r") if self.residual is not None else out
+        steps = [self._steps("o"), self._steps("r") if self.residual is not None else self._steps("o")]
+
+        def rows(rest: list[int], state: list[Value]) -> None:
+            if not rest:
+                bins = produce(grid.last_regions(gauss)[0], source) if passes.alone else passes.kept_row(state[0])
+                passes.row_inverse(bins, self.row)
+                self._store(place, bias, state[1], state[2], tail)
+                return
+
+            def one(_: Index, state: list[Value]) -> list[Value]:
+                rows(rest[1:], state)
+                moves = (passes.near(rest[0]), steps[0][rest[0]], steps[1][rest[0]])
+                return [fn.gep(p, move) for p, move in zip(state, moves, strict=True)]
+
+            count = place.valid[rest[0]]
+            if count == 1:
+                rows(rest[1:], state)
+            else:
+                fn.loop(0, count, 1, state, one, guard=isinstance(count, Value), hint="row")
+
+        rows([d for d in range(len(grid.sizes)) if d != grid.rows], [passes.plane, out, residual])
+
+    def _steps(self, letter: str) -> list[Index]:
+        """Bytes between outputs of one tile along each axis."""
+        axes = self.step.tiling.axes
+        return [self.fn.mul(self.fields[f"{letter}_at{d}"], axis.dilation) for d, axis in enumerate(axes)]
+
+    def _store(
+        self, place: Place, bias: Value | None, out: Value, residual: Value, tail: tuple[Value, int] | None
+    ) -> None:
+        fn, step, fields, d = self.fn, self.step, self.fields, self.passes.grid.rows
+
+        def lie(letter: str) -> Lie:
+            return Lie(step.adjacent, step.runs, self._steps(letter)[d], fields[f"{letter}_k"])
+
+        more = lie("r") if self.residual is not None else None
+        finish = Finish(step.epilogue, bias, lie("o"), more)
+
+        def some(count: int) -> list[Value]:
+            finish.store(fn, step.target, self.passes.kind, self.row, place.valid[d], out, residual, count)
+            return []
+
+        lanes = step.target.lanes(step.dtype)
+        if tail is None:
+            some(lanes)
+        else:
+            fn.if_(tail[0], lambda: some(tail[1]), lambda: some(lanes), hint="tail")
+
+
+@dataclass(frozen=True, slots=True)
+class FftProducts:
+    """Outputs from matrices of products [point][tile][NR], for panels of one shape."""
+
+    step: FftOutput
+    writer: FftWriter
+    source: Value
+    vectors: int
+    valid: int
+
+    def tile(self, place: Place, rows: Counters, channel: Index, bias: Value) -> None:
+        """One tile of the panel whose first output channel is `channel`, its biases at `bias`."""
+        fn, fields, step = self.writer.fn, self.writer.fields, self.step
+        width, lanes = step.target.vector_bytes, step.target.lanes(step.dtype)
+        (row,) = rows.values()
+        base = fn.gep(self.source, fn.mul(row, self.vectors * width))
+        grid = step.tiling.grid
+
+        def produce(region: Region, point: Value) -> list[Value]:
+            return load_products(fn, step.kind, region, grid.sizes[grid.active[0]], point, fields["m_point"])
+
+        def vectors(v: Value, state: list[Value]) -> list[Value]:
+            tail = None
+            if self.valid < lanes:
+                tail = fn.cmp("eq", v, self.vectors - 1), self.valid
+            shift = fn.load(step.kind, state[1]) if step.bias else None
+            first = fn.add(channel, fn.mul(v, lanes))
+            self.writer.outputs(place, first, shift, state[0], fields["m_point"], produce, tail, True)
+            return [fn.gep(pointer, width) for pointer in state]
+
+        fn.loop(0, self.vectors, 1, [base, bias], vectors, hint="vector")
