@@ -170,6 +170,5 @@ class _Lowered(BlocksOfTiles):
         write = FftOutput(
             target, p.dtype, self.tiling, adjacent, runs, p.has_bias, Epilogue(p.activation, p.residual)
         )
-        stream = p.group_in * self.panels.vectors * target.vector_bytes > self.host.l1 // 2
-        reduction = Reduction.of((1,), p.group_in, unit_channel=True, merged=False, stream=stream)
+        reduction = Reduction.of((1,), p.group_in, unit_channel=True, merged=False, stream=True)
         return FftSpec(target, p.dtype, self.tiling, read, write, reduction, self.panels.shape, False)

@@ -19,6 +19,8 @@ from leanconv.kernels.winograd_tiles import Bits
 class FftSpec(WinogradSpec):
     """Everything the kernel is specialised for; as `WinogradSpec`, with the steps' own fields."""
 
+    ahead: bool = True
+
     def _zeros(self, fn: Function, fields: Fields, scratch: Value) -> Value | None:
         return None
 
@@ -41,3 +43,17 @@ class FftSpec(WinogradSpec):
             return [fn.gep(pointer, step) for pointer, step in zip(state, steps, strict=True)]
 
         fn.loop(0, self.tiling.points, 1, [source, weights, products], point, hint="point")
+
+    def _ahead(self, fn: Function, fields: Fields, rows: list[Value]) -> None:
+        """Ask for the same rows of the next point: points are many, and lie apart further than one is guessed."""
+
+        if not self.ahead:
+            return
+
+        def line(at: Value, _: list[Value]) -> list[Value]:
+            for row in rows:
+                fn.prefetch(fn.gep(row, at))
+            return []
+
+        end = fn.add(fields["v_point"], fields["v_row"])
+        fn.loop(fields["v_point"], end, 64, [], line, hint="ahead")

@@ -258,6 +258,9 @@ class WinogradSpec:
 
         axis(0, heights, [source, weights, products])
 
+    def _ahead(self, fn: Function, fields: Fields, rows: list[Value]) -> None:
+        """Ask for rows of the next point; nothing where they are near enough."""
+
     def _point(
         self, fn: Function, fields: Fields, vectors: int, low: Value, lower: Value, higher: Value, state: list[Value]
     ) -> None:
@@ -272,6 +275,7 @@ class WinogradSpec:
 
             def body(_: Value, state: list[Value], tile: Tile = tile, sum_: Sum = sum_) -> list[Value]:
                 pixels = row_addresses(fn, state[0], tile.rows, fields["v_row"])
+                self._ahead(fn, fields, pixels)
                 accs = whole_windows(sum_, pixels, weights)
                 for i, acc in enumerate(accs):
                     fn.store(acc, state[1], i * self.target.vector_bytes)
