@@ -24,6 +24,7 @@ from typing import ClassVar
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.fft_windows import LONGEST, LONGEST_TILE, MOST_PLACES, best_grid, tile_count, windows_along
 from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines, tile_fields
+from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.core import Reduction
 from leanconv.kernels.cost import Cost
@@ -57,7 +58,41 @@ def grid_of(problem: Problem, lanes: int, whole: bool) -> Grid | None:
         tile = points * p.group_in * outer + (inner + outer) * transform_slots(grid)
         return tile_count(p, grid) * tile + points * p.group_in * outer * _STREAM
 
-    return best_grid(p, slots, whole=whole)
+    return best_grid(p, slots, whole=whole, longest=LONGEST if whole else LONGEST_TILE)
+
+
+def reaches_outside(problem: Problem, tiling: FftTiling) -> bool:
+    """Whether a window lies partly outside the image."""
+    for axis, window, out, size in zip(
+        tiling.axes, tiling.grid.windows, problem.out_size, problem.in_size, strict=True
+    ):
+        last = (-(-out // window.outputs) - 1) * window.outputs - axis.pad_low
+        if axis.dilation > 1 or axis.pad_low > 0 or last + window.filled > size:
+            return True
+    return False
+
+
+def steps_of(
+    problem: Problem, target: Target, tiling: FftTiling, padded: bool, tail: int
+) -> tuple[FftInput, FftOutput]:
+    """How windows are read and outputs written; `tail` channels are left over by whole vectors."""
+    p, d = problem, tiling.grid.rows
+    outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
+
+    def runs(strides: tuple[int, ...]) -> bool:
+        return strides[1] != 1 == strides[2 + d] and p.dilation[d] == 1
+
+    read = FftInput(target, p.dtype, tiling, padded, p.pad_mode, p.x_strides[1] == 1, runs(p.x_strides), tail)
+    write = FftOutput(
+        target,
+        p.dtype,
+        tiling,
+        all(strides[1] == 1 for strides in outputs),
+        all(map(runs, outputs)),
+        p.has_bias,
+        Epilogue(p.activation, p.residual),
+    )
+    return read, write
 
 
 class Fft(Algorithm):
@@ -72,6 +107,7 @@ class Fft(Algorithm):
     error_class: ClassVar[str] = "transformed"
     tunables: ClassVar[Mapping[str, str]] = {"tiles": "tiles that a thread takes through all steps at one time"}
     whole: ClassVar[bool] = False
+    longest: ClassVar[int] = LONGEST_TILE
 
     def refusal(self, problem: Problem) -> str | None:
         """Several taps, no stride, and windows that straight-line transforms can be."""
@@ -81,10 +117,9 @@ class Fft(Algorithm):
         if any(stride > 1 for stride in p.stride):
             return f"the stride is {max(p.stride)}, an FFT computes the outputs of stride 1"
         for d, taps in enumerate(p.kernel):
-            if not windows_along(p, d, whole=self.whole):
-                if self.whole:
-                    return f"axis {d} has {p.out_size[d]} outputs of {taps} taps, a window of at most {LONGEST} holds all"
-                return f"axis {d} has {taps} taps, a tile of at most {LONGEST_TILE} must have room for more"
+            if not windows_along(p, d, whole=self.whole, longest=self.longest):
+                need = f"all {p.out_size[d]} outputs" if self.whole else "more"
+                return f"an axis has {taps} taps, a window of at most {self.longest} has no room for {need}"
         if grid_of(p, 8, self.whole) is None:
             return f"a window would have more than {MOST_PLACES} places"
         return None
@@ -111,6 +146,7 @@ class FftWhole(Fft):
         "M. Mathieu, M. Henaff, Y. LeCun: Fast Training of Convolutional Networks through FFTs, ICLR 2014"
     )
     whole: ClassVar[bool] = True
+    longest: ClassVar[int] = LONGEST
 
 
 class _Lowered(BlocksOfTiles):
@@ -122,18 +158,8 @@ class _Lowered(BlocksOfTiles):
     def __init__(self, problem: Problem, host: Host, grid: Grid) -> None:
         p = problem
         super().__init__(p, host, FftTiling.of(grid, p.out_size, p.dilation, p.pad_low), transform=False)
-        reach = [
-            (axis.pad_low > 0 or axis.dilation > 1 or -(-out // w.outputs) * w.outputs - w.outputs + w.filled > size)
-            for axis, w, out, size in zip(self.tiling.axes, grid.windows, p.out_size, p.in_size, strict=True)
-        ]
-        self.padded = any(reach)
+        self.padded = reaches_outside(p, self.tiling)
         self.grid = grid
-
-    @property
-    def runs(self) -> bool:
-        """Whether pixels of rows are adjacent, and channels not."""
-        d = self.grid.rows
-        return not self.adjacent and self.problem.x_strides[2 + d] == 1 == self.problem.dilation[d]
 
     def scratch(self, tiles: int) -> tuple[dict[str, int], int]:
         """Where everything lies in a thread's scratch for blocks of so many tiles, and its bytes."""
@@ -146,8 +172,7 @@ class _Lowered(BlocksOfTiles):
 
     def weight_step(self) -> FftWeightStep:
         """How filters are transformed."""
-        p = self.problem
-        return FftWeightStep(self.host.target, p.dtype, self.tiling, True, p.w_strides[2 + self.grid.rows] == 1)
+        return FftWeightStep(self.host.target, self.problem.dtype, self.tiling, gauss=True)
 
     def steps(self, tiles: int) -> tuple[str, ...]:
         """What runs, in words."""
@@ -160,15 +185,7 @@ class _Lowered(BlocksOfTiles):
 
     def spec(self) -> FftSpec:
         """The kernel."""
-        p, target, d = self.problem, self.host.target, self.grid.rows
-        outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
-        adjacent = all(strides[1] == 1 for strides in outputs)
-        runs = all(strides[1] != 1 == strides[2 + d] for strides in outputs) and p.dilation[d] == 1
-        read = FftInput(
-            target, p.dtype, self.tiling, self.padded, p.pad_mode, self.adjacent, self.runs, p.group_in % self.lanes
-        )
-        write = FftOutput(
-            target, p.dtype, self.tiling, adjacent, runs, p.has_bias, Epilogue(p.activation, p.residual)
-        )
+        p, target = self.problem, self.host.target
+        read, write = steps_of(p, target, self.tiling, self.padded, p.group_in % self.lanes)
         reduction = Reduction.of((1,), p.group_in, unit_channel=True, merged=False, stream=True)
         return FftSpec(target, p.dtype, self.tiling, read, write, reduction, self.panels.shape, False)

@@ -27,13 +27,12 @@ def _smooth(n: int) -> bool:
 SIZES = tuple(n for n in range(4, LONGEST + 1, 2) if _smooth(n))
 
 
-def windows_along(problem: Problem, d: int, *, whole: bool) -> list[Window]:
+def windows_along(problem: Problem, d: int, *, whole: bool, longest: int) -> list[Window]:
     """The windows that an axis may be taken in, the shortest first; none if all would be too long."""
     p, taps, step = problem, problem.kernel[d], problem.dilation[d]
     if taps == 1:
         return [Window(1, 1, 1, 1, 0)]
     out = -(-p.out_size[d] // step)  # of the longest of the interleaved problems
-    longest = LONGEST if whole else LONGEST_TILE
     found = []
     least = out + taps - 1
     if p.pad_mode == "zeros" and step == 1:
@@ -66,8 +65,8 @@ def tile_count(problem: Problem, grid: Grid) -> int:
     return problem.batch * math.prod(counts)
 
 
-def best_grid(problem: Problem, slots: Callable[[Grid], float], *, whole: bool) -> Grid | None:
+def best_grid(problem: Problem, slots: Callable[[Grid], float], *, whole: bool, longest: int) -> Grid | None:
     """The windows of least cost, or None if there are none."""
-    choices = [windows_along(problem, d, whole=whole) for d in range(problem.ndim)]
+    choices = [windows_along(problem, d, whole=whole, longest=longest) for d in range(problem.ndim)]
     grids = [Grid(windows) for windows in itertools.product(*choices)]
     return min((grid for grid in grids if math.prod(grid.sizes) <= MOST_PLACES), key=slots, default=None)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
-from leanconv.kernels.fft_grid import FftTiling, Region
-from leanconv.kernels.fft_passes import Consume, Passes, store_windows
+from leanconv.kernels.fft_grid import FftTiling
+from leanconv.kernels.fft_passes import Consume, Line, Passes, store_windows
 from leanconv.kernels.fft_rows import Lie, clear, fetch
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.image import mapped_position
@@ -107,7 +107,7 @@ class FftReader:
                 self._fetch(source, corner, span, inside, tail)
                 bins = passes.row_forward(self.row, given)
                 if passes.alone:
-                    consume(grid.last_regions(gauss)[0], bins, to)
+                    consume(Line(grid.last_regions(gauss)[0], at, 0, to), bins)
                 else:
                     passes.keep_row(bins, at)
                 return
@@ -195,8 +195,8 @@ class FftWindows:
         corner = self.reader.corner(place)
         grid = step.tiling.grid
 
-        def consume(region: Region, values: Sequence[Value], point: Value) -> None:
-            store_windows(fn, region, grid.sizes[grid.active[0]], values, point, fields["v_point"])
+        def consume(line: Line, values: Sequence[Value]) -> None:
+            store_windows(fn, line, grid.sizes[grid.active[0]], values, fields["v_point"])
 
         def channels(c: Value, state: list[Value]) -> list[Value]:
             tail = fn.cmp("sgt", c, fn.sub(fields["channels"], step.lanes)) if step.tail else None

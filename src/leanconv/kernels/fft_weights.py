@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import Function, Index, Value
-from leanconv.kernels.fft_grid import FftTiling, Region
-from leanconv.kernels.fft_passes import Passes, store_weights
+from leanconv.kernels.fft_grid import FftTiling
+from leanconv.kernels.fft_passes import Line, Passes, store_weights
 from leanconv.kernels.fft_rows import Lie, fetch
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.winograd_weights import WeightStep
@@ -16,11 +16,10 @@ from leanconv.kernels.winograd_weights import WeightStep
 
 @dataclass(frozen=True, slots=True)
 class FftWeightStep(WeightStep):
-    """How the filters of a panel are transformed; `gauss`: three points a complex bin; `runs`: rows of taps adjacent."""
+    """How the filters of a panel are transformed; `gauss`: three points a complex bin."""
 
     tiling: FftTiling
     gauss: bool
-    runs: bool
 
     def emit(
         self, fn: Function, fields: Fields, source: Value, target: Value, point: Index, width: int, count: int
@@ -59,19 +58,18 @@ class FftWeightStep(WeightStep):
         grid = passes.grid
         given = grid.windows[grid.rows].tap_places
         order = sorted(range(len(given)), key=given.__getitem__)
-        lie = Lie(False, self.runs, fields[f"w_{grid.rows}"], fields["w_k"])
         scale = 1.0 / math.prod(grid.sizes)
 
-        def consume(region: Region, values: Sequence[Value], at: Value) -> None:
-            store_weights(fn, region, grid.sizes[grid.active[0]], values, at, point, scale, self.gauss)
+        def consume(line: Line, values: Sequence[Value]) -> None:
+            store_weights(fn, line, grid.sizes[grid.active[0]], values, point, scale, self.gauss)
 
         def rows(rest: list[int], source: Value, at: Value) -> None:
             if not rest:
-                self._fetch(fn, passes, lie, source, row, last, exist)
+                self._fetch(fn, fields, passes, source, row, last, exist)
                 values = [fn.load(passes.kind, row, tap * passes.width) for tap in order]
                 bins = passes.row_spectrum(values, tuple(given[tap] for tap in order))
                 if passes.alone:
-                    consume(grid.last_regions(self.gauss)[0], bins, to)
+                    consume(Line(grid.last_regions(self.gauss)[0], at, 0, to), bins)
                 else:
                     passes.keep_row(bins, at)
                 return
@@ -95,15 +93,22 @@ class FftWeightStep(WeightStep):
             passes.columns_forward(places.__getitem__, extents, self.gauss, to, point, consume)
 
     def _fetch(
-        self, fn: Function, passes: Passes, lie: Lie, source: Value, row: Value, last: Value | None, exist: int
+        self, fn: Function, fields: Fields, passes: Passes, source: Value, row: Value, last: Value | None, exist: int
     ) -> None:
-        taps = passes.grid.windows[passes.grid.rows].taps
+        """A row of taps, one behind the other; weights may be bound that lie otherwise than those planned for."""
+        grid = passes.grid
+        step = fields[f"w_{grid.rows}"]
 
-        def some(count: int) -> list[Value]:
-            fetch(fn, self.target, passes.kind, lie, source, (0, taps), row, count)
+        def some(count: int, runs: bool) -> list[Value]:
+            lie = Lie(False, runs, step, fields["w_k"])
+            fetch(fn, self.target, passes.kind, lie, source, (0, grid.windows[grid.rows].taps), row, count)
             return []
 
+        def either(count: int) -> list[Value]:
+            adjacent = fn.cmp("eq", step, self.item)
+            return fn.if_(adjacent, lambda: some(count, True), lambda: some(count, False), hint="runs")
+
         if last is None:
-            some(self.lanes)
+            either(self.lanes)
         else:
-            fn.if_(last, lambda: some(exist), lambda: some(self.lanes), hint="last")
+            fn.if_(last, lambda: either(exist), lambda: either(self.lanes), hint="last")

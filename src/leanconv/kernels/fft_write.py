@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.epilogue import Epilogue
-from leanconv.kernels.fft_grid import FftTiling, Region
-from leanconv.kernels.fft_passes import Passes, Produce, load_products
+from leanconv.kernels.fft_grid import FftTiling
+from leanconv.kernels.fft_passes import Line, Passes, Produce, load_products
 from leanconv.kernels.fft_rows import Finish, Lie
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.winograd_tiles import Counters, Place
@@ -70,11 +70,15 @@ class FftWriter:
         bias: Value | None,
         source: Value,
         step: Index,
-        produce: Produce,
+        produce: Produce | None,
         tail: tuple[Value, int] | None,
         gauss: bool,
     ) -> None:
-        """All outputs of a tile, of the vector of channels at `channel`; `tail`: a flag, and how many there are then."""
+        """All outputs of a tile, of the vector of channels at `channel`.
+
+        `tail`: a flag, and how many channels there are then; `produce` is None if bins are in the plane, those of columns
+        transformed back along the first axis.
+        """
         fn, fields, passes, grid = self.fn, self.fields, self.passes, self.passes.grid
         if not passes.alone:
             passes.columns_inverse(gauss, source, step, produce)
@@ -91,7 +95,10 @@ class FftWriter:
 
         def rows(rest: list[int], state: list[Value]) -> None:
             if not rest:
-                bins = produce(grid.last_regions(gauss)[0], source) if passes.alone else passes.kept_row(state[0])
+                if passes.alone and produce is not None:
+                    bins = produce(Line(grid.last_regions(gauss)[0], state[0], 0, source))
+                else:
+                    bins = passes.kept_row(state[0])
                 passes.row_inverse(bins, self.row)
                 self._store(place, bias, state[1], state[2], tail)
                 return
@@ -154,8 +161,8 @@ class FftProducts:
         base = fn.gep(self.source, fn.mul(row, self.vectors * width))
         grid = step.tiling.grid
 
-        def produce(region: Region, point: Value) -> list[Value]:
-            return load_products(fn, step.kind, region, grid.sizes[grid.active[0]], point, fields["m_point"])
+        def produce(line: Line) -> list[Value]:
+            return load_products(fn, step.kind, line, grid.sizes[grid.active[0]], fields["m_point"])
 
         def vectors(v: Value, state: list[Value]) -> list[Value]:
             tail = None
