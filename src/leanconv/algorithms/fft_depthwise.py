@@ -30,7 +30,7 @@ from leanconv.kernels.fft_lanes import FftLanesSpec
 from leanconv.kernels.fft_weights import FftWeightStep
 from leanconv.kernels.panels import PanelShape
 from leanconv.kernels.winograd_weights import WinogradPackSpec
-from leanconv.memory import Buffer
+from leanconv.memory import ALIGNMENT, Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
@@ -88,19 +88,22 @@ class FftDepthwise(Fft):
         panel = (math.prod(grid.sizes) + p.has_bias) * width
         read, write = steps_of(p, target, tiling, reaches_outside(p, tiling), p.groups % lanes)
         tiles = tile_fields(p, tiling)
+        # Vectors of channels that lie in one cache line are read, and written, at the same time.
+        group = max(1, min(ALIGNMENT // width, vectors)) if read.adjacent or write.adjacent else 1
+        runs = -(-vectors // group)
         fields = tiles | {
             "k_div": 1,
-            "k_count": vectors,
-            "b_div": vectors,
+            "k_count": runs,
+            "b_div": runs,
             "b_count": tiles["tile_count"],
             "vectors": vectors,
             "w_panel": panel,
         }
-        chunks = tiles["tile_count"] * vectors
-        scratch = Buffer("scratch", (math.prod(grid.sizes) + grid.longest) * width, per_thread=True)
+        chunks = tiles["tile_count"] * runs
+        scratch = Buffer("scratch", (group * math.prod(grid.sizes) + grid.longest) * width, per_thread=True)
         sizes = "x".join(map(str, grid.sizes))
         return Lowering(
-            (Phase("fft depthwise", FftLanesSpec(target, p.dtype, tiling, read, write), fields, chunks),),
+            (Phase("fft depthwise", FftLanesSpec(target, p.dtype, tiling, read, write, group), fields, chunks),),
             (scratch,),
             self._packing(p, host, tiling, panel),
             (

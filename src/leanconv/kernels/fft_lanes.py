@@ -6,10 +6,11 @@ bins and transformed back without leaving its place.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from leanconv.codegen.ir import Module, Value
+from leanconv.codegen.ir import Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.fft_grid import FftTiling
 from leanconv.kernels.fft_passes import Line, times_weights
@@ -23,8 +24,9 @@ from leanconv.kernels.winograd_tiles import Counters, Place
 class FftLanesSpec:
     """Everything the kernel is specialised for.
 
-    Fields besides those of the steps: `k_* b_*` for the chunk; `vectors` of channels, `w_panel` bytes of bins (and
-    biases) a vector.  Buffer "scratch": a plane and a row a thread.
+    `group` vectors of channels go side by side: with channels last they share cache lines.  Fields besides those of the
+    steps: `k_* b_*` for the chunk; `vectors` of channels, `w_panel` bytes of bins (and biases) a vector.  Buffer
+    "scratch": `group` planes and a row a thread.
     """
 
     target: Target
@@ -32,36 +34,59 @@ class FftLanesSpec:
     tiling: FftTiling
     read: FftInput
     write: FftOutput
+    group: int
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
         kernel = KernelFunction(module, name)
         fn, fields, write = kernel.fn, kernel.fields, self.write
         lanes, width, grid = self.target.lanes(self.dtype), self.target.vector_bytes, self.tiling.grid
-        vector, number = fn.i64(kernel.index("k")), fn.i64(kernel.index("b"))
+        first, number = fn.i64(fn.mul(kernel.index("k"), self.group)), fn.i64(kernel.index("b"))
         plane = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
-        weights = fn.gep(fields.buffer("w"), fn.mul(vector, fields["w_panel"]))
-        bias = fn.load(write.kind, weights) if write.bias else None
-        bins_at = fn.gep(weights, width if write.bias else 0)
-        channel = fn.mul(vector, lanes)
-        last = fn.cmp("eq", fn.add(vector, 1), fields["vectors"]) if self.read.tail else None
+        apart = math.prod(grid.sizes) * width
+        weights = fn.gep(fields.buffer("w"), fn.mul(first, fields["w_panel"]))
+        before = width if write.bias else 0
+        channel = fn.mul(first, lanes)
+        last = fn.sub(fn.sub(fields["vectors"], 1), first)
+        count = 1 if self.group == 1 else fn.smin(self.group, fn.add(last, 1))
         residual = fields.buffer("residual") if write.epilogue.residual else None
-        reader = self.read.reader(fn, fields, fields.buffer("x"), plane)
-        writer = write.writer(fn, fields, plane, fields.buffer("out"), residual)
+        row = fn.gep(plane, self.group * apart)
+        reader = self.read.reader(fn, fields, fields.buffer("x"), plane, row)
+        writer = write.writer(fn, fields, plane, row, fields.buffer("out"), residual)
+        passes, n = reader.passes, grid.sizes[grid.active[0]]
 
-        def multiply(line: Line, values: Sequence[Value]) -> None:
-            n = grid.sizes[grid.active[0]]
-            products = times_weights(fn, line, n, values, line.point, self.target.fma)
-            if reader.passes.alone:
-                reader.passes.keep_row(products, line.at)
-            else:
-                reader.passes.line_inverse(line, products)
+        def partial(v: Index) -> Value | None:
+            return fn.cmp("eq", v, last) if self.read.tail else None
+
+        def tail(v: Index) -> tuple[Value, int] | None:
+            flag = partial(v)
+            return None if flag is None else (flag, self.read.tail)
+
+        def bias(v: Index) -> Value | None:
+            return fn.load(write.kind, weights, fn.mul(fields["w_panel"], v)) if write.bias else None
+
+        def alone(at: Value, v: Index, bins: Sequence[Value]) -> None:
+            factors = fn.gep(weights, fn.add(fn.mul(fields["w_panel"], v), before))
+            line = Line(grid.last_regions(False)[0], at, 0, factors)
+            passes.keep_row(times_weights(fn, line, n, bins, factors, self.target.fma), at)
+
+        def column(v: Index, state: list[Value]) -> list[Value]:
+            here = replace(passes, plane=state[0])
+
+            def multiply(line: Line, bins: Sequence[Value]) -> None:
+                here.line_inverse(line, times_weights(fn, line, n, bins, line.point, self.target.fma))
+
+            reader.columns(here, fn.gep(state[1], before), width, multiply, False)
+            here.columns_inverse(False, plane, 0, None)
+            return [fn.gep(state[0], apart), fn.gep(state[1], fields["w_panel"])]
 
         def tile(place: Place, _: Counters) -> None:
-            corner = reader.corner(place)
-            reader.window(corner, place.image, channel, bins_at, fn.i64(width), multiply, last, False)
-            tail = None if last is None else (last, self.read.tail)
-            writer.outputs(place, channel, bias, plane, 0, None, tail, False)
+            reader.rows(reader.corner(place), place.image, channel, count, apart, partial, alone)
+            if passes.columns and self.group == 1:
+                column(0, [plane, weights])
+            elif passes.columns:
+                fn.loop(0, count, 1, [plane, weights], column, hint="vector")
+            writer.outputs(place, channel, count, apart, bias, passes.kept_row, tail)
 
         start = self.tiling.start(fn, fields, number)
         self.tiling.each(fn, fields, number, fn.i64(fn.add(number, 1)), start, tile)

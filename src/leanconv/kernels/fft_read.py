@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
@@ -40,17 +40,18 @@ class FftInput:
         """Channels in a vector."""
         return self.target.lanes(self.dtype)
 
-    def reader(self, fn: Function, fields: Fields, x: Value, plane: Value) -> FftReader:
-        """The step inside one kernel, with a plane to work in."""
+    def reader(self, fn: Function, fields: Fields, x: Value, plane: Value, row: Value) -> FftReader:
+        """The step inside one kernel, with a plane and a row to work in."""
         kind = vector(SCALARS[self.dtype], self.lanes)
         grid = self.tiling.grid
         passes = Passes(fn, grid, kind, self.target.vector_bytes, self.target.fma, plane)
-        row = fn.gep(plane, math.prod(grid.sizes) * self.target.vector_bytes)
         return FftReader(self, fn, fields, x, passes, row)
 
     def emit(self, fn: Function, fields: Fields, x: Value, zeros: Value | None, target: Value) -> FftWindows:
         """An emitter for whole tiles; `target` the matrices."""
-        return FftWindows(self, self.reader(fn, fields, x, fn.gep(target, fields["plane_at"])), target)
+        plane = fn.gep(target, fields["plane_at"])
+        row = fn.gep(plane, math.prod(self.tiling.grid.sizes) * self.target.vector_bytes)
+        return FftWindows(self, self.reader(fn, fields, x, plane, row), target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +93,61 @@ class FftReader:
         high = fn.smin(below(self.fields[f"in{d}" if zeros else f"reach{d}"]), self.filled(d))
         return fn.smin(below(0), high) if zeros else 0, high
 
-    def window(self, corner: list[Value], image: Value, channel: Index, to: Value, step: Index, consume: Consume,
-               tail: Value | None, gauss: bool) -> None:
-        """All bins of a vector of channels, from `channel` on, of which only some exist if `tail`."""
+    def window(
+        self,
+        corner: list[Value],
+        image: Value,
+        channel: Index,
+        to: Value,
+        step: Index,
+        consume: Consume,
+        tail: Value | None,
+        gauss: bool,
+    ) -> None:
+        """All bins of the vector of channels at `channel`, of which only some exist if `tail`.
+
+        `consume` gets the lines of the last pass; bins are numbered from `to` on in steps of `step`.
+        """
+        self.rows(corner, image, channel, 1, 0, lambda _: tail, lambda at, _, bins: consume(
+            Line(self.passes.grid.last_regions(gauss)[0], at, 0, to), bins))
+        self.columns(self.passes, to, step, consume, gauss)
+
+    def rows(
+        self,
+        corner: list[Value],
+        image: Value,
+        channel: Index,
+        vectors: Index,
+        apart: int,
+        tail: Callable[[Index], Value | None],
+        alone: Callable[[Value, Index, Sequence[Value]], None],
+    ) -> None:
+        """The spectra of all rows, of several vectors of channels whose planes are `apart`.
+
+        `tail(v)`: whether only some channels of a vector exist; `alone(place, v, bins)` gets those of rows that are all
+        there is.
+        """
         fn, fields, passes = self.fn, self.fields, self.passes
         grid = passes.grid
         base = fn.gep(self.x, fn.add(fn.mul(image, fields["x_n"]), fn.mul(channel, fields["x_c"])))
         span = self._span(corner)
         given = tuple(range(self.filled(grid.rows)))
-        others = [d for d in range(len(grid.sizes)) if d != grid.rows]
+
+        def leaf(v: Index, state: list[Value], inside: Value | None) -> list[Value]:
+            self._fetch(state[0], corner, span, inside, tail(v))
+            bins = passes.row_forward(self.row, given)
+            if passes.alone:
+                alone(state[1], v, bins)
+            else:
+                passes.keep_row(bins, state[1])
+            return [fn.gep(state[0], fn.mul(fields["x_c"], self.step.lanes)), fn.gep(state[1], apart)]
 
         def rows(rest: list[int], source: Value, inside: Value | None, at: Value) -> None:
             if not rest:
-                self._fetch(source, corner, span, inside, tail)
-                bins = passes.row_forward(self.row, given)
-                if passes.alone:
-                    consume(Line(grid.last_regions(gauss)[0], at, 0, to), bins)
+                if vectors == 1:
+                    leaf(0, [source, at], inside)
                 else:
-                    passes.keep_row(bins, at)
+                    fn.loop(0, vectors, 1, [source, at], lambda v, state: leaf(v, state, inside), hint="vector")
                 return
             d = rest[0]
 
@@ -125,9 +163,12 @@ class FftReader:
             else:
                 fn.loop(0, self.filled(d), 1, [at], one, hint="row")
 
-        rows(others, base, None, passes.plane)
+        rows([d for d in range(len(grid.sizes)) if d != grid.rows], base, None, passes.plane)
+
+    def columns(self, passes: Passes, to: Value, step: Index, consume: Consume, gauss: bool) -> None:
+        """What follows the rows of one plane."""
         if not passes.alone:
-            extents = tuple(w.filled for w in grid.windows)
+            extents = tuple(w.filled for w in passes.grid.windows)
             passes.columns_forward(lambda d: tuple(range(self.filled(d))), extents, gauss, to, step, consume)
 
     def _spot(self, d: int, corner: Value, i: Index) -> tuple[Index, Value | None]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fft_grid import FftTiling
-from leanconv.kernels.fft_passes import Line, Passes, Produce, load_products
+from leanconv.kernels.fft_passes import Line, Passes, load_products
 from leanconv.kernels.fft_rows import Finish, Lie
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.winograd_tiles import Counters, Place
@@ -37,17 +38,19 @@ class FftOutput:
         """A vector of channels."""
         return vector(SCALARS[self.dtype], self.target.lanes(self.dtype))
 
-    def writer(self, fn: Function, fields: Fields, plane: Value, out: Value, residual: Value | None) -> FftWriter:
-        """The step inside one kernel, with a plane to work in."""
+    def writer(self, fn: Function, fields: Fields, plane: Value, row: Value, out: Value, residual: Value | None) -> FftWriter:
+        """The step inside one kernel, with a plane and a row to work in."""
         grid, width = self.tiling.grid, self.target.vector_bytes
         passes = Passes(fn, grid, self.kind, width, self.target.fma, plane)
-        return FftWriter(self, fn, fields, passes, fn.gep(plane, math.prod(grid.sizes) * width), out, residual)
+        return FftWriter(self, fn, fields, passes, row, out, residual)
 
     def emit(
         self, fn: Function, fields: Fields, source: Value, out: Value, residual: Value | None, vectors: int, valid: int
     ) -> FftProducts:
         """An emitter for panels of `vectors` registers, whose last one holds `valid` channels."""
-        writer = self.writer(fn, fields, fn.gep(source, fields["plane_back"]), out, residual)
+        plane = fn.gep(source, fields["plane_back"])
+        row = fn.gep(plane, math.prod(self.tiling.grid.sizes) * self.target.vector_bytes)
+        writer = self.writer(fn, fields, plane, row, out, residual)
         return FftProducts(self, writer, source, vectors, valid)
 
 
@@ -67,21 +70,18 @@ class FftWriter:
         self,
         place: Place,
         channel: Index,
-        bias: Value | None,
-        source: Value,
-        step: Index,
-        produce: Produce | None,
-        tail: tuple[Value, int] | None,
-        gauss: bool,
+        vectors: Index,
+        apart: int,
+        bias: Callable[[Index], Value | None],
+        bins: Callable[[Value], list[Value]],
+        tail: Callable[[Index], tuple[Value, int] | None],
     ) -> None:
-        """All outputs of a tile, of the vector of channels at `channel`.
+        """All outputs of a tile, of the vectors of channels from `channel` on, whose planes are `apart`.
 
-        `tail`: a flag, and how many channels there are then; `produce` is None if bins are in the plane, those of columns
-        transformed back along the first axis.
+        `bins(at)` are those of the row at a place of the plane, all other axes transformed back; of each vector, `bias`
+        is what is added and `tail` a flag, and how many channels there are if it is set.
         """
         fn, fields, passes, grid = self.fn, self.fields, self.passes, self.passes.grid
-        if not passes.alone:
-            passes.columns_inverse(gauss, source, step, produce)
 
         def first_pixel(base: Value, letter: str) -> Value:
             offset = fn.add(fn.mul(place.image, fields[f"{letter}_n"]), fn.mul(channel, fields[f"{letter}_k"]))
@@ -89,18 +89,23 @@ class FftWriter:
                 offset = fn.add(offset, fn.mul(at, fields[f"{letter}_at{d}"]))
             return fn.gep(base, offset)
 
+        letters = ("o", "r" if self.residual is not None else "o")
         out = first_pixel(self.out, "o")
         residual = first_pixel(self.residual, "r") if self.residual is not None else out
-        steps = [self._steps("o"), self._steps("r") if self.residual is not None else self._steps("o")]
+        steps = [self._steps(letter) for letter in letters]
+        channels = [fn.mul(fields[f"{letter}_k"], self.step.target.lanes(self.step.dtype)) for letter in letters]
+
+        def leaf(v: Index, state: list[Value]) -> list[Value]:
+            passes.row_inverse(bins(state[0]), self.row)
+            self._store(place, bias(v), state[1], state[2], tail(v))
+            return [fn.gep(p, move) for p, move in zip(state, (apart, *channels), strict=True)]
 
         def rows(rest: list[int], state: list[Value]) -> None:
             if not rest:
-                if passes.alone and produce is not None:
-                    bins = produce(Line(grid.last_regions(gauss)[0], state[0], 0, source))
+                if vectors == 1:
+                    leaf(0, state)
                 else:
-                    bins = passes.kept_row(state[0])
-                passes.row_inverse(bins, self.row)
-                self._store(place, bias, state[1], state[2], tail)
+                    fn.loop(0, vectors, 1, state, leaf, hint="vector")
                 return
 
             def one(_: Index, state: list[Value]) -> list[Value]:
@@ -161,16 +166,25 @@ class FftProducts:
         base = fn.gep(self.source, fn.mul(row, self.vectors * width))
         grid = step.tiling.grid
 
+        passes = self.writer.passes
+        n = grid.sizes[grid.active[0]]
+
         def produce(line: Line) -> list[Value]:
-            return load_products(fn, step.kind, line, grid.sizes[grid.active[0]], fields["m_point"])
+            return load_products(fn, step.kind, line, n, fields["m_point"])
 
         def vectors(v: Value, state: list[Value]) -> list[Value]:
-            tail = None
-            if self.valid < lanes:
-                tail = fn.cmp("eq", v, self.vectors - 1), self.valid
+            tail = (fn.cmp("eq", v, self.vectors - 1), self.valid) if self.valid < lanes else None
             shift = fn.load(step.kind, state[1]) if step.bias else None
             first = fn.add(channel, fn.mul(v, lanes))
-            self.writer.outputs(place, first, shift, state[0], fields["m_point"], produce, tail, True)
+            if passes.alone:
+
+                def bins(at: Value) -> list[Value]:
+                    return produce(Line(grid.last_regions(True)[0], at, 0, state[0]))
+
+            else:
+                passes.columns_inverse(True, state[0], fields["m_point"], produce)
+                bins = passes.kept_row
+            self.writer.outputs(place, first, 1, 0, lambda _: shift, bins, lambda _: tail)
             return [fn.gep(pointer, width) for pointer in state]
 
         fn.loop(0, self.vectors, 1, [base, bias], vectors, hint="vector")
