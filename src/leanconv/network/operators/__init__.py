@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
+from leanconv.network.operators import (
+    activations,
+    causal,
+    convolution,
+    creation,
+    elementwise,
+    indexing,
+    linear,
+    normalization,
+    pointwise,
+    pooling,
+    quantized,
+    reductions,
+    resize,
+    shaping,
+    slicing,
+    transposed,
+)
 from leanconv.network.operators.base import NodeError, Operator, UnknownValueError, evaluate_node, infer_node
 
-_REGISTRY: dict[str, Operator] = {}
+_MODULES = (
+    activations,
+    causal,
+    convolution,
+    creation,
+    elementwise,
+    indexing,
+    linear,
+    normalization,
+    pointwise,
+    pooling,
+    quantized,
+    reductions,
+    resize,
+    shaping,
+    slicing,
+    transposed,
+)
+_REGISTRY: dict[str, Operator] = {each.name: each for module in _MODULES for each in module.OPERATORS}
 
 
 def operator(op: str) -> Operator | None:

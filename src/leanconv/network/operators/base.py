@@ -77,7 +77,7 @@ class Operator:
         name: as in `Node.op`.
         infer: called with the node, the types of its inputs (None where absent) and their values (None where absent
             or unknown); returns the types of all outputs that the operator can have.  Raises `UnknownValueError`.
-        evaluate: called with the node and all its inputs; returns as many outputs.  Inputs are not written; outputs may
+        evaluate: called with the node and all its inputs; returns all outputs.  Inputs are not written; outputs may
             be views of inputs.
         since: the versions of the operator set at which its meaning changed, as far as they are told apart.
         check: a sentence why this node is not supported, or None; looks at attributes and version only.
@@ -122,7 +122,7 @@ def evaluate_node(operator: Operator, node: Node, arrays: Arrays) -> tuple[Array
     try:
         # As in ONNX, arithmetic follows IEEE 754 and never warns.
         with np.errstate(all="ignore"):
-            return tuple(np.asarray(array) for array in operator.evaluate(node, arrays))
+            return tuple(np.asarray(array) for array in operator.evaluate(node, arrays))[: len(node.outputs)]
     except LeanconvError:
         raise
     except MemoryError as error:
