@@ -17,7 +17,7 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.checks import LARGEST_ARRAY
-from leanconv.errors import AllocationError, LeanconvError
+from leanconv.errors import AllocationError, LeanconvError, ModelError
 from leanconv.network.graph import Node, ValueType
 
 Types: TypeAlias = Sequence[ValueType | None]
@@ -30,7 +30,7 @@ _FAILURES = (ValueError, TypeError, IndexError, KeyError, AttributeError, Arithm
 _MOST_AXES = 32  # NumPy of all supported versions has at least so many
 
 
-class NodeError(LeanconvError, ValueError):
+class NodeError(ModelError):
     """A node breaks a rule of its operator.
 
     Attributes:

@@ -27,7 +27,7 @@ _MODES = ("nearest", "linear", "cubic")
 
 @dataclass(frozen=True, slots=True)
 class Resampling:
-    """Of a Resize: the extent of each axis afterwards, the factor to it, and the part (0 to 1) of the image it shows."""
+    """Of a Resize: the extent of each axis afterwards, the factor, and the part (0 to 1) of the image it shows."""
 
     out: tuple[int, ...]
     scales: tuple[float, ...]
