@@ -14,8 +14,10 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.errors import MemoryLimitError, ModelError
+from leanconv.network.ceiling import physical_memory
 from leanconv.network.graph import Graph, Node
 from leanconv.network.operators import evaluate_node, operator
+from leanconv.network.operators.base import dense
 from leanconv.network.operators.convolution import conv_problem
 from leanconv.plan import Plan
 from leanconv.planning.network import plan_layers
@@ -99,6 +101,10 @@ class Interpreter:
         count = get_num_threads() if threads is None else threads
         plans = plan_layers(convolutions, count, left, accuracy=accuracy)
         self.workspace_bytes, self.packed_weight_bytes = plans.workspace_bytes, plans.packed_weight_bytes
+        needed = self.activation_bytes + self.workspace_bytes + self.packed_weight_bytes
+        if needed > physical_memory():
+            # Better an error now than a machine that swaps, or a process that is killed.
+            raise MemoryLimitError(physical_memory(), needed, "the network, on a machine of so much memory,")
         found = {step.name: step.plan for step in plans.steps}
         self._steps = [
             self._step(node, names, found.get(node.name)) for node, names in zip(graph.nodes, dropped, strict=True)
@@ -171,5 +177,5 @@ def _problem(graph: Graph, node: Node) -> Problem | None:
 
 def _own(array: Array, given: tuple[Array, ...]) -> Array:
     if not array.flags.writeable or any(np.may_share_memory(array, other) for other in given):
-        return array.copy()
-    return np.ascontiguousarray(array)
+        return array.copy(order="C")
+    return dense(array)

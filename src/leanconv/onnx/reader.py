@@ -88,7 +88,9 @@ def _version(proto: Any) -> int:
             if versions[domain] < 1:
                 raise ModelError(f"version {versions[domain]} of the operator set does not exist")
             return versions[domain]
-    raise ModelError("the model does not say which version of ONNX's operator set it needs")
+    if any(node.domain in _DOMAINS for node in proto.graph.node):
+        raise ModelError("the model does not say which version of ONNX's operator set it needs")
+    return 1  # it has operators of others only, which are reported each
 
 
 def _constants(graph: Any, folder: Path | None, reasons: list[str]) -> dict[str, Array]:
