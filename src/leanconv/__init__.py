@@ -18,6 +18,7 @@ from leanconv.errors import (
     NotApplicableError,
 )
 from leanconv.mapped import mapped_conv2d, regular_map
+from leanconv.outputs import empty
 from leanconv.peak import fma_peak
 from leanconv.plan import Plan
 from leanconv.planning.explain import Explanation
@@ -54,6 +55,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "empty",
     "explain",
     "fma_peak",
     "get_memory_limit",

@@ -1,12 +1,12 @@
 """Measuring: every algorithm and every peer on every layer, in turns, each result checked.
 
-Clocks drift and machines are shared, so nothing is compared that was not measured side by side. All algorithms
-and peers of a layer take turns, A B C A B C ..., in several rounds (`turns`); each round also measures the peak of
-fused multiply-adds on as many threads, and the part of the peak is computed round by round. Inputs and
-weights are normally distributed (never zeros, which some processors multiply faster). The output array is the
-same for all algorithms, and is filled with NaN before the result that is checked; peers write to memory that
-is mapped already, too. What is timed is the call of a bound plan: weights are rearranged before, and that memory is
-reported.
+Clocks drift and machines are shared, so nothing is compared that was not measured side by side. All algorithms and
+peers of a layer take turns, A B C A B C ..., in several rounds (`turns`); each round also measures the peak of fused
+multiply-adds on as many threads, and the part of the peak is computed round by round. Inputs and weights are normally
+distributed (never zeros, which some processors multiply faster). The output array is the same for all algorithms, and
+is filled with NaN before the result that is checked; peers write to memory that is mapped already, too. Images and
+outputs begin with a cache line, as those that the peers make do. What is timed is the call of a bound plan: weights
+are rearranged before, and that memory is reported.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from leanconv.bench.turns import Schedule, take_turns
 from leanconv.blas import blas_threads
 from leanconv.errors import LeanconvError, NotApplicableError
 from leanconv.memory import trim_arenas
+from leanconv.outputs import empty
 
 ALL = "all"
 # Named by `all` if they apply, except the one that is there to be right and not to be fast.
@@ -165,7 +166,7 @@ def _measure(
         problem = layer.problem(layout, settings.dtype, bias=True)
         options = {**layer.options(layout), "dtype": settings.dtype, "bias": True}
         x = trial.image(layout)
-        out = np.empty(problem.out_shape, dtype=settings.dtype)
+        out = empty(problem.out_shape, settings.dtype)
         names, refusal = _names(engine, layer, layout, options, settings.algorithms)
         if refusal:
             rows.append(Row(layer.name, ALL, layout, threads, NOT_APPLICABLE, refusal))
