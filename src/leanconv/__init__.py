@@ -5,6 +5,7 @@ from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
+from leanconv.decomp import separable
 from leanconv.errors import (
     AllocationError,
     ArgumentError,
@@ -70,6 +71,7 @@ __all__ = [
     "plan_network",
     "record_plans",
     "regular_map",
+    "separable",
     "separable_conv2d",
     "set_memory_limit",
     "set_num_threads",

@@ -209,13 +209,18 @@ def _of(problem: Problem, threads: int, limit: int | None, requirements: tuple[A
             weights = max(0, plan.packed_weight_bytes - problem.w_bytes - bias)
             option = _Option(entry, problem.layout, plan.workspace_bytes, weights, entry.predicted_seconds)
             found.setdefault((entry.name, option.workspace, weights), option)
-    # What is slower and larger than another can never be chosen.
+    # What is slower and larger than another can never be chosen; of equals the first stays.
+    options = list(found.values())
     return [
         a
-        for a in found.values()
+        for i, a in enumerate(options)
         if not any(
-            b is not a and b.seconds <= a.seconds and b.workspace <= a.workspace and b.weights <= a.weights
-            for b in found.values()
+            b.seconds <= a.seconds
+            and b.workspace <= a.workspace
+            and b.weights <= a.weights
+            and (j < i or (b.seconds, b.workspace, b.weights) != (a.seconds, a.workspace, a.weights))
+            for j, b in enumerate(options)
+            if j != i
         )
     ]
 
