@@ -100,7 +100,7 @@ class Tracer:
                 step = self.steps[number - self.inputs]
                 needed |= {step.a, step.b}
         place = {number: number for number in range(self.inputs)}
-        steps = []
+        steps: list[Step] = []
         for number, step in enumerate(self.steps, self.inputs):
             if number in needed:
                 place[number] = self.inputs + len(steps)
@@ -157,7 +157,8 @@ def _butterfly(t: Tracer, x: Line) -> Line:
     if n == 4:
         even, odd = _butterfly(t, x[::2]), _butterfly(t, x[1::2])
         quarter = t.turned(odd[1], -1j)
-        return [t.plus(even[0], odd[0]), t.plus(even[1], quarter), t.minus(even[0], odd[0]), t.minus(even[1], quarter)]
+        first, third = t.plus(even[0], odd[0]), t.minus(even[0], odd[0])
+        return [first, t.plus(even[1], quarter), third, t.minus(even[1], quarter)]
     half = n // 2
     sums = [t.plus(x[j], x[n - j]) for j in range(1, half + 1)]
     differences = [t.minus(x[j], x[n - j]) for j in range(1, half + 1)]
@@ -165,13 +166,13 @@ def _butterfly(t: Tracer, x: Line) -> Line:
     for s in sums:
         result[0] = t.plus(result[0], s)
     for k in range(1, half + 1):
-        even, odd = x[0], Complex(ZERO, ZERO)
+        total, rest = x[0], Complex(ZERO, ZERO)
         for j in range(1, half + 1):
             w = root(n, j * k)
-            even = t.plus(even, scaled(sums[j - 1], w.real))
-            odd = t.plus(odd, scaled(differences[j - 1], w.imag))
-        odd = t.turned(odd, 1j)
-        result[k], result[n - k] = t.plus(even, odd), t.minus(even, odd)
+            total = t.plus(total, scaled(sums[j - 1], w.real))
+            rest = t.plus(rest, scaled(differences[j - 1], w.imag))
+        rest = t.turned(rest, 1j)
+        result[k], result[n - k] = t.plus(total, rest), t.minus(total, rest)
     return result
 
 
@@ -212,7 +213,7 @@ def _forward_real(t: Tracer, x: Line) -> Line:
 
 
 def _inverse_real(t: Tracer, x: Line, n: int) -> list[Term]:
-    """n times the real numbers whose bins 0 to n / 2 are given."""
+    """The n real numbers, times n, whose bins 0 to n / 2 are given."""
     if n == 1:
         return [x[0].re]
     radix = radix_of(n)
