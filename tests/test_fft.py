@@ -57,7 +57,7 @@ def test_roots_of_one() -> None:
     """Right to the last digits, exact on the axes and diagonals, and the same numbers in every octant."""
     for n in (1, 2, 3, 8, 20, 24, 72, 100):
         values = [root(n, k) for k in range(2 * n)]
-        np.testing.assert_allclose(values, np.exp(-2j * np.pi * np.arange(2 * n) / n), rtol=1e-15, atol=3e-16)
+        np.testing.assert_allclose(values[:n], np.exp(-2j * np.pi * np.arange(n) / n), rtol=0, atol=2e-15)
         assert values[:n] == values[n:]
         assert all(root(n, k) == root(n, n - k).conjugate() for k in range(1, n))
     assert [root(4, k) for k in range(4)] == [1, -1j, -1, 1j]
@@ -152,7 +152,7 @@ def test_the_definition_is_convolution(kernel: tuple[int, ...]) -> None:
     want = oracle.reference(case.problem, **case.values)
     tiles = fft_tiles(case.problem, case.values["x"], case.values["w"], tuple(k + 3 for k in kernel))
     np.testing.assert_allclose(tiles, want, rtol=1e-10, atol=1e-10)
-    sizes = tuple(n + 2 for n in case.problem.in_size)
+    sizes = tuple(n + 3 for n in case.problem.in_size)
     whole = fft_whole(case.problem, case.values["x"], case.values["w"], sizes)
     np.testing.assert_allclose(whole, want, rtol=1e-10, atol=1e-10)
 
@@ -206,7 +206,11 @@ def test_other_kernels(
     size = {1: (90,), 2: (19, 23), 3: (7, 8, 9)}[dims]
     for i, layout in enumerate(("NCHW", "NHWC")):
         case = Case((2, 5, *size), (9, 5, *kernel), geometry, layout=layout, epilogue={"residual": True}, seed=i)
-        check(alike(case, name), name, threads=1 + i)
+        case = alike(case, name)
+        if name == "fft_whole" and kernel == (40,):
+            assert not next(i for i in leanconv.algorithms(**case.plan_arguments) if i.name == name).applies
+        else:
+            check(case, name, threads=1 + i)
 
 
 BLOCKS = [

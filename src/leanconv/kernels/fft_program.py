@@ -91,9 +91,8 @@ class Tracer:
         """The program that gives these terms, without what they do not depend on."""
         numbers = []
         for term in outputs:
-            assert term.factor, "an output that is zero"
-            plain = term.factor == 1.0
-            numbers.append(term.value if plain else self._step(Step("mul", term.value, term.value, term.factor)))
+            at = max(term.value, 0)  # what is always zero is a product with zero
+            numbers.append(at if term.factor == 1.0 else self._step(Step("mul", at, at, term.factor)))
         needed, last = set(numbers), self.inputs + len(self.steps) - 1
         for number in range(last, self.inputs - 1, -1):
             if number in needed:
@@ -133,7 +132,9 @@ def root(n: int, k: int) -> complex:
     eighths, rest = divmod(8 * (k % n), n)
     angle = 2 * math.pi * rest / (8 * n)
     c, s = math.cos(angle), math.sin(angle)
-    if eighths % 2:
+    if eighths % 2 and not rest:
+        c = s = math.sqrt(0.5)
+    elif eighths % 2:
         angle = 2 * math.pi * (n - rest) / (8 * n)
         c, s = math.sin(angle), math.cos(angle)
     for _ in range(eighths // 2):
