@@ -48,7 +48,7 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     """
     level = one_of("accuracy", accuracy, ACCURACIES)
     same_bits = flag("deterministic", deterministic)
-    names, insisted, text, pick = _named(algorithm)
+    names, insisted, text, pick = named(algorithm)
     refused: dict[str, str] = {}
     for entry in REGISTRY:
         if entry.name not in names:
@@ -66,7 +66,7 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     return Wanted(kept, insisted, text, pick, refused)
 
 
-def _named(algorithm: Any) -> tuple[tuple[str, ...], bool, str, Callable[..., Any] | None]:
+def named(algorithm: Any) -> tuple[tuple[str, ...], bool, str, Callable[..., Any] | None]:
     """Names, whether they are insisted on, the text for messages, and the function that picks."""
     known = [entry.name for entry in REGISTRY]
     automatic = tuple(name for name in known if name not in NOT_AUTOMATIC)

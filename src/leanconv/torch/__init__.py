@@ -9,5 +9,6 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError("leanconv.torch needs PyTorch: pip install 'leanconv[torch]'", name="torch") from error
 
 from leanconv.torch.functional import conv1d, conv2d, conv3d
+from leanconv.torch.modules import Conv1d, Conv2d, Conv3d
 
-__all__ = ["conv1d", "conv2d", "conv3d"]
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "conv1d", "conv2d", "conv3d"]

@@ -10,7 +10,7 @@ from leanconv.checks import flag, integer, one_of, per_axis
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.options import PAD_MODES, RESIDUAL_ORDERS, ActivationLike, Ints, Padding, make_activation
 from leanconv.planning.limits import UNLIMITED, resolve_limit
-from leanconv.planning.wanted import ACCURACIES, CHOICES
+from leanconv.planning.wanted import ACCURACIES, CHOICES, named
 from leanconv.problem import Activation
 
 NO_LIMIT = -1  # of an operator's argument: no limit, whatever holds by default
@@ -83,6 +83,7 @@ class LayerOptions:
         self.activation = make_activation(activation)
         self.residual_order = one_of("residual_order", residual_order, RESIDUAL_ORDERS)
         self.algorithm = tuple(algorithm) if isinstance(algorithm, list) else algorithm
+        named(self.algorithm)
         self.accuracy = one_of("accuracy", accuracy, ACCURACIES)
         self.deterministic = flag("deterministic", deterministic)
         self.choose = one_of("choose", choose, CHOICES)
