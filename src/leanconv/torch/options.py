@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from leanconv.algorithms import REGISTRY
 from leanconv.checks import flag, integer, one_of, per_axis
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.options import PAD_MODES, RESIDUAL_ORDERS, ActivationLike, Ints, Padding, make_activation
@@ -83,7 +84,7 @@ class LayerOptions:
         self.activation = make_activation(activation)
         self.residual_order = one_of("residual_order", residual_order, RESIDUAL_ORDERS)
         self.algorithm = tuple(algorithm) if isinstance(algorithm, list) else algorithm
-        named(self.algorithm, ())
+        named(self.algorithm, tuple(entry.name for entry in REGISTRY))
         self.accuracy = one_of("accuracy", accuracy, ACCURACIES)
         self.deterministic = flag("deterministic", deterministic)
         self.choose = one_of("choose", choose, CHOICES)
