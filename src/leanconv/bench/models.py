@@ -13,14 +13,9 @@ from typing import Any
 from leanconv.errors import ArgumentValueError
 
 
-def _nn() -> Any:
+def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, act: Any = None) -> list[Any]:
     from torch import nn
 
-    return nn
-
-
-def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, act: Any = None) -> list[Any]:
-    nn = _nn()
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
     return [conv, nn.BatchNorm2d(outputs), *([] if act is None else [act(inplace=True)])]
 
@@ -29,7 +24,8 @@ def _conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: in
 
 
 def _resnet(depths: Sequence[int], bottleneck: bool, classes: int, width: int) -> Any:
-    nn = _nn()
+    from torch import nn
+
     expansion = 4 if bottleneck else 1
 
     class Block(nn.Module):  # type: ignore[misc]
@@ -73,7 +69,7 @@ def resnet50(classes: int = 1000, width: int = 64) -> Any:
 
 def mobilenet_v2(classes: int = 1000, width: float = 1.0) -> Any:
     """MobileNetV2; all channels are multiplied by `width`."""
-    nn = _nn()
+    from torch import nn
 
     class Block(nn.Module):  # type: ignore[misc]
         def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
@@ -109,8 +105,8 @@ def mobilenet_v2(classes: int = 1000, width: float = 1.0) -> Any:
 
 def squeezenet(classes: int = 1000) -> Any:
     """SqueezeNet 1.1."""
-    nn = _nn()
     import torch
+    from torch import nn
 
     class Fire(nn.Module):  # type: ignore[misc]
         def __init__(self, inputs: int, squeeze: int, expand: int) -> None:
@@ -143,16 +139,18 @@ def squeezenet(classes: int = 1000) -> Any:
 
 def googlenet(classes: int = 1000) -> Any:
     """GoogLeNet with batch normalisation, without the auxiliary classifiers."""
-    nn = _nn()
     import torch
+    from torch import nn
 
     class Inception(nn.Module):  # type: ignore[misc]
         def __init__(self, inputs: int, one: int, three: Sequence[int], five: Sequence[int], pool: int) -> None:
             super().__init__()
             relu = nn.ReLU
             self.one = nn.Sequential(*_conv_bn(inputs, one, 1, act=relu))
-            self.three = nn.Sequential(*_conv_bn(inputs, three[0], 1, act=relu), *_conv_bn(*three, 3, act=relu))
-            self.five = nn.Sequential(*_conv_bn(inputs, five[0], 1, act=relu), *_conv_bn(*five, 5, act=relu))
+            self.three = nn.Sequential(
+                *_conv_bn(inputs, three[0], 1, act=relu), *_conv_bn(three[0], three[1], 3, act=relu)
+            )
+            self.five = nn.Sequential(*_conv_bn(inputs, five[0], 1, act=relu), *_conv_bn(five[0], five[1], 5, act=relu))
             self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), *_conv_bn(inputs, pool, 1, act=relu))
 
         def forward(self, x: Any) -> Any:
@@ -184,7 +182,8 @@ def googlenet(classes: int = 1000) -> Any:
 
 def vgg16(classes: int = 1000, width: int = 64, hidden: int = 4096) -> Any:
     """VGG-16; `width` channels in the first stage, `hidden` units in the two layers before the last."""
-    nn = _nn()
+    from torch import nn
+
     layers: list[Any] = []
     inputs = 3
     for stage, count in enumerate((2, 2, 3, 3, 3)):
@@ -204,8 +203,8 @@ def vgg16(classes: int = 1000, width: int = 64, hidden: int = 4096) -> Any:
 
 def unet(classes: int = 2, width: int = 64, inputs: int = 3, depth: int = 4) -> Any:
     """U-Net with padding and batch normalisation; up by transposed convolutions."""
-    nn = _nn()
     import torch
+    from torch import nn
 
     def twice(before: int, after: int) -> Any:
         return nn.Sequential(*_conv_bn(before, after, 3, act=nn.ReLU), *_conv_bn(after, after, 3, act=nn.ReLU))
@@ -237,8 +236,8 @@ def unet(classes: int = 2, width: int = 64, inputs: int = 3, depth: int = 4) -> 
 
 def _initialised(model: Any) -> Any:
     """Weights and statistics drawn from PyTorch's generator; in evaluation mode."""
-    nn = _nn()
     import torch
+    from torch import nn
 
     with torch.no_grad():
         for module in model.modules():
