@@ -12,12 +12,14 @@ A phase whose kernel nobody counts for (`phases.py`) is taken to reach a third o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from leanconv.host import Host, this_host
 from leanconv.kernels.cost import Cost
 from leanconv.plan import Plan
 from leanconv.planning.figures import Figures, figures, reference
 from leanconv.planning.phases import phase_cost
+from leanconv.program import Phase
 
 SLOTS = {
     "multiply": 1.024,
@@ -69,6 +71,13 @@ def seconds(plan: Plan, *, bound: bool = True) -> float:
             cost = Cost({"multiply": share}, chunks=phase.chunks)
         total += _phase(cost, threads, host, known)
     return total
+
+
+def phases_seconds(phases: Iterable[Phase], threads: int) -> float:
+    """Predicted seconds of phases within a longer program; a kernel that nobody counts for counts as nothing."""
+    host, known = this_host(), figures()
+    costs = (phase_cost(phase, host) for phase in phases)
+    return sum(_phase(cost, threads, host, known) for cost in costs if cost is not None)
 
 
 def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:
