@@ -165,8 +165,8 @@ class _Arranger:
             return
         views = found.view(node, inputs, present) if found is not None else None
         if views is not None:
-            for name, place in zip([n for n in node.outputs if n], views, strict=True):
-                self._enter(name, place)
+            for name, seen in zip([n for n in node.outputs if n], views, strict=True):
+                self._enter(name, seen)
                 if name in graph.outputs:
                     self._to_output(name)
             return
