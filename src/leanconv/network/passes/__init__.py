@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
+
 from leanconv.arrays import Array
 from leanconv.network.graph import Graph
 from leanconv.network.passes.activations import fuse_activations
@@ -52,9 +54,11 @@ def run_passes(
         shared: names of constants that all graphs of the model have.
     """
     rewriter = Rewriter(graph, {} if derived is None else derived, shared)
-    for each in passes:
-        each(rewriter)
-        rewriter.sweep()
+    # Arithmetic on strange weights never warns, as it does not when the operators compute.
+    with np.errstate(all="ignore"):
+        for each in passes:
+            each(rewriter)
+            rewriter.sweep()
 
 
 __all__ = ["PASSES", "Pass", "Rewriter", "run_passes"]
