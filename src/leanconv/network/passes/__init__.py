@@ -26,8 +26,9 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     remove_identities,
     fold_pads,
-    fold_scales,
+    # Before factors and summands go into weights: some of them are parts of an activation.
     join_composites,
+    fold_scales,
     use_global_pool,
     use_gemm,
     # Activations first: a convolution with one takes a residual after it.  Then those that follow a residual.
