@@ -5,6 +5,7 @@ from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
+from leanconv.decomp import separable
 from leanconv.errors import (
     AllocationError,
     ArgumentError,
@@ -16,7 +17,9 @@ from leanconv.errors import (
     MemoryLimitError,
     NotApplicableError,
 )
+from leanconv.layouts import to_layout
 from leanconv.mapped import mapped_conv2d, regular_map
+from leanconv.outputs import empty
 from leanconv.peak import fma_peak
 from leanconv.plan import Plan
 from leanconv.planning.explain import Explanation
@@ -53,6 +56,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "empty",
     "explain",
     "fma_peak",
     "get_memory_limit",
@@ -67,8 +71,10 @@ __all__ = [
     "plan_network",
     "record_plans",
     "regular_map",
+    "separable",
     "separable_conv2d",
     "set_memory_limit",
     "set_num_threads",
     "threads",
+    "to_layout",
 ]

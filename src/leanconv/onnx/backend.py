@@ -11,7 +11,7 @@ from onnx.backend.base import Backend as BackendBase
 from onnx.backend.base import BackendRep, namedtupledict
 
 from leanconv.arrays import Array
-from leanconv.errors import ArgumentValueError
+from leanconv.errors import ArgumentValueError, UnsupportedModelError
 from leanconv.onnx.session import Session, load
 
 
@@ -57,12 +57,10 @@ class Backend(BackendBase):  # type: ignore[misc]
 
     @classmethod
     def is_compatible(cls, model: Any, device: str = "CPU", **kwargs: Any) -> bool:
-        """Whether a model would load."""
-        from leanconv.errors import LeanconvError
-
+        """Whether a model holds nothing that is not supported."""
         try:
             cls.prepare(model, device, **kwargs)
-        except LeanconvError:
+        except UnsupportedModelError:
             return False
         return True
 

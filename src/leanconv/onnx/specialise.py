@@ -10,11 +10,15 @@ from leanconv.arrays import Array
 from leanconv.errors import ModelError
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators import UnknownValueError, evaluate_node, infer_node, operator
+from leanconv.network.operators.base import dense
 from leanconv.onnx.model import Model
 
 # Folding may make constants larger, by copying say; a file must not fill the memory by that.
 _FOLDED_FACTOR = 4
 _FOLDED_EXTRA = 64 << 20
+
+# One element seen as many, or no elements at all: these take no memory.
+_FREE = ("ConstantOfShape", "Shape", "Size")
 
 # Small inputs that decide about shapes are taken as constants; more bytes than these are data.
 LARGEST_SHAPE_INPUT = 4096
@@ -69,7 +73,7 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
         for name, type_ in zip(node.outputs, outputs, strict=True):
             if name:
                 graph.types[name] = type_
-        nbytes = sum(type_.nbytes for type_ in outputs)
+        nbytes = 0 if node.op in _FREE else sum(type_.nbytes for type_ in outputs)
         if _foldable(node, known) and nbytes <= budget:
             budget -= nbytes
             _fold(model, graph, node, known)
@@ -100,7 +104,7 @@ def _fold(model: Model, graph: Graph, node: Node, known: list[Array | None]) -> 
     for name, array in zip(node.outputs, evaluate_node(found, node, known), strict=True):
         if not name:
             continue
-        array = np.array(array, order="C") if not array.flags.c_contiguous else array
+        array = array if node.op in _FREE else dense(array)
         graph.constants[name] = array
         graph.types[name] = ValueType(array.shape, array.dtype.name)
         if own:

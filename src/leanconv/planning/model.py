@@ -73,6 +73,14 @@ def seconds(plan: Plan, *, bound: bool = True) -> float:
     return total
 
 
+def phase_seconds(phase: Phase, threads: int) -> float:
+    """Predicted seconds of a call that runs one phase, whose kernel counts for itself."""
+    host = this_host()
+    cost = phase_cost(phase, host)
+    assert cost is not None, phase.spec
+    return CALL + _phase(cost, threads, host, figures())
+
+
 def phases_seconds(phases: Iterable[Phase], threads: int) -> float:
     """Predicted seconds of phases within a longer program; a kernel that nobody counts for counts as nothing."""
     host, known = this_host(), figures()

@@ -181,10 +181,13 @@ def ints(values: Any) -> tuple[int, ...]:
 
 
 def axis_of(axis: int, rank: int, *, beyond: int = 0) -> int:
-    """An axis counted from the front; ONNX counts from the end with negative numbers."""
-    if not -rank - beyond <= axis < rank + beyond:
+    """An axis counted from the front; ONNX counts from the end with negative numbers.
+
+    `beyond`: how many axes after the last may be named too, by positive numbers.
+    """
+    if not -rank <= axis < rank + beyond:
         raise ValueError(f"axis {axis} is outside a shape of {rank} axes")
-    return axis + rank + beyond if axis < 0 else axis
+    return axis + rank if axis < 0 else axis
 
 
 def axes_of(axes: Sequence[int], rank: int) -> tuple[int, ...]:
@@ -203,6 +206,11 @@ def broadcast(*types: ValueType | None) -> tuple[int, ...]:
 def same_type(node: Node, types: Types, constants: Arrays) -> tuple[ValueType, ...]:
     """One output of the type of the first input."""
     return (present(types, 0),)
+
+
+def dense(array: Array) -> Array:
+    """The array in C order: itself, or a copy (NumPy's own function would give a single number an axis)."""
+    return array if array.flags.c_contiguous else array.copy(order="C")
 
 
 def product(extents: Sequence[int]) -> int:

@@ -75,7 +75,7 @@ class Rewriter:
         """
         array = self.derived.get(name)
         if array is None:
-            array = np.ascontiguousarray(make())
+            array = np.array(make(), order="C")
             array.flags.writeable = False
             # What depends on the shapes of one graph is not shared with others.
             if all(source in self.shared or source in self.derived for source in sources if source):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from leanconv.network.graph import ValueType
 from leanconv.network.operators import evaluate_node, operator
+from leanconv.network.operators.base import dense
 from leanconv.network.passes.base import Rewriter
 
 LARGEST = 64 << 20
@@ -24,6 +23,6 @@ def fold_constants(rewriter: Rewriter) -> None:
             continue
         for name, array in zip(node.outputs, evaluate_node(found, node, known), strict=True):
             if name:
-                graph.constants[name] = np.ascontiguousarray(array).reshape(array.shape)
+                graph.constants[name] = dense(array)
                 graph.types[name] = ValueType(array.shape, array.dtype.name)
         rewriter.remove(node)
