@@ -20,6 +20,8 @@ from leanconv.onnx.reader import read
 from leanconv.onnx.specialise import LARGEST_SHAPE_INPUT, NeedsValuesError, specialise
 from leanconv.planning.limits import resolve_limit
 
+_TOO_LARGE = f"shapes must follow from the shapes of inputs, or from inputs of at most {LARGEST_SHAPE_INPUT} bytes"
+
 ACCURACIES = ("exact", "standard", "fast")
 
 # Shapes of all inputs, and the bytes of those whose values decide about shapes.
@@ -140,16 +142,17 @@ class Session:
         types = {name: ValueType(inputs[name].shape, inputs[name].dtype.name) for name in self._model.inputs}
         while True:
             names = self._by_value
+            nbytes = sum(inputs[name].nbytes for name in names)
+            if nbytes > LARGEST_SHAPE_INPUT:
+                which = ", ".join(sorted(names))
+                raise ModelError(f"shapes depend on the values of {which}, {nbytes} bytes: {_TOO_LARGE}")
             values = {name: inputs[name].copy() for name in names}
             try:
                 return self._get((shapes, tuple((name, values[name].tobytes()) for name in names)), types, values)
             except NeedsValuesError as error:
                 nbytes = sum(inputs[name].nbytes for name in error.inputs)
                 if error.inputs <= names or not error.inputs or nbytes > LARGEST_SHAPE_INPUT:
-                    rule = (
-                        f"{error}; leanconv runs models whose shapes follow from the shapes of inputs, or from inputs"
-                    )
-                    raise ModelError(f"{rule} of at most {LARGEST_SHAPE_INPUT} bytes") from error
+                    raise ModelError(f"{error}: {_TOO_LARGE}") from error
                 with self._lock:
                     self._by_value |= error.inputs
 
