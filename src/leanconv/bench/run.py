@@ -247,7 +247,9 @@ def _prepare(
 
     def ready() -> tuple[Any, Callable[[], object]]:
         name, _, limit = row.algorithm.partition(LIMITED)
-        asked = {"algorithm": name, "threads": row.threads, **({"memory_limit": limit} if limit else {})}
+        asked: dict[str, Any] = {"algorithm": name, "threads": row.threads}
+        if limit:
+            asked["memory_limit"] = limit
         plan = engine.plan(*layer.shapes(row.layout), **options, **asked)
         bound = plan.bind(w, bias)
         return plan, lambda: bound(x, out=out)
