@@ -91,9 +91,9 @@ class Tracer:
         """The program that gives these terms, without what they do not depend on."""
         numbers = []
         for term in outputs:
-            assert term.factor, "an output that is zero"
-            plain = term.factor == 1.0
-            numbers.append(term.value if plain else self._step(Step("mul", term.value, term.value, term.factor)))
+            # Of one number in a line some bins are zero whatever it is: any input times zero.
+            plain, value = term.factor == 1.0, term.value if term.factor else 0
+            numbers.append(value if plain else self._step(Step("mul", value, value, term.factor)))
         needed, last = set(numbers), self.inputs + len(self.steps) - 1
         for number in range(last, self.inputs - 1, -1):
             if number in needed:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from leanconv.network.interpreter import Timing
+from leanconv.network.profile import Profile
 from leanconv.onnx.model import Port
-from leanconv.onnx.session import Profile, Session, load
+from leanconv.onnx.session import Session, load
 
 if TYPE_CHECKING:
     from leanconv.onnx.backend import Backend
@@ -25,4 +25,4 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Backend", "Port", "Profile", "Session", "Timing", "load"]
+__all__ = ["Backend", "Port", "Profile", "Session", "load"]
