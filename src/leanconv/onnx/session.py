@@ -30,14 +30,20 @@ Key = tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[str, bytes], ..
 
 
 class Session:
-    """A model ready to run; safe to call from several threads at once."""
+    """A model ready to run; safe to call from several threads at once.
+
+    Attributes:
+        threads: most threads of a run; None for as many as leanconv chooses.
+        memory_limit: bytes, or None.
+        accuracy: of sums.
+    """
 
     def __init__(
         self, model: Model, *, threads: int | None, memory_limit: int | None, accuracy: str, most_shapes: int
     ) -> None:
         """Use `leanconv.onnx.load`."""
         self._model = model
-        self._threads, self._limit, self._accuracy = threads, memory_limit, accuracy
+        self.threads, self.memory_limit, self.accuracy = threads, memory_limit, accuracy
         self._most = most_shapes
         self._ready: OrderedDict[Key, CompiledNetwork] = OrderedDict()
         self._by_value: frozenset[str] = frozenset()
@@ -58,6 +64,11 @@ class Session:
     def model(self) -> Model:
         """What was read."""
         return self._model
+
+    @property
+    def shape_inputs(self) -> frozenset[str]:
+        """Inputs whose values decide about shapes, as far as runs have shown; each value is planned by itself."""
+        return self._by_value
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model.
@@ -178,7 +189,7 @@ class Session:
         alone = max((type_.nbytes for type_ in graph.types.values()), default=0)
         if alone > machine:
             raise MemoryLimitError(machine, alone, "one value of the network, on a machine of so much memory,")
-        network = compile_graph(graph, threads=self._threads, memory_limit=self._limit, accuracy=self._accuracy)
+        network = compile_graph(graph, threads=self.threads, memory_limit=self.memory_limit, accuracy=self.accuracy)
         needed = network.peak_bytes + network.kept_bytes
         if needed > machine:
             raise MemoryLimitError(machine, needed, "the network, on a machine of so much memory,")
