@@ -15,7 +15,10 @@ from leanconv.errors import (
     CompileError,
     LeanconvError,
     MemoryLimitError,
+    MissingPackageError,
+    ModelError,
     NotApplicableError,
+    UnsupportedModelError,
 )
 from leanconv.layouts import to_layout
 from leanconv.mapped import mapped_conv2d, regular_map
@@ -45,10 +48,13 @@ __all__ = [
     "Explanation",
     "LeanconvError",
     "MemoryLimitError",
+    "MissingPackageError",
+    "ModelError",
     "NetworkPlan",
     "NotApplicableError",
     "Plan",
     "Problem",
+    "UnsupportedModelError",
     "__version__",
     "algorithms",
     "cache_clear",
