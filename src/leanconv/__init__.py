@@ -5,7 +5,7 @@ from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
-from leanconv.decomp import separable
+from leanconv.decomp import Cp, cp, separable
 from leanconv.errors import (
     AllocationError,
     ArgumentError,
@@ -15,6 +15,7 @@ from leanconv.errors import (
     CompileError,
     LeanconvError,
     MemoryLimitError,
+    MissingPackageError,
     NotApplicableError,
 )
 from leanconv.mapped import mapped_conv2d, regular_map
@@ -41,9 +42,11 @@ __all__ = [
     "BoundPlan",
     "CacheError",
     "CompileError",
+    "Cp",
     "Explanation",
     "LeanconvError",
     "MemoryLimitError",
+    "MissingPackageError",
     "NetworkPlan",
     "NotApplicableError",
     "Plan",
@@ -55,6 +58,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "cp",
     "empty",
     "explain",
     "fma_peak",

@@ -96,6 +96,27 @@ class CacheError(LeanconvError, RuntimeError):
     """The cache on disk cannot do what was asked for."""
 
 
+class MissingPackageError(LeanconvError, ImportError):
+    """A package that this needs is not installed.
+
+    Attributes:
+        package: its name.
+        why: what it is needed for.
+        remedy: what installs it.
+    """
+
+    def __init__(self, package: str, why: str, remedy: str) -> None:
+        """Keep the three parts."""
+        super().__init__(package, why, remedy)
+        self.package = package
+        self.why = why
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        """Return the message on one line."""
+        return f"the package {self.package} is not installed; {self.why}: {self.remedy}"
+
+
 def _show(value: Any) -> str:
     """Return a short `repr`: arrays by shape and element type, long texts cut."""
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
