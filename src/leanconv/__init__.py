@@ -5,7 +5,7 @@ from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
-from leanconv.decomp import Cp, cp, separable
+from leanconv.decomp import Cp, cp, separable, shift_conv2d
 from leanconv.errors import (
     AllocationError,
     ArgumentError,
@@ -78,5 +78,6 @@ __all__ = [
     "separable_conv2d",
     "set_memory_limit",
     "set_num_threads",
+    "shift_conv2d",
     "threads",
 ]
