@@ -26,6 +26,16 @@ from leanconv.planning.pins import pinned, record_plans
 from leanconv.problem import Activation, Problem
 from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads, set_num_threads, threads
+from leanconv.transposed_api import (
+    conv1d_backward_data,
+    conv2d_backward_data,
+    conv3d_backward_data,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    plan_backward_data,
+    plan_transpose,
+)
 
 __version__ = "0.1.0"
 
@@ -51,8 +61,14 @@ __all__ = [
     "cache_clear",
     "cache_info",
     "conv1d",
+    "conv1d_backward_data",
     "conv2d",
+    "conv2d_backward_data",
     "conv3d",
+    "conv3d_backward_data",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "explain",
     "fma_peak",
     "get_memory_limit",
@@ -64,7 +80,9 @@ __all__ = [
     "network_frontier",
     "pinned",
     "plan",
+    "plan_backward_data",
     "plan_network",
+    "plan_transpose",
     "record_plans",
     "regular_map",
     "separable_conv2d",

@@ -116,6 +116,11 @@ def store_columns(problem: Problem) -> bool:
     return problem.out_strides[1] != 1 and problem.out_channels > 1
 
 
+def scattered(problem: Problem) -> bool:
+    """Whether the core has to work out where each pixel of the output goes."""
+    return output_refusal(problem) is not None
+
+
 def panel_fields(problem: Problem, host: Host) -> dict[str, int]:
     """Sizes of packed weights."""
     lanes, item = host.target.lanes(problem.dtype), problem.itemsize
@@ -190,9 +195,12 @@ def dense_phase(
         rows=rows,
         ragged=any(size % height for size in (cut.block, last) for height in rows),
         bias=p.has_bias,
-        columns=store_columns(p),
+        columns=any(s is not None and s[1] != 1 for s in (p.out_strides, p.residual_strides)) and p.out_channels > 1
+        if scattered(p)
+        else store_columns(p),
         epilogue=Epilogue(p.activation, p.residual),
         stage=source.stage,
+        scattered=p.ndim if scattered(p) else 0,
     )
     fields = core_fields(p, host, source, cut, image)
     chunks = fields["n_count"] * fields["g_count"] * fields["b_count"] * fields["k_count"]
@@ -249,5 +257,6 @@ def output_fields(problem: Problem, host: Host) -> dict[str, int]:
             f"{letter}_k": channel,
             f"{letter}_panel": panels_of(p, host).vectors * lanes * channel,
             f"{letter}_row": (row or 0) * p.itemsize,
+            **{f"{letter}_{d}": stride * p.itemsize for d, stride in enumerate(strides[2:])},
         }
-    return fields
+    return {**fields, **{f"z{d}": size for d, size in enumerate(p.out_size)}}
