@@ -1,6 +1,13 @@
 """Convolution on CPUs: the published algorithms side by side, each with its exact bytes and its time."""
 
 from leanconv.api import algorithms, conv1d, conv2d, conv3d, explain, network_frontier, plan, plan_network
+from leanconv.backward import (
+    BackwardWeightsPlan,
+    conv1d_backward_weights,
+    conv2d_backward_weights,
+    conv3d_backward_weights,
+    plan_backward_weights,
+)
 from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
@@ -46,6 +53,7 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "ArgumentValueError",
+    "BackwardWeightsPlan",
     "BoundPlan",
     "CacheError",
     "CompileError",
@@ -62,10 +70,13 @@ __all__ = [
     "cache_info",
     "conv1d",
     "conv1d_backward_data",
+    "conv1d_backward_weights",
     "conv2d",
     "conv2d_backward_data",
+    "conv2d_backward_weights",
     "conv3d",
     "conv3d_backward_data",
+    "conv3d_backward_weights",
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
@@ -81,6 +92,7 @@ __all__ = [
     "pinned",
     "plan",
     "plan_backward_data",
+    "plan_backward_weights",
     "plan_network",
     "plan_transpose",
     "record_plans",

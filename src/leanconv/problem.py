@@ -69,9 +69,10 @@ class Problem:
         has_bias: whether one number an output channel is added.
         activation: applied after the bias; None for none.
         residual: whether an array shaped like the output is added "before" the activation or "after" it.
-        direction: "forward", or "transposed": output element i * stride - pad_low + tap * dilation takes input element
-            i times that tap. Weights are then (C, K/g, *kernel), padding cuts the output, and `pad_high` is less by
-            what is added to the output at its end, so that it may be negative.
+        direction: "forward"; or "backward_weights", where `out_strides` are those of the gradient of the output and
+            `w_strides` those of the result; or "transposed": output element i * stride - pad_low + tap * dilation takes
+            input element i times that tap. Weights are then (C, K/g, *kernel), padding cuts the output, and `pad_high`
+            is less by what is added to the output at its end, so that it may be negative.
 
     Strides of axes with one element mean nothing; they are those of a dense array.
     """
