@@ -12,6 +12,7 @@ from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
+from leanconv.decomp import separable
 from leanconv.errors import (
     AllocationError,
     ArgumentError,
@@ -23,7 +24,9 @@ from leanconv.errors import (
     MemoryLimitError,
     NotApplicableError,
 )
+from leanconv.layouts import to_layout
 from leanconv.mapped import mapped_conv2d, regular_map
+from leanconv.outputs import empty
 from leanconv.peak import fma_peak
 from leanconv.plan import Plan
 from leanconv.planning.explain import Explanation
@@ -80,6 +83,7 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "empty",
     "explain",
     "fma_peak",
     "get_memory_limit",
@@ -97,8 +101,10 @@ __all__ = [
     "plan_transpose",
     "record_plans",
     "regular_map",
+    "separable",
     "separable_conv2d",
     "set_memory_limit",
     "set_num_threads",
     "threads",
+    "to_layout",
 ]

@@ -31,6 +31,7 @@ from leanconv.planning.limits import get_memory_limit, resolve_limit
 from leanconv.problem import Problem
 from leanconv.threads import get_num_threads
 
+_BATCH_LAST = ("CHWN", "CHWN8", "CWN", "CWN8")  # layouts in which an array without a batch would be another
 CALLS_KEPT = 1024  # plans of recent calls; a plan without workspace takes about 10 KB
 
 
@@ -98,7 +99,8 @@ def convolve(
         extra, _ = as_array(residual, "residual")
     if out is not None:
         result, _ = as_array(out, "out")
-    single = image.ndim == ndim + 1  # no batch axis
+    batch_last = isinstance(layout, str) and layout in _BATCH_LAST
+    single = image.ndim == ndim + 1 and not batch_last  # no batch axis
     if single:
         image = image[None]
         extra = extra[None] if extra is not None and extra.ndim == image.ndim - 1 else extra

@@ -156,7 +156,8 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=_layouts,
         default=("NHWC",),
         metavar="A,B",
-        help="order of the arrays in memory: NHWC (channels last), NCHW (channels first) or both (default: NHWC)",
+        help="order of the arrays in memory: NHWC (channels last), NCHW (channels first), CHWN or CHWN8 (the batch "
+        "last), or several (default: NHWC)",
     )
     add("--threads", type=_counts, default=(1,), metavar="N,M", help="numbers of threads (default: 1)")
     add(
@@ -237,8 +238,8 @@ def _words(text: str) -> tuple[str, ...]:
 def _layouts(text: str) -> tuple[str, ...]:
     words = tuple(word.upper() for word in _words(text))
     for word in words:
-        if word not in ("NHWC", "NCHW"):
-            raise argparse.ArgumentTypeError(f"{word!r} is no layout; there are NHWC and NCHW")
+        if word not in ("NHWC", "NCHW", "CHWN", "CHWN8"):
+            raise argparse.ArgumentTypeError(f"{word!r} is no layout; there are NHWC, NCHW, CHWN and CHWN8")
     return words
 
 

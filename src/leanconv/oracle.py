@@ -49,12 +49,15 @@ def reference(
         out = numpy_activation(p.activation, out)
     if residual is not None and p.residual == "after":
         out += _channels_first(residual, p.layout)
-    return out if p.layout == "NCHW" else np.ascontiguousarray(np.moveaxis(out, 1, -1))
+    if p.layout == "CHWN":
+        return np.asarray(out[0])
+    return np.ascontiguousarray(np.moveaxis(out, 1, -1)) if p.layout == "NHWC" else out
 
 
 def _sums(p: Problem, x: Float64, weights: Float64) -> Float64:
     """The sums of a convolution, of an image (N, C, *spatial)."""
     image = pad(x, p.pad_low, p.pad_high, p.pad_mode)
+    weights = weights.reshape(p.out_channels, p.group_in, *p.kernel)
     taps: list[tuple[Any, ...]] = list(itertools.product(*map(range, p.kernel)))
     out = np.zeros((p.batch, p.out_channels, *p.out_size))
     for group in range(p.groups):
@@ -102,6 +105,8 @@ def pad(image: Float64, low: tuple[int, ...], high: tuple[int, ...], mode: str) 
 
 
 def _channels_first(array: NDArray[Any], layout: str) -> Float64:
-    """Return the array in canonical axis order, as float64."""
-    canonical = array if layout == "NCHW" else np.moveaxis(array, -1, 1)
+    """Return the array in a problem's canonical axis order, as float64."""
+    canonical = array[None] if layout == "CHWN" else array
+    if layout == "NHWC":
+        canonical = np.moveaxis(array, -1, 1)
     return np.asarray(canonical, dtype=np.float64)

@@ -20,22 +20,40 @@ def reachable(problem: Problem, algorithm: Algorithm) -> Problem | None:
 
     First the output and the residual, which most algorithms want evenly spaced, then the image as well.
     """
-    output = dense_output(problem)
-    candidates = (problem, output, dense_image(problem), dense_image(output))
-    return next((candidate for candidate in candidates if algorithm.refusal(candidate) is None), None)
+    return _reachable(problem, algorithm)[0]
+
+
+def _reachable(problem: Problem, algorithm: Algorithm) -> tuple[Problem | None, str | None]:
+    """What `reachable` returns, and the reason against the last of its tries."""
+    reason = algorithm.refusal(problem)
+    if reason is None:
+        return problem, None
+    output, image = dense_output(problem), dense_image(problem)
+    tries = [output] if output is not problem else []
+    if image is not problem:
+        tries += [image, dense_image(output)] if tries else [image]
+    for candidate in tries:
+        reason = algorithm.refusal(candidate)
+        if reason is None:
+            return candidate, None
+    return None, reason
 
 
 def dense_output(problem: Problem) -> Problem:
     """The same problem with a dense output and residual."""
     shape = (problem.batch, problem.out_channels, *problem.out_size)
     dense = dense_strides(shape, problem.layout)
-    return replace(problem, out_strides=dense, residual_strides=dense if problem.residual else None)
+    residual = dense if problem.residual else None
+    if (problem.out_strides, problem.residual_strides) == (dense, residual):
+        return problem
+    return replace(problem, out_strides=dense, residual_strides=residual)
 
 
 def dense_image(problem: Problem) -> Problem:
     """The same problem with a dense image."""
     shape = (problem.batch, problem.in_channels, *problem.in_size)
-    return replace(problem, x_strides=dense_strides(shape, problem.layout))
+    dense = dense_strides(shape, problem.layout)
+    return problem if problem.x_strides == dense else replace(problem, x_strides=dense)
 
 
 def refusal(algorithm: Algorithm, problem: Problem) -> str | None:
@@ -43,7 +61,7 @@ def refusal(algorithm: Algorithm, problem: Problem) -> str | None:
     if problem.direction == "transposed":
         reasons = (refusal(algorithm, part.problem) for part in stride_phases(problem))
         return next((reason for reason in reasons if reason is not None), None)
-    return None if reachable(problem, algorithm) else algorithm.refusal(dense_image(dense_output(problem)))
+    return _reachable(problem, algorithm)[1]
 
 
 def error_bound(algorithm: Algorithm, problem: Problem) -> float:

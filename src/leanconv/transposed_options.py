@@ -18,13 +18,13 @@ from leanconv.options import (
     Ints,
     Padding,
     _check_bytes,
-    _layout,
     _padding,
     _shape,
+    layout_name,
     make_activation,
     make_problem,
 )
-from leanconv.problem import Problem, to_canonical, to_user
+from leanconv.problem import BATCH_LAST, Problem, to_canonical, to_user
 
 
 def make_transposed_problem(
@@ -79,7 +79,7 @@ def make_transposed_problem(
     """
     if type(ndim) is not int or ndim not in _AXES:
         raise ArgumentValueError("ndim", ndim, "must be 1, 2 or 3")
-    layout = _layout(layout, ndim)
+    layout = one_image_layout(layout, ndim)
     element = dtype_name("dtype", dtype)
     x = _shape("x_shape", x_shape, ("N", "C", *_AXES[ndim]), layout, smallest_batch=0)
     w = _shape("w_shape", w_shape, ("C", "K/groups", *_KERNEL_AXES[ndim]), "NCHW")
@@ -175,6 +175,7 @@ def make_backward_data_problem(
         ArgumentValueError: an argument has a value that is not allowed, or does not fit the others.
     """
     one_of("pad_mode", pad_mode, ("zeros",))
+    one_image_layout(layout, ndim)
     if bias:
         raise ArgumentValueError("bias", bias, "must be None, a gradient has no bias")
     forward = make_problem(
@@ -208,6 +209,14 @@ def make_backward_data_problem(
     return _completed(
         problem, False, activation, residual, residual_order, out_strides=out_strides, residual_strides=residual_strides
     )
+
+
+def one_image_layout(layout: str, ndim: int) -> str:
+    """Return "NCHW" or "NHWC"; images of a block in one line are for forward convolutions only."""
+    name = layout_name(layout, ndim)
+    if name in BATCH_LAST:
+        raise ArgumentValueError("layout", layout, "must be 'NCHW' or 'NHWC' for transposed convolutions and gradients")
+    return name
 
 
 def _completed(

@@ -14,6 +14,8 @@ from leanconv.algorithms.copy_strategies import (
 )
 from leanconv.algorithms.depthwise import Depthwise
 from leanconv.algorithms.direct import Direct
+from leanconv.algorithms.fft import Fft, FftWhole
+from leanconv.algorithms.fft_depthwise import FftDepthwise
 from leanconv.algorithms.grouped import Grouped
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
@@ -77,5 +79,8 @@ REGISTRY: tuple[Algorithm, ...] = (
     WinogradF2OnTheFly(),
     WinogradF4OnTheFly(),
     WinogradF6OnTheFly(),
+    Fft(),
+    FftWhole(),
+    FftDepthwise(),
 )
 """Every algorithm, the one preferred where several apply first."""

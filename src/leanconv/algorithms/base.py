@@ -92,6 +92,10 @@ class Algorithm(ABC):
     sum_order: ClassVar[str | None] = None
     automatic: ClassVar[bool] = True
 
+    def weighed(self, problem: Problem) -> bool:
+        """Whether "auto" may take it for a problem; by default wherever it applies, or nowhere (`automatic`)."""
+        return self.automatic
+
     @abstractmethod
     def refusal(self, problem: Problem) -> str | None:
         """A sentence that says why the algorithm does not apply, or None if it does."""

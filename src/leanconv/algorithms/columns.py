@@ -35,8 +35,8 @@ def row_bytes(problem: Problem) -> int:
     return (problem.taps * problem.group_in + problem.has_bias) * problem.itemsize
 
 
-def pack_rows(problem: Problem, host: Host) -> WeightPacking:
-    """The packing of a problem's weights into panels of rows; exactly as large as the weights and the bias."""
+def pack_rows(problem: Problem, host: Host, order: tuple[int, ...] | None = None) -> WeightPacking:
+    """The packing of weights into panels of rows, exactly as large as weights and bias; `order` as in `RowPackSpec`."""
     p, item = problem, problem.itemsize
     rows, panels, short = heights(p, host)
     strides = [s * item for s in p.w_strides]
@@ -56,7 +56,7 @@ def pack_rows(problem: Problem, host: Host) -> WeightPacking:
         "group_out": p.group_out,
         **{f"w_{d}": stride for d, stride in enumerate(strides[2:])},
     }
-    spec = RowPackSpec(host.target, p.dtype, p.kernel, rows, short > 0, p.has_bias)
+    spec = RowPackSpec(host.target, p.dtype, p.kernel, rows, short > 0, p.has_bias, order)
     return WeightPacking(p.out_channels * row_bytes(p), Phase("pack weights", spec, fields, p.groups * panels))
 
 

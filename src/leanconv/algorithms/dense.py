@@ -14,9 +14,12 @@ from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Image, Rows, Source
 from leanconv.kernels.pack import PackSpec
+from leanconv.kernels.panels import Panels
 from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
 from leanconv.program import Phase
+
+FETCHED = 600  # cycles from asking for a line of the output until it is stored to
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,9 +203,11 @@ def dense_phase(
         else store_columns(p),
         epilogue=Epilogue(p.activation, p.residual),
         stage=source.stage,
+        fetch=not store_columns(p) and not scattered(p),
         scattered=p.ndim if scattered(p) else 0,
     )
     fields = core_fields(p, host, source, cut, image)
+    fields["o_ahead"] = _ahead(math.prod(source.kernel) * source.channels, rows[0], panels) * fields["o_row"]
     chunks = fields["n_count"] * fields["g_count"] * fields["b_count"] * fields["k_count"]
     parameters: dict[str, int | str] = {
         "tile": f"{rows[0]}x{panels.vectors * host.target.lanes(p.dtype)}",
@@ -211,6 +216,12 @@ def dense_phase(
         "chunks": chunks,
     }
     return Phase("core", spec, fields, chunks, {"x": source.buffer}), parameters
+
+
+def _ahead(steps: int, rows: int, panels: Panels) -> int:
+    """Pixels of the tiles that are computed in that time: short sums would else wait for the lines they go to."""
+    tiles = -(-FETCHED * 2 // (steps * rows * panels.vectors))
+    return tiles * rows
 
 
 def core_fields(problem: Problem, host: Host, source: CoreInput, cut: Blocking, image: int | None) -> dict[str, int]:

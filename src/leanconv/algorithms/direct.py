@@ -6,6 +6,9 @@ Idea        a tile of pixels by output channels stays in registers while all tap
 Workspace   none; packed weights K * C/g * taps elements (and a bias), K filled up to whole vectors in each group
 Good for    nearly everything dense with channels last
 Bad for     channels first (a line of cache an element); groups with few channels, where vectors stay partly empty
+
+With the batch last, and along any last axis on which the kernel has one tap, vectors are of images (or pixels) instead
+of output channels, and a tap outside the image is left out for all of them at once.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from leanconv.algorithms import batchwise
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.dense import core_phase, image_input, pack_weights
 from leanconv.host import Host
@@ -37,6 +41,8 @@ class Direct(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase: the core over the image."""
+        if batchwise.applies(problem, host):
+            return batchwise.lower(problem, host, threads)
         phase, parameters = core_phase(problem, host, threads, image_input(problem))
         return Lowering(
             phases=(phase,),

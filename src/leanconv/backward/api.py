@@ -18,6 +18,7 @@ from leanconv.options import Ints, Padding, make_problem
 from leanconv.planning.limits import get_memory_limit, resolve_limit
 from leanconv.problem import Problem, to_canonical
 from leanconv.threads import get_num_threads
+from leanconv.transposed_options import one_image_layout
 
 KEPT = 512  # plans of recent calls
 _plans: dict[Any, BackwardWeightsPlan] = {}
@@ -135,6 +136,7 @@ def _problem(
             raise ArgumentValueError(
                 name, options[name], f"is no option of a gradient (those are {', '.join(allowed)})"
             )
+    one_image_layout(options.get("layout", "NCHW"), ndim)
     return replace(make_problem(ndim, x_shape, w_shape, dtype=dtype, **options), direction="backward_weights")
 
 

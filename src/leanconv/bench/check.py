@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from leanconv import oracle
 from leanconv.bench.layers import Layer, LayerError
+from leanconv.layouts import ordered
+from leanconv.outputs import empty
 from leanconv.problem import Problem
 
 # Above this much work the oracle takes seconds, and a sample of the output is compared instead.
@@ -66,7 +68,12 @@ class Trial:
 
     def image(self, layout: str) -> NDArray[Any]:
         """Return the image, dense in the order of `layout`."""
-        return self.x if layout == "NCHW" else np.ascontiguousarray(np.moveaxis(self.x, 1, -1))
+        if layout == "NCHW":
+            return self.x
+        turned = ordered(self.x, layout)
+        image = empty(turned.shape, turned.dtype)
+        image[...] = turned
+        return image
 
 
 def make_trial(layer: Layer, dtype: str, seed: int) -> Trial:
@@ -78,7 +85,7 @@ def make_trial(layer: Layer, dtype: str, seed: int) -> Trial:
     number = np.dtype(dtype).type
 
     def normal(shape: tuple[int, ...]) -> NDArray[Any]:
-        return rng.standard_normal(shape, dtype=number)
+        return rng.standard_normal(dtype=number, out=empty(shape, number))
 
     x, bias = normal(problem.x_shape), normal((problem.out_channels,))
     w = normal(problem.w_shape) * number(1 / math.sqrt(problem.group_in * problem.taps))

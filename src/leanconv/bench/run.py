@@ -1,12 +1,12 @@
 """Measuring: every algorithm and every peer on every layer, in turns, each result checked.
 
-Clocks drift and machines are shared, so nothing is compared that was not measured side by side. All algorithms
-and peers of a layer take turns, A B C A B C ..., in several rounds (`turns`); each round also measures the peak of
-fused multiply-adds on as many threads, and the part of the peak is computed round by round. Inputs and
-weights are normally distributed (never zeros, which some processors multiply faster). The output array is the
-same for all algorithms, and is filled with NaN before the result that is checked; peers write to memory that
-is mapped already, too. What is timed is the call of a bound plan: weights are rearranged before, and that memory is
-reported.
+Clocks drift and machines are shared, so nothing is compared that was not measured side by side. All algorithms and
+peers of a layer take turns, A B C A B C ..., in several rounds (`turns`); each round also measures the peak of fused
+multiply-adds on as many threads, and the part of the peak is computed round by round. Inputs and weights are normally
+distributed (never zeros, which some processors multiply faster). The output array is the same for all algorithms, and
+is filled with NaN before the result that is checked; peers write to memory that is mapped already, too. Images and
+outputs begin with a cache line, as those that the peers make do. What is timed is the call of a bound plan: weights
+are rearranged before, and that memory is reported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from leanconv.bench.check import TOLERANCE, Expectation, Trial, make_trial
 from leanconv.bench.contestants import Contestant
-from leanconv.bench.layers import Layer
+from leanconv.bench.layers import Layer, LayerError
 from leanconv.bench.peers import PeerInfo, named
 from leanconv.bench.peers.client import Clients
 from leanconv.bench.process_memory import PeakMemory
@@ -32,7 +32,9 @@ from leanconv.bench.sampling import sample
 from leanconv.bench.turns import Schedule, take_turns
 from leanconv.blas import blas_threads
 from leanconv.errors import LeanconvError, NotApplicableError
+from leanconv.layouts import channels_first
 from leanconv.memory import trim_arenas
+from leanconv.outputs import empty
 
 ALL = "all"
 # Named by `all` if they apply, except the one that is there to be right and not to be fast.
@@ -64,7 +66,7 @@ class Settings:
 
     Attributes:
         algorithms: names, or "all" for every one that applies to a layer.
-        layouts: "NHWC", "NCHW".
+        layouts: "NHWC", "NCHW", "CHWN", "CHWN8".
         threads: numbers of threads, each measured on its own.
         dtype: "float32" or "float64".
         time: seconds for each algorithm and peer on each layer; one that takes longer than that for a call is
@@ -162,10 +164,14 @@ def _measure(
     rows: list[Row] = []
     contestants: list[Contestant] = []
     for layout in settings.layouts:
-        problem = layer.problem(layout, settings.dtype, bias=True)
+        try:
+            problem = layer.problem(layout, settings.dtype, bias=True)
+        except LayerError as error:
+            rows.append(Row(layer.name, ALL, layout, threads, NOT_APPLICABLE, str(error)))
+            continue
         options = {**layer.options(layout), "dtype": settings.dtype, "bias": True}
         x = trial.image(layout)
-        out = np.empty(problem.out_shape, dtype=settings.dtype)
+        out = empty(problem.out_shape, settings.dtype)
         names, refusal = _names(engine, layer, layout, options, settings.algorithms)
         if refusal:
             rows.append(Row(layer.name, ALL, layout, threads, NOT_APPLICABLE, refusal))
@@ -252,7 +258,7 @@ def _prepare(
     out.fill(np.nan)
     call()
     row.cold_seconds = time.perf_counter() - start
-    _check(row, out if row.layout == "NCHW" else np.moveaxis(out, -1, 1), expected, str(out.dtype))
+    _check(row, channels_first(out, row.layout), expected, str(out.dtype))
     del plan, call
     trim_arenas()
     memory = PeakMemory()

@@ -112,6 +112,11 @@ class BlockPlan:
         return list(self._lowering.steps)
 
     @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The program of a bound call."""
+        return self._lowering.phases
+
+    @property
     def workspace_bytes(self) -> int:
         """Bytes that a call of the bound block needs beyond its arrays and the packed weights; exact."""
         return arena_bytes(self._lowering.workspace, self.threads)

@@ -34,8 +34,9 @@ class DenseSpec:
     `rows` are the tile heights of the whole panels and of the last one; `ragged` adds tiles one row shorter,
     so that any number of pixels splits into whole tiles (without it every block is a multiple of the height);
     `columns` stores with pixels adjacent (NCHW) instead of channels; `stage` copies a block's windows to the
-    thread's part of the buffer "scratch" first, where the core then reads; `scattered` dimensions of an output whose
-    pixels are not evenly spaced (0: they are).
+    thread's part of the buffer "scratch" first, where the core then reads; `fetch` asks for
+    the lines of a tile of the output some tiles before it is stored (fields: `o_ahead`, bytes); `scattered` dimensions
+    of an output whose pixels are not evenly spaced (0: they are).
     """
 
     target: Target
@@ -49,6 +50,7 @@ class DenseSpec:
     columns: bool
     epilogue: Epilogue
     stage: Stage | None = None
+    fetch: bool = False
     scattered: int = 0
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
@@ -128,6 +130,8 @@ def panel_tiles(
 
         def body(pixel: Value, state: list[Value]) -> list[Value]:
             shaped.store(spec.source.tile(sum_, x, weights, state), o, r, pixel)
+            if spec.fetch:
+                shaped.fetch(o, pixel)
             return spec.source.next(fn, fields, shape.rows, state)
 
         return fn.loop(begin, stop, shape.rows, state, body, guard=spec.ragged, hint="tile")

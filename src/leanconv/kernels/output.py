@@ -78,6 +78,13 @@ class Output:
         for value, (place, count) in zip(accs, places, strict=True):
             store_lanes(fn, value, place, count, masks=tile.target.masks)
 
+    def fetch(self, out: Value, pixel: Value) -> None:
+        """Ask for the lines of a tile `o_ahead` bytes behind the one at a pixel, soon to be stored to ("rows")."""
+        fn, step = self.fn, self.fields["o_row"]
+        ahead = fn.gep(out, fn.add(fn.mul(pixel, step), self.fields["o_ahead"]))
+        for row in row_addresses(fn, ahead, self.tile.rows, step):
+            fn.prefetch(row, write=True)
+
     def _columns(self, accs: list[Value], out: Value, residual: Value | None, pixel: Value) -> None:
         fn, tile, masks = self.fn, self.tile, self.tile.target.masks
         lanes = tile.target.lanes(tile.dtype)

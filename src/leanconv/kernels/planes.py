@@ -59,7 +59,7 @@ class PlaneSpec:
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
         kernel = KernelFunction(module, name)
-        _Planes(kernel, kernel.fn, kernel.fields, self).run()
+        Planes(kernel, kernel.fn, kernel.fields, self).run()
         return kernel.finish()
 
     def cost(self, f: Mapping[str, int], chunks: int, host: Host) -> Cost:
@@ -88,7 +88,7 @@ class PlaneSpec:
 
 
 @dataclass(slots=True)
-class _Planes:
+class Planes:
     """Emits one kernel."""
 
     kernel: KernelFunction
@@ -127,7 +127,7 @@ class _Planes:
         stop = fn.smin(fn.add(begin, fields["units"]), fields["unit_count"])
 
         def group(index: Value, _: list[Value]) -> list[Value]:
-            self._stage(fn.gep(x, fn.mul(index, fields["x_g"])), scratch, outer, top, bottom)
+            self._fill(x, index, scratch, outer, top, bottom)
             channel = fn.mul(index, fields["outputs"])
 
             def output(at: Value, _: list[Value]) -> list[Value]:
@@ -164,6 +164,10 @@ class _Planes:
         fn.loop(0, self.fields["s_bytes"], self.spec.target.vector_bytes, [], body, hint="clear")
 
     # -- staging -----------------------------------------------------------------------------------------------------
+
+    def _fill(self, x: Value, group: Value, scratch: Value, outer: Index, top: Value, bottom: Value) -> None:
+        """Have what output rows [top, bottom) of a group read in scratch; `x` is the image."""
+        self._stage(self.fn.gep(x, self.fn.mul(group, self.fields["x_g"])), scratch, outer, top, bottom)
 
     def _stage(self, x: Value, scratch: Value, outer: Index, top: Value, bottom: Value) -> None:
         """Copy the rows under output rows [top, bottom) of one group."""

@@ -35,13 +35,14 @@ STATE, JOB, MOST, LEFT, SLEEPERS, BUSY, STOP, SEMAPHORE, WAIT, POST, YIELD = (
     456,
     464,
 )
-STALLED = 328  # set by a caller that has waited long for the last chunk of another thread
+STALLED = 328  # set by a thread that has waited long for the last chunk of another
 POOL_BYTES = 512
 
 _OPEN = 1 << 16
 _SEQUENCE = 1 << 17
 SPINS_IDLE = 2000  # turns of a worker before it sleeps: about 40 us at 65 cycles a pause
-SPINS_STALLED = 50_000  # turns of waiting that mean a stall: about 1 ms, longer than any chunk takes
+SPINS_STALLED = 50_000  # turns of waiting, about 1 ms, that mean a stall if chunks are not longer
+CHUNKS_STALLED = 3  # times its own chunks took that a thread waits for one of another until that is a stall
 SPINS_YIELD = 200  # turns of a thread that waits for the last chunks before it offers its core to others
 
 
@@ -73,6 +74,15 @@ def _pause(fn: Function, target: Target) -> None:
         fn.do(f"call void @{fn.module.declare('llvm.x86.sse2.pause', 'void', [])}()")
 
 
+def _clock(fn: Function, target: Target) -> Value:
+    """A counter that runs evenly, for comparing durations; always 0 where user code has none."""
+    if target.triple.startswith("x86_64"):
+        return fn.op(I64, f"call i64 @{fn.module.declare('llvm.readcyclecounter', I64, [])}()")
+    if target.triple.startswith(("aarch64", "arm64")):
+        return fn.op(I64, f"call i64 @{fn.module.declare('llvm.readsteadycounter', I64, [])}()")
+    return fn.i64(0)
+
+
 class _Blocks:
     """Labels and jumps for the few places whose control flow is not structured."""
 
@@ -89,14 +99,20 @@ class _Blocks:
         self.fn.label(label)
 
 
-def _wait_for(fn: Function, target: Target, pool: Value, address: Value, wanted: Value | int) -> None:
-    """Spin until a counter has a value, offering the core to others now and then, and note if that takes long."""
+def _wait_for(
+    fn: Function, target: Target, pool: Value, address: Value, wanted: Value | int, patience: Value | int = 0
+) -> None:
+    """Spin until a counter has a value, offering the core to others now and then.
+
+    Note a stall if that takes long, and longer than `patience` of the clock.
+    """
     blocks = _Blocks(fn)
     yield_ = fn.load(PTR, pool, YIELD)
     test, turn, give, done = (fn.new_label(hint) for hint in ("test", "turn", "give", "done"))
     late, offer = fn.new_label("late"), fn.new_label("offer")
     turns = fn.alloca(8)
     fn.store(fn.i64(0), turns)
+    begin = _clock(fn, target)
     blocks.jump(test)
     blocks.at(test)
     blocks.branch(fn.cmp("eq", _atomic_load(fn, address), wanted), done, turn)
@@ -106,7 +122,8 @@ def _wait_for(fn: Function, target: Target, pool: Value, address: Value, wanted:
     fn.store(count, turns)
     blocks.branch(fn.cmp("eq", fn.urem(count, SPINS_YIELD), 0), give, test)
     blocks.at(give)
-    blocks.branch(fn.cmp("eq", count, SPINS_STALLED), late, offer)
+    waited = fn.cmp("sgt", fn.sub(_clock(fn, target), begin), patience)
+    blocks.branch(fn.both(fn.cmp("sge", count, SPINS_STALLED), waited), late, offer)
     blocks.at(late)
     fn.store(fn.i64(1), pool, STALLED)
     blocks.jump(offer)
@@ -137,6 +154,9 @@ def _run_job(module: Module, target: Target) -> None:
         chunks = fn.load(I64, record, RECORD_CHUNKS)
         following, done = fn.gep(record, RECORD_NEXT), fn.gep(record, RECORD_DONE)
         take, work, end = (fn.new_label(hint) for hint in ("take", "work", "end"))
+        own = fn.alloca(8)
+        fn.store(fn.i64(0), own)
+        begin = _clock(fn, target)
         blocks.jump(take)
         blocks.at(take)
         chunk = _atomic(fn, "add", following, 1)
@@ -144,9 +164,12 @@ def _run_job(module: Module, target: Target) -> None:
         blocks.at(work)
         fn.do(f"call void {function.name}(ptr {buffers.name}, ptr {fields.name}, i64 {chunk.name}, i64 {thread.name})")
         _atomic(fn, "add", done, 1, "acq_rel")
+        fn.store(fn.i64(fn.add(fn.load(I64, own), 1)), own)
         blocks.jump(take)
         blocks.at(end)
-        _wait_for(fn, target, pool, done, chunks)
+        spent = fn.mul(fn.sub(_clock(fn, target), begin), CHUNKS_STALLED)
+        patience = fn.udiv(spent, fn.smax(fn.load(I64, own), 1))
+        _wait_for(fn, target, pool, done, chunks, patience)
         return []
 
     fn.loop(0, phases, 1, [], phase, guard=True, hint="phase")

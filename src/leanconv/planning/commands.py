@@ -65,7 +65,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--layout", choices=("NHWC", "NCHW"), default="NHWC", help="order of the arrays in memory (default: NHWC)")
+    layouts = ("NHWC", "NCHW", "CHWN", "CHWN8")
+    add("--layout", choices=layouts, default="NHWC", help="order of the arrays in memory (default: NHWC)")
     add("--threads", type=int, metavar="N", help="most threads (default: as leanconv chooses)")
     add("--memory-limit", metavar="BYTES", help="bytes, or text such as 256KiB")
     add("--algorithm", default="auto", metavar="A,B", help='names joined by commas, or exclusions such as "!mec"')

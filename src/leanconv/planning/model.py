@@ -18,6 +18,7 @@ from leanconv.kernels.cost import Cost
 from leanconv.plan import Plan
 from leanconv.planning.figures import Figures, figures, reference
 from leanconv.planning.phases import phase_cost
+from leanconv.program import Phase
 
 SLOTS = {
     "multiply": 1.024,
@@ -73,6 +74,14 @@ def seconds(plan: Plan, *, bound: bool = True) -> float:
             cost = Cost({"multiply": share}, chunks=phase.chunks)
         total += _phase(cost, threads, host, known)
     return total
+
+
+def phase_seconds(phase: Phase, threads: int) -> float:
+    """Predicted seconds of a call that runs one phase, whose kernel counts for itself."""
+    host = this_host()
+    cost = phase_cost(phase, host)
+    assert cost is not None, phase.spec
+    return CALL + _phase(cost, threads, host, figures())
 
 
 def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:

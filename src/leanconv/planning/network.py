@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from leanconv.errors import MemoryLimitError, NotApplicableError
+from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableError
 from leanconv.memory import Arena
 from leanconv.plan import Plan
 from leanconv.planning.candidates import Candidate, algorithm_named, candidates
 from leanconv.planning.figures import figures
 from leanconv.planning.wanted import wanted
-from leanconv.problem import Problem, dense_strides
+from leanconv.problem import BATCH_LAST, Problem, dense_strides
 from leanconv.staging import refusal
 
 LAYOUTS = ("NHWC", "NCHW")
@@ -106,9 +106,14 @@ def plan_layers(
         deterministic: see there.
 
     Raises:
+        ArgumentValueError: a chain of layers with the batch last, which has no layouts to choose between.
         NotApplicableError: no algorithm that may run can compute a layer.
         MemoryLimitError: no plans fit the limit; says the least that would do.
     """
+    for name, problem in layers if chain else ():
+        if problem.layout in BATCH_LAST:
+            rule = f"must be in NCHW or NHWC, between which a chain chooses; {name} is in {problem.layout}"
+            raise ArgumentValueError("layers", [problem.describe() for _, problem in layers], rule)
     table = _options(layers, threads, limit, chain, (algorithm, accuracy, deterministic))
     first = layers[0][1].layout if layers else "NHWC"
     best: tuple[float, list[_Option]] | None = None
@@ -204,13 +209,18 @@ def _of(problem: Problem, threads: int, limit: int | None, requirements: tuple[A
             weights = max(0, plan.packed_weight_bytes - problem.w_bytes - bias)
             option = _Option(entry, problem.layout, plan.workspace_bytes, weights, entry.predicted_seconds)
             found.setdefault((entry.name, option.workspace, weights), option)
-    # What is slower and larger than another can never be chosen.
+    # What is slower and larger than another can never be chosen; of equals the first stays.
+    options = list(found.values())
     return [
         a
-        for a in found.values()
+        for i, a in enumerate(options)
         if not any(
-            b is not a and b.seconds <= a.seconds and b.workspace <= a.workspace and b.weights <= a.weights
-            for b in found.values()
+            b.seconds <= a.seconds
+            and b.workspace <= a.workspace
+            and b.weights <= a.weights
+            and (j < i or (b.seconds, b.workspace, b.weights) != (a.seconds, a.workspace, a.weights))
+            for j, b in enumerate(options)
+            if j != i
         )
     ]
 

@@ -1,0 +1,191 @@
+"""Convolution by FFT, in tiles: products of spectra, summed over channels.
+
+Idea        the discrete Fourier transform turns correlation into products, one a bin: a window of n x n pixels gives
+            (n - R + 1) x (n - S + 1) outputs for n * n / 2 complex products, each of three real ones; windows overlap
+            (overlap-save), and are as large as costs least: 8 to 64, any product of 2, 3 and 5; blocks of them go
+            through all steps while they are in the cache
+Workspace   a thread: points * block * (C/g + NR) elements and one window of NR, where points is 3/2 of the window's
+            pixels and block the windows staged at one time
+Weights     3/2 of the window's pixels for each filter: 384 elements for 16 x 16
+Good for    kernels of 5x5 and more, stride 1, many channels in and out; its rounding is that of a plain sum
+Bad for     few outputs (all weights are read for each block), strides
+
+M. Mathieu, M. Henaff, Y. LeCun: Fast Training of Convolutional Networks through FFTs, ICLR 2014; in tiles as in
+A. Zlateski et al.: FFT Convolutions are Faster than Winograd on Modern CPUs, Here is Why, 2018.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import ClassVar
+
+from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.fft_windows import LONGEST, LONGEST_TILE, MOST_PLACES, best_grid, tile_count, windows_along
+from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines, tile_fields
+from leanconv.codegen.targets import Target
+from leanconv.host import Host
+from leanconv.kernels.core import Reduction
+from leanconv.kernels.cost import Cost
+from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.fft import FftSpec
+from leanconv.kernels.fft_grid import FftTiling, Grid
+from leanconv.kernels.fft_read import FftInput
+from leanconv.kernels.fft_weights import FftWeightStep
+from leanconv.kernels.fft_write import FftOutput
+from leanconv.problem import Problem
+
+# For the cost model: operations of a transform for each place of a window, and more for each halving of it.
+_PLACE, _HALVING = 10.0, 1.0
+_STREAM = 8.0
+
+
+def transform_slots(grid: Grid) -> float:
+    """Operations of one transform of a vector of windows."""
+    places = math.prod(grid.sizes)
+    return places * (_PLACE + _HALVING * math.log2(places))
+
+
+@lru_cache(maxsize=512)
+def grid_of(problem: Problem, lanes: int, whole: bool) -> Grid | None:
+    """The windows of least cost on vectors of so many lanes."""
+    p = problem
+    inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
+
+    def slots(grid: Grid) -> float:
+        points = grid.points(True)
+        tile = points * p.group_in * outer + (inner + outer) * transform_slots(grid)
+        return tile_count(p, grid) * tile + points * p.group_in * outer * _STREAM
+
+    return best_grid(p, slots, whole=whole, longest=LONGEST if whole else LONGEST_TILE)
+
+
+def reaches_outside(problem: Problem, tiling: FftTiling) -> bool:
+    """Whether a window lies partly outside the image."""
+    for axis, window, out, size in zip(
+        tiling.axes, tiling.grid.windows, problem.out_size, problem.in_size, strict=True
+    ):
+        last = (-(-out // window.outputs) - 1) * window.outputs - axis.pad_low
+        if axis.dilation > 1 or axis.pad_low > 0 or last + window.filled > size:
+            return True
+    return False
+
+
+def steps_of(
+    problem: Problem, target: Target, tiling: FftTiling, padded: bool, tail: int
+) -> tuple[FftInput, FftOutput]:
+    """How windows are read and outputs written; `tail` channels are left over by whole vectors."""
+    p, d = problem, tiling.grid.rows
+    outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
+
+    def runs(strides: tuple[int, ...]) -> bool:
+        return strides[1] != 1 == strides[2 + d] and p.dilation[d] == 1
+
+    read = FftInput(target, p.dtype, tiling, padded, p.pad_mode, p.x_strides[1] == 1, runs(p.x_strides), tail)
+    write = FftOutput(
+        target,
+        p.dtype,
+        tiling,
+        all(strides[1] == 1 for strides in outputs),
+        all(map(runs, outputs)),
+        p.has_bias,
+        Epilogue(p.activation, p.residual),
+    )
+    return read, write
+
+
+class Fft(Algorithm):
+    """Convolution by FFT in overlapping tiles."""
+
+    name: ClassVar[str] = "fft"
+    title: ClassVar[str] = "FFT, overlapping tiles"
+    paper: ClassVar[str] = (
+        "M. Mathieu, M. Henaff, Y. LeCun: Fast Training of Convolutional Networks through FFTs, ICLR 2014; in tiles as "
+        "in A. Zlateski et al.: FFT Convolutions are Faster than Winograd on Modern CPUs, Here is Why, 2018"
+    )
+    error_class: ClassVar[str] = "transformed"
+    tunables: ClassVar[Mapping[str, str]] = {"tiles": "tiles that a thread takes through all steps at one time"}
+    whole: ClassVar[bool] = False
+    longest: ClassVar[int] = LONGEST_TILE
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Several taps, no stride, and windows that straight-line transforms can be."""
+        p = problem
+        if p.taps == 1:
+            return "the kernel has one tap, there is nothing to save"
+        if any(stride > 1 for stride in p.stride):
+            return f"the stride is {max(p.stride)}, an FFT computes the outputs of stride 1"
+        for d, taps in enumerate(p.kernel):
+            if not windows_along(p, d, whole=self.whole, longest=self.longest):
+                need = f"all {p.out_size[d]} outputs" if self.whole else "more"
+                return f"an axis has {taps} taps, a window of at most {self.longest} has no room for {need}"
+        if grid_of(p, 8, self.whole) is None:
+            return f"a window would have more than {MOST_PLACES} places"
+        return None
+
+    def error_bound(self, problem: Problem) -> float:
+        """That of a plain sum."""
+        return super().error_bound(problem) * 2
+
+    def lower(
+        self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
+    ) -> Lowering:
+        """One phase, a chunk for each block of tiles, group and group of panels."""
+        grid = grid_of(problem, host.target.lanes(problem.dtype), self.whole)
+        assert grid is not None
+        return _Lowered(problem, host, grid).lowering(threads, workspace, tunables.get("tiles"))
+
+
+class FftWhole(Fft):
+    """Convolution by FFT of whole images."""
+
+    name: ClassVar[str] = "fft_whole"
+    title: ClassVar[str] = "FFT of the whole image"
+    paper: ClassVar[str] = (
+        "M. Mathieu, M. Henaff, Y. LeCun: Fast Training of Convolutional Networks through FFTs, ICLR 2014"
+    )
+    whole: ClassVar[bool] = True
+    longest: ClassVar[int] = LONGEST
+
+
+class _Lowered(BlocksOfTiles):
+    """Sizes and phases, as Winograd's but for the steps."""
+
+    phase: ClassVar[str] = "fft"
+    tiling: FftTiling
+
+    def __init__(self, problem: Problem, host: Host, grid: Grid) -> None:
+        p = problem
+        super().__init__(p, host, FftTiling.of(grid, p.out_size, p.dilation, p.pad_low), transform=False)
+        self.padded = reaches_outside(p, self.tiling)
+        self.grid = grid
+
+    def scratch(self, tiles: int) -> tuple[dict[str, int], int]:
+        """Where everything lies in a thread's scratch for blocks of so many tiles, and its bytes."""
+        point, product = odd_lines(tiles * self.row), odd_lines(tiles * self.width)
+        m_at = self.tiling.points * point
+        plane_at = m_at + self.tiling.points * product
+        fields = {"v_point": point, "m_point": product, "v_row": self.row, "v_at": 0, "m_at": m_at}
+        fields |= {"plane_at": plane_at, "plane_back": plane_at - m_at}
+        return fields, plane_at + (math.prod(self.grid.sizes) + self.grid.longest) * self.host.target.vector_bytes
+
+    def weight_step(self) -> FftWeightStep:
+        """How filters are transformed."""
+        return FftWeightStep(self.host.target, self.problem.dtype, self.tiling, gauss=True)
+
+    def steps(self, tiles: int) -> tuple[str, ...]:
+        """What runs, in words."""
+        sizes = "x".join(map(str, self.grid.sizes))
+        return (
+            f"transform windows of {sizes} pixels, {tiles} at a time, to {self.tiling.points} points",
+            f"{self.tiling.points} matrix products for each panel of output channels",
+            "transform products to outputs",
+        )
+
+    def spec(self) -> FftSpec:
+        """The kernel."""
+        p, target = self.problem, self.host.target
+        read, write = steps_of(p, target, self.tiling, self.padded, p.group_in % self.lanes)
+        reduction = Reduction.of((1,), p.group_in, unit_channel=True, merged=False, stream=True)
+        return FftSpec(target, p.dtype, self.tiling, read, write, reduction, self.panels.shape, False)
