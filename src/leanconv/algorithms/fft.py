@@ -23,11 +23,10 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.fft_windows import LONGEST, LONGEST_TILE, MOST_PLACES, best_grid, tile_count, windows_along
-from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines, tile_fields
+from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.core import Reduction
-from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fft import FftSpec
 from leanconv.kernels.fft_grid import FftTiling, Grid

@@ -46,7 +46,6 @@ class FftSpec(WinogradSpec):
 
     def _ahead(self, fn: Function, fields: Fields, rows: list[Value]) -> None:
         """Ask for the same rows of the next point: points are many, and lie apart further than one is guessed."""
-
         if not self.ahead:
             return
 

@@ -212,7 +212,7 @@ def _forward_real(t: Tracer, x: Line) -> Line:
 
 
 def _inverse_real(t: Tracer, x: Line, n: int) -> list[Term]:
-    """n times the real numbers whose bins 0 to n / 2 are given."""
+    """N times the real numbers whose bins 0 to n / 2 are given."""
     if n == 1:
         return [x[0].re]
     radix = radix_of(n)
