@@ -85,9 +85,8 @@ def test_profile_names_what_ran(network: object) -> None:
     session, x = leanconv.onnx.load(network), _image(1, 3, 8, 8)
     profile = session.profile({"x": x})
     np.testing.assert_array_equal(profile.outputs["y"], session.run({"x": x})["y"])
-    assert [timing.op for timing in profile.timings][:2] == ["leanconv.Conv", "leanconv.Conv"]
-    assert all(timing.seconds >= 0 for timing in profile.timings) and profile.timings[0].algorithm
-    assert profile.seconds <= profile.timings[-1].start + profile.timings[-1].seconds
+    assert [step.op for step in profile.steps].count("leanconv.Conv") == 2
+    assert len(profile.seconds) == len(profile.steps) and all(seconds >= 0 for seconds in profile.seconds)
 
 
 def test_shapes_from_values_of_inputs() -> None:
@@ -148,7 +147,8 @@ def test_free_extents_of_one_name_are_equal() -> None:
 def test_prepare(network: object) -> None:
     session = leanconv.onnx.load(network)
     ready = session.prepare({"x": (1, 3, 8, 8)})
-    assert ready.activation_bytes == 8 * 8 * 8 * 4 * 2  # two maps of eight channels
+    assert ready.activation_bytes >= 8 * 8 * 8 * 4 * 2  # two maps of eight channels
+    assert ready.peak_bytes >= ready.activation_bytes
     assert session.prepare({"x": (1, 3, 8, 8)}) is ready
     for shapes in (None, {"x": (1, 3, 8)}, {"y": (1,)}, {"x": (1, 4, 8, 8)}):
         with pytest.raises(ArgumentValueError):
@@ -167,13 +167,13 @@ def test_memory_limit(network: object) -> None:
     x = _image(1, 3, 32, 32)
     free = leanconv.onnx.load(network, threads=1)
     wanted = free.run({"x": x})["y"]
-    ready = free.prepare({"x": x.shape})
     with pytest.raises(MemoryLimitError) as caught:
-        leanconv.onnx.load(network, memory_limit=ready.activation_bytes - 1).run({"x": x})
-    assert caught.value.limit == ready.activation_bytes - 1
-    tight = leanconv.onnx.load(network, memory_limit=ready.activation_bytes + 4096, threads=1)
+        leanconv.onnx.load(network, memory_limit=1024, threads=1).run({"x": x})
+    least = caught.value.needed
+    tight = leanconv.onnx.load(network, memory_limit=least, threads=1)
     np.testing.assert_allclose(tight.run({"x": x})["y"], wanted, atol=1e-5)
-    assert tight.prepare({"x": x.shape}).workspace_bytes <= 4096
+    ready = tight.prepare({"x": x.shape})
+    assert ready.peak_bytes + ready.extra_bytes <= least
 
 
 @pytest.mark.parametrize(

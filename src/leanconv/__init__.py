@@ -5,7 +5,7 @@ from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
-from leanconv.decomp import separable
+from leanconv.decomp import Cp, cp, separable, shift_conv2d
 from leanconv.errors import (
     AllocationError,
     ArgumentError,
@@ -15,7 +15,10 @@ from leanconv.errors import (
     CompileError,
     LeanconvError,
     MemoryLimitError,
+    MissingPackageError,
+    ModelError,
     NotApplicableError,
+    UnsupportedModelError,
 )
 from leanconv.layouts import to_layout
 from leanconv.mapped import mapped_conv2d, regular_map
@@ -42,13 +45,17 @@ __all__ = [
     "BoundPlan",
     "CacheError",
     "CompileError",
+    "Cp",
     "Explanation",
     "LeanconvError",
     "MemoryLimitError",
+    "MissingPackageError",
+    "ModelError",
     "NetworkPlan",
     "NotApplicableError",
     "Plan",
     "Problem",
+    "UnsupportedModelError",
     "__version__",
     "algorithms",
     "cache_clear",
@@ -56,6 +63,7 @@ __all__ = [
     "conv1d",
     "conv2d",
     "conv3d",
+    "cp",
     "empty",
     "explain",
     "fma_peak",
@@ -75,6 +83,7 @@ __all__ = [
     "separable_conv2d",
     "set_memory_limit",
     "set_num_threads",
+    "shift_conv2d",
     "threads",
     "to_layout",
 ]

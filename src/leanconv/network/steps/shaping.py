@@ -155,8 +155,9 @@ class Blocks(_Shaping):
         if node.op == "SpaceToDepth":
             source = reshaped(x, (n, c, h // b, b, w // b, b))
             assert source is not None
-            source = transposed(source, (0, 3, 5, 1, 2, 4))
-            target = reshaped(out, (n, b, b, c, h // b, w // b))
+            by_channel = node.attributes.get("mode", "DCR") in ("CRD", b"CRD")
+            source = transposed(source, (0, 1, 3, 5, 2, 4) if by_channel else (0, 3, 5, 1, 2, 4))
+            target = reshaped(out, (n, c, b, b, h // b, w // b) if by_channel else (n, b, b, c, h // b, w // b))
         elif node.attributes.get("mode", "DCR") in ("DCR", b"DCR"):
             source = reshaped(x, (n, b, b, c // b**2, h, w))
             assert source is not None
