@@ -28,6 +28,7 @@ from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.core import Reduction
+from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fft import FftSpec
 from leanconv.kernels.fft_grid import FftTiling, Grid
