@@ -1,6 +1,13 @@
 """Convolution on CPUs: the published algorithms side by side, each with its exact bytes and its time."""
 
 from leanconv.api import algorithms, conv1d, conv2d, conv3d, explain, network_frontier, plan, plan_network
+from leanconv.backward import (
+    BackwardWeightsPlan,
+    conv1d_backward_weights,
+    conv2d_backward_weights,
+    conv3d_backward_weights,
+    plan_backward_weights,
+)
 from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
@@ -32,6 +39,16 @@ from leanconv.planning.pins import pinned, record_plans
 from leanconv.problem import Activation, Problem
 from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads, set_num_threads, threads
+from leanconv.transposed_api import (
+    conv1d_backward_data,
+    conv2d_backward_data,
+    conv3d_backward_data,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    plan_backward_data,
+    plan_transpose,
+)
 
 __version__ = "0.1.0"
 
@@ -42,6 +59,7 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "ArgumentValueError",
+    "BackwardWeightsPlan",
     "BoundPlan",
     "CacheError",
     "CompileError",
@@ -61,8 +79,17 @@ __all__ = [
     "cache_clear",
     "cache_info",
     "conv1d",
+    "conv1d_backward_data",
+    "conv1d_backward_weights",
     "conv2d",
+    "conv2d_backward_data",
+    "conv2d_backward_weights",
     "conv3d",
+    "conv3d_backward_data",
+    "conv3d_backward_weights",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cp",
     "empty",
     "explain",
@@ -76,7 +103,10 @@ __all__ = [
     "network_frontier",
     "pinned",
     "plan",
+    "plan_backward_data",
+    "plan_backward_weights",
     "plan_network",
+    "plan_transpose",
     "record_plans",
     "regular_map",
     "separable",

@@ -247,10 +247,8 @@ def _prepare(
 
     def ready() -> tuple[Any, Callable[[], object]]:
         name, _, limit = row.algorithm.partition(LIMITED)
-        asked: dict[str, Any] = {"algorithm": name, "threads": row.threads}
-        if limit:
-            asked["memory_limit"] = limit
-        plan = engine.plan(*layer.shapes(row.layout), **options, **asked)
+        asked = options | ({"memory_limit": limit} if limit else {})
+        plan = engine.plan(*layer.shapes(row.layout), **asked, algorithm=name, threads=row.threads)
         bound = plan.bind(w, bias)
         return plan, lambda: bound(x, out=out)
 

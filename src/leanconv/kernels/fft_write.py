@@ -38,7 +38,9 @@ class FftOutput:
         """A vector of channels."""
         return vector(SCALARS[self.dtype], self.target.lanes(self.dtype))
 
-    def writer(self, fn: Function, fields: Fields, plane: Value, row: Value, out: Value, residual: Value | None) -> FftWriter:
+    def writer(
+        self, fn: Function, fields: Fields, plane: Value, row: Value, out: Value, residual: Value | None
+    ) -> FftWriter:
         """The step inside one kernel, with a plane and a row to work in."""
         grid, width = self.tiling.grid, self.target.vector_bytes
         passes = Passes(fn, grid, self.kind, width, self.target.fma, plane)

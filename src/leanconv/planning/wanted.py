@@ -11,7 +11,7 @@ from leanconv.algorithms.base import Algorithm
 from leanconv.checks import flag, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.problem import Problem
-from leanconv.staging import refusal
+from leanconv.staging import error_bound, refusal
 
 ACCURACIES = ("exact", "standard", "fast")
 CHOICES = ("model", "measure", "exhaustive")
@@ -110,7 +110,7 @@ def _unfit(algorithm: Algorithm, problem: Problem, accuracy: str, deterministic:
         if reason is not None:  # a bound is stated for what can be computed
             return reason
         plain = Algorithm.error_bound(algorithm, problem)
-        bound = algorithm.error_bound(problem)
+        bound = error_bound(algorithm, problem)
         if bound > STANDARD * plain:
             return f"accuracy 'standard': its error bound is {bound:.0e}, {STANDARD * plain:.0e} is allowed"
     return None
