@@ -27,6 +27,7 @@ from leanconv.planning.limits import get_memory_limit, memory_limit, set_memory_
 from leanconv.planning.network import NetworkPlan
 from leanconv.planning.pins import pinned, record_plans
 from leanconv.problem import Activation, Problem
+from leanconv.registry import register_algorithm, unregister_algorithm
 from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads, set_num_threads, threads
 
@@ -70,6 +71,7 @@ __all__ = [
     "plan",
     "plan_network",
     "record_plans",
+    "register_algorithm",
     "regular_map",
     "separable",
     "separable_conv2d",
@@ -77,4 +79,5 @@ __all__ = [
     "set_num_threads",
     "threads",
     "to_layout",
+    "unregister_algorithm",
 ]
