@@ -37,6 +37,7 @@ from leanconv.planning.limits import get_memory_limit, memory_limit, set_memory_
 from leanconv.planning.network import NetworkPlan
 from leanconv.planning.pins import pinned, record_plans
 from leanconv.problem import Activation, Problem
+from leanconv.registry import register_algorithm, unregister_algorithm
 from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads, set_num_threads, threads
 from leanconv.transposed_api import (
@@ -108,6 +109,7 @@ __all__ = [
     "plan_network",
     "plan_transpose",
     "record_plans",
+    "register_algorithm",
     "regular_map",
     "separable",
     "separable_conv2d",
@@ -116,4 +118,5 @@ __all__ = [
     "shift_conv2d",
     "threads",
     "to_layout",
+    "unregister_algorithm",
 ]
