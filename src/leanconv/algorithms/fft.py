@@ -202,6 +202,7 @@ class FftWhole(Fft):
     paper: ClassVar[str] = (
         "M. Mathieu, M. Henaff, Y. LeCun: Fast Training of Convolutional Networks through FFTs, ICLR 2014"
     )
+    tunables: ClassVar[Mapping[str, str]] = {}
     whole: ClassVar[bool] = True
     longest: ClassVar[int] = LONGEST
 
