@@ -326,6 +326,6 @@ _COMMANDS = {
     "doctor": _doctor,
     "cache": _cache,
     **results_cli.HANDLERS,
-    **dict.fromkeys(("explain", "tune", "network", "records", "model-error"), _plan),
+    **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas"), _plan),
     **results_cli.HANDLERS,
 }
