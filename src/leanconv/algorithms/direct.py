@@ -22,7 +22,7 @@ from typing import ClassVar
 from leanconv.algorithms import batchwise
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.batchjoin import joined, together
-from leanconv.algorithms.dense import core_phase, image_input, output_refusal, pack_weights
+from leanconv.algorithms.dense import core_phase, image_input, pack_weights
 from leanconv.host import Host
 from leanconv.problem import Problem
 
@@ -38,8 +38,8 @@ class Direct(Algorithm):
     )
 
     def refusal(self, problem: Problem) -> str | None:
-        """Any problem whose output the core can store into."""
-        return output_refusal(problem)
+        """Any problem."""
+        return None
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

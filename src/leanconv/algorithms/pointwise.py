@@ -14,7 +14,7 @@ from typing import ClassVar
 from leanconv.algorithms import columns
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.batchjoin import joined, together
-from leanconv.algorithms.dense import core_phase, image_input, output_refusal, pack_weights, rows_input
+from leanconv.algorithms.dense import core_phase, image_input, pack_weights, rows_input
 from leanconv.host import Host
 from leanconv.problem import Problem
 
@@ -33,7 +33,7 @@ class Pointwise(Algorithm):
             return f"the kernel has {problem.taps} taps, pointwise takes one"
         if any(problem.pad_low) or any(problem.pad_high):
             return "the image is padded"
-        return output_refusal(problem)
+        return None
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

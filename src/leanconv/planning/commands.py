@@ -20,7 +20,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Show a layer's work, traffic and roofline; for every algorithm its bytes, predicted and measured "
         "time, and what became of it; the steps of the one that runs; what more memory would buy.",
     )
-    explain.add_argument("layers", nargs="*", metavar="LAYERS", help="as for leanconv bench")
+    explain.add_argument("layers", nargs="*", metavar="LAYERS", help="as for leanconv bench, or an .onnx file")
+    explain.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="of a model's input")
+    explain.add_argument("--plot", metavar="PATH", help="of a model: draw memory over the steps, and the frontier")
     explain.add_argument("--measure", action="store_true", help="time every algorithm that fits")
     explain.add_argument(
         "--why-im2col", action="store_true", help="why a matrix product beats plain loops, in this machine's figures"
@@ -119,6 +121,10 @@ def _explain(options: argparse.Namespace) -> int:
         found = lesson()
         print(json.dumps(asdict(found), indent=1) if options.json else found)
         return 0
+    if len(options.layers) == 1 and options.layers[0].endswith(".onnx"):
+        from leanconv.onnx.commands import explain
+
+        return explain(options, options.layers[0])
     if not options.layers:
         print("leanconv: name the layers to explain, or --why-im2col", file=sys.stderr)
         return 2
