@@ -1,4 +1,4 @@
-"""`leanconv explain`, `leanconv tune`, `leanconv records` and `leanconv network`."""
+"""`leanconv explain`, `leanconv tune`, `leanconv formulas`, `leanconv records` and `leanconv network`."""
 
 from __future__ import annotations
 
@@ -56,6 +56,14 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "that the model takes needs than the fastest that was measured.",
     )
     error.add_argument("report", metavar="REPORT")
+    formulas = commands.add_parser(
+        "formulas",
+        help="show the workspace that papers state beside what a call takes",
+        description="For each algorithm whose paper states its memory: the formula and its bytes for a layer, what the "
+        "plan declares, and what was asked of the system while weights were bound and a call ran.",
+    )
+    formulas.add_argument("layers", nargs="+", metavar="LAYERS", help="as for leanconv bench")
+    _add_common(formulas)
     records = commands.add_parser(
         "records",
         help="show, export, merge or delete what was measured",
@@ -79,6 +87,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
     steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": _error}
+    steps["formulas"] = _formulas
     try:
         return steps[options.command](options)
     except LeanconvError as error:
@@ -212,6 +221,24 @@ def _error(options: argparse.Namespace) -> int:
     from leanconv.planning.error import error_text, model_error
 
     print(error_text(model_error(options.report)))
+    return 0
+
+
+def _formulas(options: argparse.Namespace) -> int:
+    from leanconv.bench.catalogue import resolve
+    from leanconv.planning.formulas import rows
+    from leanconv.planning.text import formulas_text
+
+    threads = _arguments(options)[1]
+    several = []
+    for layer in resolve(options.layers):
+        problem = layer.problem(options.layout)
+        found = rows(problem, threads)
+        if not options.json:
+            print(f"{layer.name}: {formulas_text(problem, found)}\n")
+        several.append({"name": layer.name, "rows": [{**asdict(row), "formula": row.formula.text} for row in found]})
+    if options.json:
+        print(json.dumps(several, indent=1))
     return 0
 
 
