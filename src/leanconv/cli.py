@@ -151,7 +151,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=("all",),
         metavar="A,B",
         help="algorithms to measure (auto: the one leanconv chooses; all: each that applies, but for the "
-        "slow reference; default: all)",
+        "slow reference; auto@256KiB: with a memory limit, which any name can have; default: all)",
     )
     add(
         "--layout",

@@ -8,7 +8,7 @@ Workspace   a thread: points * block * (C/g + NR) elements and one window of NR,
             pixels and block the windows staged at one time
 Weights     3/2 of the window's pixels for each filter: 384 elements for 16 x 16
 Good for    kernels of 5x5 and more, stride 1, many channels in and out; its rounding is that of a plain sum
-Bad for     few outputs (all weights are read for each block), strides
+Bad for     few outputs (all weights are read for each block), strides, infinities (they spoil a whole window)
 
 M. Mathieu, M. Henaff, Y. LeCun: Fast Training of Convolutional Networks through FFTs, ICLR 2014; in tiles as in
 A. Zlateski et al.: FFT Convolutions are Faster than Winograd on Modern CPUs, Here is Why, 2018.
@@ -18,12 +18,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.fft_windows import LONGEST, LONGEST_TILE, MOST_PLACES, best_grid, tile_count, windows_along
-from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines, tile_fields
+from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.core import Reduction
@@ -36,29 +37,67 @@ from leanconv.kernels.fft_weights import FftWeightStep
 from leanconv.kernels.fft_write import FftOutput
 from leanconv.problem import Problem
 
-# For the cost model: operations of a transform for each place of a window, and more for each halving of it.
-_PLACE, _HALVING = 10.0, 1.0
-_STREAM = 8.0
+# For the cost model, in slots of a multiply-add. A place of a transform costs more in longer lines, whose values do not
+# stay in registers (measured from 12 to 128 places). More of a byte's time shows than with the plain core: every point
+# is another matrix, used for a block of tiles only. How much more: of windows, and of weights by the part of the last
+# cache that they fill. A register tile of few rows waits for its own sums.
+_PLACE, _LENGTH = 16.0, 0.5
+_WINDOWS, _WEIGHTS = 25.0, ((0.25, 3.0), (0.8, 13.0), (math.inf, 30.0))
+_READ, _READ_MEMORY = 0.011, 0.0218
+_ROWS, _FEWEST = 6, 4
+BLOCK = 16  # tiles that weights are read for at least
 
 
 def transform_slots(grid: Grid) -> float:
-    """Operations of one transform of a vector of windows."""
-    places = math.prod(grid.sizes)
-    return places * (_PLACE + _HALVING * math.log2(places))
+    """Slots of one transform of a vector of windows."""
+    mean = sum(grid.sizes[d] for d in grid.active) / len(grid.active)
+    return math.prod(grid.sizes) * (_PLACE + _LENGTH * mean)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a layer takes: counts, and bytes of weights and of transformed windows as they are read."""
+
+    counts: Mapping[str, float]
+    weights: float
+    blocks: int
+    windows: float
+
+    @staticmethod
+    def of(problem: Problem, grid: Grid, lanes: int, blocks: int) -> Work:
+        """That of tiles in so many blocks."""
+        p, points, tiles = problem, grid.points(True), tile_count(problem, grid)
+        inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
+        block = -(-tiles // max(1, blocks))
+        rows = blocks * max(block, _FEWEST * -(-block // _ROWS))
+        counts = {
+            "multiply": p.groups * rows * points * p.group_in * outer,
+            "vector": p.groups * tiles * (inner + outer) * transform_slots(grid),
+        }
+        weights = p.groups * points * p.group_in * outer * lanes * p.itemsize
+        windows = p.groups * tiles * points * inner * lanes * -(-outer // 2) * p.itemsize
+        return Work(counts, weights, blocks, windows)
+
+    def stream(self, host: Host) -> float:
+        """How many times as much of a weight's time shows."""
+        return next(factor for part, factor in _WEIGHTS if self.weights <= part * host.l3)
+
+    def slots(self, host: Host) -> float:
+        """All of it."""
+        byte = _READ if self.weights <= 0.8 * host.l3 else _READ_MEMORY
+        read = self.blocks * self.weights * self.stream(host) * byte + self.windows * _WINDOWS * _READ
+        return sum(self.counts.values()) + read
 
 
 @lru_cache(maxsize=512)
-def grid_of(problem: Problem, lanes: int, whole: bool) -> Grid | None:
-    """The windows of least cost on vectors of so many lanes."""
-    p = problem
-    inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
+def grid_of(problem: Problem, host: Host, whole: bool) -> Grid | None:
+    """The windows of least cost; they depend on neither layout nor threads, as bits must not."""
+    lanes = host.target.lanes(problem.dtype)
 
     def slots(grid: Grid) -> float:
-        points = grid.points(True)
-        tile = points * p.group_in * outer + (inner + outer) * transform_slots(grid)
-        return tile_count(p, grid) * tile + points * p.group_in * outer * _STREAM
+        return Work.of(problem, grid, lanes, -(-tile_count(problem, grid) // BLOCK)).slots(host)
 
-    return best_grid(p, slots, whole=whole, longest=LONGEST if whole else LONGEST_TILE)
+    return best_grid(problem, slots, whole=whole, longest=LONGEST if whole else LONGEST_TILE)
 
 
 def reaches_outside(problem: Problem, tiling: FftTiling) -> bool:
@@ -120,19 +159,32 @@ class Fft(Algorithm):
             if not windows_along(p, d, whole=self.whole, longest=self.longest):
                 need = f"all {p.out_size[d]} outputs" if self.whole else "more"
                 return f"an axis has {taps} taps, a window of at most {self.longest} has no room for {need}"
-        if grid_of(p, 8, self.whole) is None:
-            return f"a window would have more than {MOST_PLACES} places"
+        shortest = [windows_along(p, d, whole=self.whole, longest=self.longest)[0].size for d in range(p.ndim)]
+        if math.prod(shortest) > MOST_PLACES:
+            return f"a window would have {math.prod(shortest)} places, at most {MOST_PLACES} are supported"
         return None
 
     def error_bound(self, problem: Problem) -> float:
-        """That of a plain sum."""
-        return super().error_bound(problem) * 2
+        """That of a plain sum: rounding of transforms is of the order of log2(n) units, and sums are shorter."""
+        return super().error_bound(problem)
+
+    def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
+        """Products, transforms, weights that each block of tiles reads once, and windows that each panel does."""
+        p, grid, lanes = problem, grid_of(problem, host, self.whole), host.target.lanes(problem.dtype)
+        assert grid is not None
+        work = Work.of(p, grid, lanes, int(lowering.parameters["blocks"]))
+        out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
+        reads = (
+            (work.stream(host) * work.blocks * work.weights, work.weights),
+            (_WINDOWS * work.windows, lowering.workspace[0].nbytes),
+        )
+        return Cost(work.counts, reads, ((out, out),), lowering.phases[-1].chunks)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase, a chunk for each block of tiles, group and group of panels."""
-        grid = grid_of(problem, host.target.lanes(problem.dtype), self.whole)
+        grid = grid_of(problem, host, self.whole)
         assert grid is not None
         return _Lowered(problem, host, grid).lowering(threads, workspace, tunables.get("tiles"))
 

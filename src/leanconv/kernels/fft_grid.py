@@ -127,7 +127,8 @@ class Grid:
         """Run `body(line, pair, point)`: address of a line in the plane, bytes to imaginary parts, its first point."""
         near = [width * n for n in row_major(self.sizes)]
         start = sum(first * near[e] for e, first, _, _ in region.loops)
-        turns, points = [], region.points
+        turns: list[Turns] = []
+        points = region.points
         for e, _, count, skip in reversed(region.loops):
             turns.insert(0, Turns([(count, 0)], [skip * near[e], fn.mul(step, points)]))
             points *= count

@@ -148,9 +148,9 @@ class _Arranger:
         if found is None:
             return None, f"no kernels for {node.op}"
         types = [self.graph.types[name] if name else None for name in node.inputs]
-        if any(t is not None and t.size == 0 for t in types):
-            return None, "an empty input"
         constants = [self.graph.constants.get(name) for name in node.inputs]
+        if any(t is not None and not t.size and c is None for t, c in zip(types, constants, strict=True)):
+            return None, "an empty input"
         reason = found.refusal(node, types, constants)
         return (found, "") if reason is None else (None, reason)
 
@@ -165,14 +165,14 @@ class _Arranger:
             return
         views = found.view(node, inputs, present) if found is not None else None
         if views is not None:
-            for name, place in zip([n for n in node.outputs if n], views, strict=True):
-                self._enter(name, place)
+            for name, seen in zip([n for n in node.outputs if n], views, strict=True):
+                self._enter(name, seen)
                 if name in graph.outputs:
                     self._to_output(name)
             return
         if found is not None:
             inputs = [
-                o if o is None or found.accepts(node, i, o.place) else self._copied(node, i, o)
+                o if o is None or found.accepts(node, i, o.place) else self._copied(node, i, o, found)
                 for i, o in enumerate(inputs)
             ]
         outputs: list[Place | None] = [
@@ -182,7 +182,7 @@ class _Arranger:
         wanted: list[Place | None] = list(outputs)
         sources = [graph.types[name] if name else None for name in node.inputs]
         if found is not None and outputs[0] is not None and not found.writes(node, outputs[0], sources):
-            outputs[0] = self._storage(f"{node.name}/written", present[0], row_major(len(present[0].shape)))
+            outputs[0] = self._storage(f"{node.name}/written", present[0], _usual(found, len(present[0].shape)))
         self._add(Step(node.name, Call(node, tuple(inputs), tuple(outputs)), found, reason))
         if outputs[0] is not None and wanted[0] is not None and outputs[0] is not wanted[0]:
             self._copy(f"{node.name}/moved", outputs[0], wanted[0])
@@ -281,9 +281,9 @@ class _Arranger:
         native = COPY.refusal(node, [ValueType(source.shape, source.dtype)], [None])
         self._add(Step(name, Call(node, (Operand(source),), (target,)), COPY if native is None else None, native or ""))
 
-    def _copied(self, node: Node, position: int, operand: Operand) -> Operand:
+    def _copied(self, node: Node, position: int, operand: Operand, found: Lowerer) -> Operand:
         type_ = ValueType(operand.place.shape, operand.place.dtype)
-        place = self._storage(f"{node.name}/{position}", type_, row_major(len(type_.shape)))
+        place = self._storage(f"{node.name}/{position}", type_, _usual(found, len(type_.shape)))
         self._copy(f"{node.name}/input {position}", operand.place, place)
         return replace(operand, place=place)
 
@@ -317,6 +317,11 @@ class _Arranger:
         self._enter(name, whole)
         if name in self.graph.outputs and whole.storage != OUTPUT + name:
             self._to_output(name)
+
+
+def _usual(found: Lowerer, rank: int) -> tuple[int, ...]:
+    """The order of axes that a step can read and write in any case."""
+    return channels_last(rank) if found.image else row_major(rank)
 
 
 def _concat_slots(graph: Graph, plain: Arrangement) -> dict[str, Place]:

@@ -152,11 +152,11 @@ class Lowerer:
         return None
 
     def accepts(self, node: Node, position: int, place: Place) -> bool:
-        """Whether an input may be read where it lies; if not, it is copied to C order."""
+        """Whether an input may be read where it lies; if not, it is copied to C order (images: channels last)."""
         return True
 
     def writes(self, node: Node, place: Place, types: Types) -> bool:
-        """Whether the output may be written there; if not, it is written in C order and copied."""
+        """Whether the output may be written there; if not, it is written as `accepts` says, and copied."""
         return True
 
     def order(self, node: Node, first: Place | None, rank: int) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ class Pooling(Lowerer):
         """One phase."""
         node, x = call.node, call.given(0)
         w = pool_windows(node, x.shape)
-        ends = [n + a + b for n, a, b in zip(x.shape[2:], w.low, w.high, strict=True)]
+        ends = [n + b for n, b in zip(x.shape[2:], w.high, strict=True)]
         how = MAX if node.op == "MaxPool" else MEAN
         padded = how == MEAN and bool(node.attributes.get("count_include_pad", 0))
         window = [*zip(w.kernel, w.stride, w.dilation, w.low, ends, strict=True)]
@@ -97,7 +97,7 @@ def pool_phase(
     padded: bool,
     setting: Setting,
 ) -> Phase:
-    """Windows of an image reduced; for each spatial axis taps, stride, dilation, padding before, padded end."""
+    """Windows of an image reduced; for each spatial axis taps, stride, dilation, padding before, end of that after."""
     dims, item = len(window), x.item
     batch, channels = x.shape[:2]
     unit = all(p.strides[1] == 1 or channels == 1 for p in (x, out))
