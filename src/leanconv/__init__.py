@@ -5,7 +5,19 @@ from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
-from leanconv.decomp import Cp, cp, separable, shift_conv2d
+from leanconv.decomp import (
+    Cp,
+    FusedFilter,
+    Separable,
+    box_filter,
+    cp,
+    flipped,
+    fuse_filters,
+    separable,
+    shift_conv2d,
+    shuffle_channels,
+    shuffle_inputs,
+)
 from leanconv.errors import (
     AllocationError,
     ArgumentError,
@@ -44,6 +56,7 @@ __all__ = [
     "CompileError",
     "Cp",
     "Explanation",
+    "FusedFilter",
     "LeanconvError",
     "MemoryLimitError",
     "MissingPackageError",
@@ -51,8 +64,10 @@ __all__ = [
     "NotApplicableError",
     "Plan",
     "Problem",
+    "Separable",
     "__version__",
     "algorithms",
+    "box_filter",
     "cache_clear",
     "cache_info",
     "conv1d",
@@ -61,7 +76,9 @@ __all__ = [
     "cp",
     "empty",
     "explain",
+    "flipped",
     "fma_peak",
+    "fuse_filters",
     "get_memory_limit",
     "get_num_threads",
     "inverted_residual",
@@ -79,5 +96,7 @@ __all__ = [
     "set_memory_limit",
     "set_num_threads",
     "shift_conv2d",
+    "shuffle_channels",
+    "shuffle_inputs",
     "threads",
 ]
