@@ -94,9 +94,7 @@ def chains(draw: st.DrawFn) -> tuple[int, dict[str, Any], dict[str, Any], tuple[
             "kernel": tuple(draw(st.integers(1, 3)) for _ in range(ndim)),
             "stride": tuple(draw(st.sampled_from([1, 1, 2, 3])) for _ in range(ndim)),
             "dilation": tuple(draw(st.sampled_from([1, 1, 2])) for _ in range(ndim)),
-            "padding": tuple(
-                (draw(st.integers(0, 2)), draw(st.integers(0, 2))) if padded else (0, 0) for _ in range(ndim)
-            ),
+            "padding": tuple(draw(st.tuples(pads, pads)) if padded else (0, 0) for _ in range(ndim)),
         }
 
     first, second = layer(True), layer(False)
