@@ -89,7 +89,7 @@ def test_as_a_module():
         ([], "COMMAND"),
         (["cook"], "invalid choice: 'cook'"),
         (["cache"], "ACTION"),
-        (["bench", "x", "--layout", "NHWC,CHWN"], "'CHWN' is no layout; there are NHWC and NCHW"),
+        (["bench", "x", "--layout", "NHWC,HWCN"], "'HWCN' is no layout; there are NHWC, NCHW, CHWN and CHWN8"),
         (["bench", "x", "--threads", "1,0"], "'0' must be a whole number of at least 1"),
         (["bench", "x", "--batch", "two"], "'two' must be a whole number of at least 1"),
         (["bench", "x", "--time", "-1"], "'-1' must be a number of seconds above 0"),

@@ -145,7 +145,7 @@ def test_settings() -> None:
         ({"x_shape": 3}, ArgumentValueError, "x_shape"),
         ({"dtype": "float16"}, ArgumentTypeError, "dtype"),
         ({"bias": 1}, ArgumentTypeError, "bias"),
-        ({"layout": "CHWN"}, ArgumentValueError, "layout"),
+        ({"layout": "HWCN"}, ArgumentValueError, "layout"),
     ],
 )
 def test_errors_name_the_argument(options: dict[str, Any], kind: type[ArgumentError], argument: str) -> None:

@@ -1,6 +1,13 @@
 """Convolution on CPUs: the published algorithms side by side, each with its exact bytes and its time."""
 
 from leanconv.api import algorithms, conv1d, conv2d, conv3d, explain, network_frontier, plan, plan_network
+from leanconv.backward import (
+    BackwardWeightsPlan,
+    conv1d_backward_weights,
+    conv2d_backward_weights,
+    conv3d_backward_weights,
+    plan_backward_weights,
+)
 from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
@@ -28,8 +35,11 @@ from leanconv.errors import (
     LeanconvError,
     MemoryLimitError,
     MissingPackageError,
+    ModelError,
     NotApplicableError,
+    UnsupportedModelError,
 )
+from leanconv.layouts import to_layout
 from leanconv.mapped import mapped_conv2d, regular_map
 from leanconv.outputs import empty
 from leanconv.peak import fma_peak
@@ -39,8 +49,19 @@ from leanconv.planning.limits import get_memory_limit, memory_limit, set_memory_
 from leanconv.planning.network import NetworkPlan
 from leanconv.planning.pins import pinned, record_plans
 from leanconv.problem import Activation, Problem
+from leanconv.registry import register_algorithm, unregister_algorithm
 from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads, set_num_threads, threads
+from leanconv.transposed_api import (
+    conv1d_backward_data,
+    conv2d_backward_data,
+    conv3d_backward_data,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    plan_backward_data,
+    plan_transpose,
+)
 
 __version__ = "0.1.0"
 
@@ -51,6 +72,7 @@ __all__ = [
     "ArgumentError",
     "ArgumentTypeError",
     "ArgumentValueError",
+    "BackwardWeightsPlan",
     "BoundPlan",
     "CacheError",
     "CompileError",
@@ -60,19 +82,30 @@ __all__ = [
     "LeanconvError",
     "MemoryLimitError",
     "MissingPackageError",
+    "ModelError",
     "NetworkPlan",
     "NotApplicableError",
     "Plan",
     "Problem",
     "Separable",
+    "UnsupportedModelError",
     "__version__",
     "algorithms",
     "box_filter",
     "cache_clear",
     "cache_info",
     "conv1d",
+    "conv1d_backward_data",
+    "conv1d_backward_weights",
     "conv2d",
+    "conv2d_backward_data",
+    "conv2d_backward_weights",
     "conv3d",
+    "conv3d_backward_data",
+    "conv3d_backward_weights",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
     "cp",
     "empty",
     "explain",
@@ -88,8 +121,12 @@ __all__ = [
     "network_frontier",
     "pinned",
     "plan",
+    "plan_backward_data",
+    "plan_backward_weights",
     "plan_network",
+    "plan_transpose",
     "record_plans",
+    "register_algorithm",
     "regular_map",
     "separable",
     "separable_conv2d",
@@ -99,4 +136,6 @@ __all__ = [
     "shuffle_channels",
     "shuffle_inputs",
     "threads",
+    "to_layout",
+    "unregister_algorithm",
 ]

@@ -121,7 +121,8 @@ def plan(
     """Decide how a convolution will be computed, without computing it.
 
     Args:
-        x_shape: (N, C, *spatial), or (N, *spatial, C) with layout="NHWC"; 1, 2 or 3 spatial axes.
+        x_shape: (N, C, *spatial), or (N, *spatial, C) with layout="NHWC", (C, *spatial, N) with "CHWN", or
+            (N/8, C, *spatial, 8) with "CHWN8"; 1, 2 or 3 spatial axes.
         w_shape: (K, C/groups, *kernel).
         dtype: "float32" or "float64".
         bias: whether there is a bias.
@@ -161,7 +162,7 @@ def plan(
         MemoryLimitError: nothing fits the limit; says the least that would do.
     """
     problem = make_problem(
-        _ndim(x_shape),
+        _ndim(x_shape, layout),
         x_shape,
         w_shape,
         dtype=dtype,
@@ -228,7 +229,7 @@ def explain(
         NotApplicableError: the algorithm asked for cannot compute this; carries the reason.
         MemoryLimitError: nothing fits the limit; says the least that would do.
     """
-    problem = make_problem(_ndim(x_shape), x_shape, w_shape, dtype=dtype, **options)
+    problem = make_problem(_ndim(x_shape, options.get("layout")), x_shape, w_shape, dtype=dtype, **options)
     return explain_problem(
         problem,
         algorithm,
@@ -309,10 +310,11 @@ def _layers(layers: Sequence[Plan | Problem]) -> list[tuple[str, Problem]]:
     ]
 
 
-def _ndim(x_shape: Sequence[int]) -> int:
-    if not isinstance(x_shape, tuple | list) or not 3 <= len(x_shape) <= 5:
+def _ndim(x_shape: Sequence[int], layout: Any) -> int:
+    axes = len(x_shape) - (layout == "CHWN8") if isinstance(x_shape, tuple | list) else 0
+    if not 3 <= axes <= 5:
         raise ArgumentValueError("x_shape", x_shape, "must have a batch, a channel and 1 to 3 spatial axes")
-    return len(x_shape) - 2
+    return axes - 2
 
 
 def algorithms(
@@ -338,5 +340,5 @@ def algorithms(
         ArgumentTypeError: an argument of the wrong type.
         ArgumentValueError: a value that is not allowed, or shapes that do not fit.
     """
-    problem = make_problem(_ndim(x_shape), x_shape, w_shape, dtype=dtype, **options)
+    problem = make_problem(_ndim(x_shape, options.get("layout")), x_shape, w_shape, dtype=dtype, **options)
     return list_algorithms(problem, get_num_threads() if threads is None else integer("threads", threads, 1))

@@ -103,8 +103,9 @@ def canonical_strides(
         return dense
     if not isinstance(strides, tuple | list):
         raise ArgumentTypeError(argument, strides, f"must be a tuple of {len(shape)} ints")
-    if len(strides) != len(shape):
-        rule = f"must have {len(shape)} entries, one for each axis of {to_user(shape, layout)}"
+    axes = to_user(shape, layout)
+    if len(strides) != len(axes):
+        rule = f"must have {len(axes)} entries, one for each axis of {axes}"
         raise ArgumentValueError(argument, strides, rule)
     ints = to_canonical([integer(argument, s, None, shown=strides, what="entries") for s in strides], layout)
     if 0 in shape:

@@ -6,6 +6,7 @@ All of them are `LeanconvError`; each is also the built-in exception a caller wo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 _LONGEST_VALUE = 80
@@ -115,6 +116,27 @@ class MissingPackageError(LeanconvError, ImportError):
     def __str__(self) -> str:
         """Return the message on one line."""
         return f"the package {self.package} is not installed; {self.why}: {self.remedy}"
+
+
+class ModelError(LeanconvError, ValueError):
+    """A model is malformed, or breaks a rule of its format."""
+
+
+class UnsupportedModelError(ModelError):
+    """A model is sound, but holds what leanconv has not got.
+
+    Attributes:
+        reasons: one sentence for each thing that is not supported; all of them, found before anything ran.
+    """
+
+    def __init__(self, reasons: Sequence[str]) -> None:
+        """Keep the reasons."""
+        super().__init__(tuple(reasons))
+        self.reasons = tuple(reasons)
+
+    def __str__(self) -> str:
+        """Return all reasons, a line each."""
+        return "the model is not supported:\n" + "\n".join(f"  {reason}" for reason in self.reasons)
 
 
 def _show(value: Any) -> str:

@@ -23,7 +23,7 @@ from leanconv.checks import (
     per_axis,
 )
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
-from leanconv.problem import ACTIVATIONS, Activation, Problem, to_canonical, to_user
+from leanconv.problem import ACTIVATIONS, BATCH_LAST, Activation, Problem, to_canonical, to_user
 
 PAD_MODES = ("zeros", "reflect", "replicate", "circular")
 RESIDUAL_ORDERS = ("before", "after")
@@ -35,11 +35,10 @@ ActivationLike: TypeAlias = str | Sequence[Any] | Activation | None
 _AXES = {1: ("W",), 2: ("H", "W"), 3: ("D", "H", "W")}
 _KERNEL_AXES = {1: ("S",), 2: ("R", "S"), 3: ("T", "R", "S")}
 _LAYOUTS = {
-    1: {"NCW": "NCHW", "NCL": "NCHW", "NWC": "NHWC", "NLC": "NHWC"},
+    1: {"NCW": "NCHW", "NCL": "NCHW", "NWC": "NHWC", "NLC": "NHWC", "CWN": "CHWN", "CWN8": "CHWN8"},
     2: {},
     3: {"NCDHW": "NCHW", "NDHWC": "NHWC"},
 }
-_LAYOUTS_TO_COME = ("CHWN", "CHWN8")
 
 _NUMBERS = {"clip": ("low", "high"), "leaky_relu": ("slope",)}
 _DEFAULTS = {"leaky_relu": (0.01,)}
@@ -70,7 +69,8 @@ def make_problem(
 
     Args:
         ndim: number of spatial axes, 1 to 3.
-        x_shape: (N, C, *spatial) or (N, *spatial, C), by `layout`. N may be 0.
+        x_shape: (N, C, *spatial), (N, *spatial, C), (C, *spatial, N) or (N/8, C, *spatial, 8), by `layout`. N may be
+            0, but not in CHWN.
         w_shape: (K, C/groups, *kernel) in every layout (as PyTorch has it for channels_last too).
         dtype: element type of all arrays, float32 or float64, in the machine's byte order.
         bias: whether a bias of K numbers is added.
@@ -80,8 +80,8 @@ def make_problem(
             PyTorch's rule, for others TensorFlow's, where the padding depends on the input's extent.
         dilation: one int, or one for each spatial axis.
         groups: number of groups that do not mix; divides C and K.
-        layout: "NCHW" or "NHWC" for any `ndim`; also "NCW", "NCL", "NWC", "NLC" (1-D) and "NCDHW", "NDHWC"
-            (3-D).
+        layout: "NCHW" or "NHWC" for any `ndim`, "CHWN" or "CHWN8" for 1-D and 2-D; also "NCW", "NCL", "NWC", "NLC",
+            "CWN", "CWN8" (1-D) and "NCDHW", "NDHWC" (3-D).
         pad_mode: what padding holds: "zeros", "reflect", "replicate" or "circular".
         activation: None, a name, or a tuple of name and numbers: ("clip", low, high), ("leaky_relu", slope).
         residual: whether an array of the output's shape is added.
@@ -98,7 +98,28 @@ def make_problem(
     """
     if type(ndim) is not int or ndim not in _AXES:
         raise ArgumentValueError("ndim", ndim, "must be 1, 2 or 3")
-    layout = _layout(layout, ndim)
+    layout = layout_name(layout, ndim)
+    if layout in BATCH_LAST:
+        from leanconv.batch_last import make_batch_last
+
+        return make_batch_last(
+            ndim,
+            x_shape,
+            w_shape,
+            layout,
+            {"x_strides": x_strides, "out_strides": out_strides, "residual_strides": residual_strides},
+            dtype=dtype,
+            bias=bias,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            pad_mode=pad_mode,
+            activation=activation,
+            residual=residual,
+            residual_order=residual_order,
+            w_strides=w_strides,
+        )
     element = dtype_name("dtype", dtype)
     x = _shape("x_shape", x_shape, ("N", "C", *_AXES[ndim]), layout, smallest_batch=0)
     w = _shape("w_shape", w_shape, ("K", "C/groups", *_KERNEL_AXES[ndim]), "NCHW")
@@ -186,11 +207,10 @@ def make_activation(activation: Any) -> Activation | None:
     return Activation(name, params)
 
 
-def _layout(layout: Any, ndim: int) -> str:
-    """Return "NCHW" or "NHWC"."""
-    if isinstance(layout, str) and layout in _LAYOUTS_TO_COME:
-        raise ArgumentValueError("layout", layout, "is not supported yet; use 'NCHW' or 'NHWC'")
-    name = one_of("layout", layout, ("NCHW", "NHWC", *_LAYOUTS[ndim]))
+def layout_name(layout: Any, ndim: int) -> str:
+    """Return "NCHW", "NHWC", "CHWN" or "CHWN8"."""
+    known = ("NCHW", "NHWC") if ndim == 3 else ("NCHW", "NHWC", *BATCH_LAST)
+    name = one_of("layout", layout, (*known, *_LAYOUTS[ndim]))
     return _LAYOUTS[ndim].get(name, name)
 
 

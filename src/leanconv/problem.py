@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
 
+BATCH_LAST = ("CHWN", "CHWN8")
+"""Layouts with images innermost, which are planned with a spatial axis more: the images of a block."""
+
 _ITEMSIZE = {"float32": 4, "float64": 8}
 _SHORT_DTYPE = {"float32": "f32", "float64": "f64"}
 
@@ -48,8 +51,9 @@ class Problem:
     """One convolution.
 
     Attributes:
-        ndim: number of spatial axes, 1 to 3; the length of the tuples from `in_size` to `pad_high`.
-        batch: images, N; 0 is legal and means an empty result.
+        ndim: number of spatial axes, 1 to 3; the length of the tuples from `in_size` to `pad_high`. With the batch
+            last the images of a block are one of them, the last, with one tap, stride 1 and no padding.
+        batch: images, N; 0 is legal and means an empty result. With the batch last: blocks of images, 1 in CHWN.
         in_channels: C.
         out_channels: K.
         in_size: extent of the image along each spatial axis, without padding.
@@ -61,7 +65,8 @@ class Problem:
         pad_mode: "zeros", "reflect", "replicate" or "circular"; "zeros" if nothing is padded.
         groups: g; input and output channels are split into g parts that do not mix.
         dtype: "float32" or "float64", of every array.
-        layout: "NCHW" (channels first) or "NHWC" (channels last), for every `ndim`.
+        layout: "NCHW" (channels first), "NHWC" (channels last), or "CHWN", "CHWN8" (the batch last, whole or in
+            blocks of eight), whatever the number of axes.
         x_strides: elements between neighbours along `(N, C, *spatial)`; may be zero or negative.
         w_strides: the same along `(K, C/g, *kernel)`.
         out_strides: the same along `(N, K, *spatial)`; positive, and no two elements coincide.
@@ -69,7 +74,10 @@ class Problem:
         has_bias: whether one number an output channel is added.
         activation: applied after the bias; None for none.
         residual: whether an array shaped like the output is added "before" the activation or "after" it.
-        direction: "forward".
+        direction: "forward"; or "backward_weights", where `out_strides` are those of the gradient of the output and
+            `w_strides` those of the result; or "transposed": output element i * stride - pad_low + tap * dilation takes
+            input element i times that tap. Weights are then (C, K/g, *kernel), padding cuts the output, and `pad_high`
+            is less by what is added to the output at its end, so that it may be negative.
 
     Strides of axes with one element mean nothing; they are those of a dense array.
     """
@@ -101,6 +109,8 @@ class Problem:
     def out_size(self) -> tuple[int, ...]:
         """Extent of the output along each spatial axis."""
         axes = zip(self.in_size, self.kernel, self.stride, self.dilation, self.pad_low, self.pad_high, strict=True)
+        if self.direction == "transposed":
+            return tuple((n - 1) * s + d * (k - 1) + 1 - low - high for n, k, s, d, low, high in axes)
         return tuple((n + low + high - d * (k - 1) - 1) // s + 1 for n, k, s, d, low, high in axes)
 
     @cached_property
@@ -120,7 +130,9 @@ class Problem:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of the definition, those with padding included."""
+        """Multiplications and additions of the definition, those with padding (or cut off by it) included."""
+        if self.direction == "transposed":
+            return 2 * self.batch * self.in_channels * math.prod(self.in_size) * self.group_out * self.taps
         return 2 * self.batch * self.out_channels * math.prod(self.out_size) * self.group_in * self.taps
 
     @property
@@ -130,8 +142,11 @@ class Problem:
 
     @property
     def w_shape(self) -> tuple[int, ...]:
-        """Shape of the weights, (K, C/g, *kernel) in every layout."""
-        return (self.out_channels, self.group_in, *self.kernel)
+        """Shape of the weights in every layout: (K, C/g, *kernel), or (C, K/g, *kernel) of a transposed convolution."""
+        if self.direction == "transposed":
+            return (self.in_channels, self.group_out, *self.kernel)
+        kernel = self.kernel[:-1] if self.layout in BATCH_LAST else self.kernel
+        return (self.out_channels, self.group_in, *kernel)
 
     @property
     def out_shape(self) -> tuple[int, ...]:
@@ -167,18 +182,21 @@ class Problem:
         pads = [
             f"{low}" if low == high else f"{low}:{high}" for low, high in zip(self.pad_low, self.pad_high, strict=True)
         ]
+        # With the batch last the last axis is one of images.
+        axes = self.ndim - 1 if self.layout in BATCH_LAST else self.ndim
+        batch = self.batch * math.prod(self.in_size[axes:])
         words = [
-            f"conv{self.ndim}d",
+            f"conv{'_transpose' if self.direction == 'transposed' else ''}{axes}d",
             _SHORT_DTYPE[self.dtype],
-            _by_x((self.batch, self.in_channels, *self.in_size)),
+            _by_x((batch, self.in_channels, *self.in_size[:axes])),
             "->",
-            _by_x((self.batch, self.out_channels, *self.out_size)),
-            "k" + _by_x(self.kernel),
-            "s" + _by_x(self.stride, short=True),
-            "p" + _by_x(pads, short=True),
+            _by_x((batch, self.out_channels, *self.out_size[:axes])),
+            "k" + _by_x(self.kernel[:axes]),
+            "s" + _by_x(self.stride[:axes], short=True),
+            "p" + _by_x(pads[:axes], short=True),
         ]
         if any(d != 1 for d in self.dilation):
-            words.append("d" + _by_x(self.dilation, short=True))
+            words.append("d" + _by_x(self.dilation[:axes], short=True))
         if self.groups != 1:
             words.append(f"g{self.groups}")
         words.append(self.layout)
@@ -198,7 +216,10 @@ class Problem:
     def _strides(self) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
         """Return (array, its strides, the dense ones) for each array of the call."""
         x = dense_strides((self.batch, self.in_channels, *self.in_size), self.layout)
-        w = dense_strides((self.out_channels, self.group_in, *self.kernel), "NCHW")
+        ends = (self.out_channels, self.group_in)
+        if self.direction == "transposed":
+            ends = (self.in_channels, self.group_out)
+        w = dense_strides((*ends, *self.kernel), "NCHW")
         out = dense_strides((self.batch, self.out_channels, *self.out_size), self.layout)
         rows = [("x", self.x_strides, x), ("w", self.w_strides, w), ("out", self.out_strides, out)]
         if self.residual_strides is not None:
@@ -207,16 +228,20 @@ class Problem:
 
 
 def to_user(canonical: Sequence[int], layout: str) -> tuple[int, ...]:
-    """Reorder (N, C, *spatial) to the axis order of `layout`; shapes and strides alike."""
-    if layout == "NCHW":
+    """Reorder (N, C, *spatial) of a problem to the axis order of `layout`; shapes and strides alike."""
+    if layout in ("NCHW", "CHWN8"):
         return tuple(canonical)
+    if layout == "CHWN":
+        return tuple(canonical[1:])
     return (canonical[0], *canonical[2:], canonical[1])
 
 
 def to_canonical(user: Sequence[int], layout: str) -> tuple[int, ...]:
-    """Reorder the axes of `layout` to (N, C, *spatial); shapes and strides alike."""
-    if layout == "NCHW":
+    """Reorder the axes of `layout` to a problem's (N, C, *spatial); shapes and strides alike."""
+    if layout in ("NCHW", "CHWN8"):
         return tuple(user)
+    if layout == "CHWN":
+        return (1, *user)  # one block, whose stride means nothing
     return (user[0], user[-1], *user[1:-1])
 
 

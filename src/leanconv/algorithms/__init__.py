@@ -14,6 +14,8 @@ from leanconv.algorithms.copy_strategies import (
 )
 from leanconv.algorithms.depthwise import Depthwise
 from leanconv.algorithms.direct import Direct
+from leanconv.algorithms.fft import Fft, FftWhole
+from leanconv.algorithms.fft_depthwise import FftDepthwise
 from leanconv.algorithms.grouped import Grouped
 from leanconv.algorithms.im2col import Im2col, Im2colStrip
 from leanconv.algorithms.im2row import Im2row, Im2rowStrip
@@ -38,7 +40,7 @@ from leanconv.algorithms.winograd import (
     WinogradF6OnTheFly,
 )
 
-REGISTRY: tuple[Algorithm, ...] = (
+PUBLISHED: tuple[Algorithm, ...] = (
     Depthwise(),
     Grouped(),
     DirectBand(),
@@ -77,5 +79,11 @@ REGISTRY: tuple[Algorithm, ...] = (
     WinogradF2OnTheFly(),
     WinogradF4OnTheFly(),
     WinogradF6OnTheFly(),
+    Fft(),
+    FftWhole(),
+    FftDepthwise(),
 )
-"""Every algorithm, the one preferred where several apply first."""
+"""The algorithms of this package, the one preferred where several apply first."""
+
+REGISTRY: list[Algorithm] = list(PUBLISHED)
+"""Every algorithm; `leanconv.register_algorithm` adds to it."""

@@ -6,7 +6,7 @@ import math
 
 from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.blocking import Blocking, wanted_chunks
-from leanconv.algorithms.dense import CoreInput, even_stride, store_columns
+from leanconv.algorithms.dense import CoreInput, even_stride, scattered, store_columns
 from leanconv.host import Host
 from leanconv.kernels.columns import ColumnSpec, RowPackSpec
 from leanconv.kernels.core import Reduction, reduction_fields
@@ -18,7 +18,8 @@ from leanconv.program import Phase
 
 def applies(problem: Problem, source: CoreInput) -> bool:
     """Whether pixels are adjacent in the matrix and in the output."""
-    return store_columns(problem) and isinstance(source.source, Rows) and source.source.row_bytes is not None
+    adjacent = store_columns(problem) and not scattered(problem)
+    return adjacent and isinstance(source.source, Rows) and source.source.row_bytes is not None
 
 
 def heights(problem: Problem, host: Host) -> tuple[int, int, int]:
@@ -34,8 +35,8 @@ def row_bytes(problem: Problem) -> int:
     return (problem.taps * problem.group_in + problem.has_bias) * problem.itemsize
 
 
-def pack_rows(problem: Problem, host: Host) -> WeightPacking:
-    """The packing of a problem's weights into panels of rows; exactly as large as the weights and the bias."""
+def pack_rows(problem: Problem, host: Host, order: tuple[int, ...] | None = None) -> WeightPacking:
+    """The packing of weights into panels of rows, exactly as large as weights and bias; `order` as in `RowPackSpec`."""
     p, item = problem, problem.itemsize
     rows, panels, short = heights(p, host)
     strides = [s * item for s in p.w_strides]
@@ -55,7 +56,7 @@ def pack_rows(problem: Problem, host: Host) -> WeightPacking:
         "group_out": p.group_out,
         **{f"w_{d}": stride for d, stride in enumerate(strides[2:])},
     }
-    spec = RowPackSpec(host.target, p.dtype, p.kernel, rows, short > 0, p.has_bias)
+    spec = RowPackSpec(host.target, p.dtype, p.kernel, rows, short > 0, p.has_bias, order)
     return WeightPacking(p.out_channels * row_bytes(p), Phase("pack weights", spec, fields, p.groups * panels))
 
 

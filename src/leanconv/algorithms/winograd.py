@@ -16,6 +16,7 @@ Networks, CVPR 2016.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import ClassVar
@@ -54,16 +55,18 @@ _PASS, _MOVE, _STREAM, _NARROW = 2.2, 3.0, 8.0, 3.0
 
 def tiling_of(problem: Problem, outputs: int) -> Tiling:
     """Tiles of `outputs` outputs along each axis that has taps, fewer where the image is small."""
-    axes = []
-    for out, taps, stride, dilation, pad in zip(
-        problem.out_size, problem.kernel, problem.stride, problem.dilation, problem.pad_low, strict=True
-    ):
-        longest = -(-out // dilation)  # outputs of the first of the interleaved problems
-        size = min(outputs, longest) if taps > 1 else 1
-        edge = longest - (-(-longest // size) - 1) * size
-        transform = Strided.of(size, taps, stride) if 1 < stride <= taps else CookToom.of(size, taps)
-        axes.append(Axis(transform, edge, stride, dilation, pad))
-    return Tiling(tuple(axes))
+    p = problem
+    axes = zip(p.out_size, p.kernel, p.stride, p.dilation, p.pad_low, strict=True)
+    return Tiling(tuple(_axis(outputs, *axis) for axis in axes))
+
+
+@functools.lru_cache(maxsize=4096)  # a plan asks some twenty times
+def _axis(outputs: int, out: int, taps: int, stride: int, dilation: int, pad: int) -> Axis:
+    longest = -(-out // dilation)  # outputs of the first of the interleaved problems
+    size = min(outputs, longest) if taps > 1 else 1
+    edge = longest - (-(-longest // size) - 1) * size
+    transform = Strided.of(size, taps, stride) if 1 < stride <= taps else CookToom.of(size, taps)
+    return Axis(transform, edge, stride, dilation, pad)
 
 
 def tile_fields(problem: Problem, tiling: Tiling) -> dict[str, int]:
@@ -155,7 +158,7 @@ class Winograd(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase, a chunk for each block of tiles, group and group of panels."""
-        return _Lowered(problem, host, tiling_of(problem, self.outputs), self.transform).lowering(
+        return BlocksOfTiles(problem, host, tiling_of(problem, self.outputs), self.transform).lowering(
             threads, workspace, tunables.get("tiles")
         )
 
@@ -208,8 +211,11 @@ class WinogradF6OnTheFly(WinogradF6):
     transform: ClassVar[bool] = True
 
 
-class _Lowered:
+class BlocksOfTiles:
     """The sizes of one problem on one machine, and the phases made from them."""
+
+    phase: ClassVar[str] = "winograd"
+    least: ClassVar[tuple[int, int]] = (16, 32)  # tiles a block, with weights transformed beforehand and anew
 
     def __init__(self, problem: Problem, host: Host, tiling: Tiling, transform: bool) -> None:
         self.problem, self.host, self.tiling, self.transform = problem, host, tiling, transform
@@ -262,7 +268,7 @@ class _Lowered:
         """Tiles a block: what the second-level cache holds, and enough that weights are not all that is read."""
         tile = self.tiling.points * (self.row + self.width)
         total = max(1, self.fields["tile_count"])
-        least = 32 if self.transform else 48 if self.heavy else 16
+        least = 48 if self.heavy else self.least[self.transform]
         tiles = min(wanted or max(self.host.l2 * 3 // 4 // tile, least), total)
         if wanted is None:
             if threads > 1 and not self.heavy:
@@ -310,10 +316,14 @@ class _Lowered:
             **{f"w_{d}": stride for d, stride in enumerate(strides[2:])},
         }
 
+    def weight_step(self) -> WeightStep:
+        """How filters are transformed."""
+        return WeightStep(self.host.target, self.problem.dtype, self.tiling)
+
     def packing(self) -> WeightPacking:
         """The phase that transforms all weights."""
         p, total = self.problem, self.panels.total
-        spec = WinogradPackSpec(WeightStep(self.host.target, p.dtype, self.tiling), self.panels.shape, p.has_bias)
+        spec = WinogradPackSpec(self.weight_step(), self.panels.shape, p.has_bias)
         fields = self.weight_fields() | {
             "g_div": total,
             "g_count": p.groups,
@@ -357,16 +367,22 @@ class _Lowered:
         sizes = "x".join(str(axis.transform.outputs) for axis in self.tiling.axes)
         points = self.tiling.points
         return Lowering(
-            (Phase("winograd", self.spec(), fields, chunks),),
+            (Phase(self.phase, self.spec(), fields, chunks),),
             (self.buffer(tiles),),
             None if self.transform else self.packing(),
-            (
-                f"transform the windows of {tiles} tiles of {sizes} outputs to {points} points",
-                *(["transform the weights of a panel of output channels"] if self.transform else []),
-                f"{points} matrix products for each panel of output channels",
-                "transform products to outputs",
-            ),
+            self.steps(tiles),
             {"tile": sizes, "points": points, "tiles": tiles, "blocks": blocks, "panels": group, "chunks": chunks},
+        )
+
+    def steps(self, tiles: int) -> tuple[str, ...]:
+        """What runs, in words."""
+        sizes = "x".join(str(axis.transform.outputs) for axis in self.tiling.axes)
+        points = self.tiling.points
+        return (
+            f"transform the windows of {tiles} tiles of {sizes} outputs to {points} points",
+            *(["transform the weights of a panel of output channels"] if self.transform else []),
+            f"{points} matrix products for each panel of output channels",
+            "transform products to outputs",
         )
 
     def spec(self) -> WinogradSpec:

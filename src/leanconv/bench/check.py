@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from leanconv import oracle
 from leanconv.bench.layers import Layer, LayerError
+from leanconv.layouts import ordered
 from leanconv.outputs import empty
 from leanconv.problem import Problem
 
@@ -69,7 +70,7 @@ class Trial:
         """Return the image, dense in the order of `layout`."""
         if layout == "NCHW":
             return self.x
-        turned = np.moveaxis(self.x, 1, -1)
+        turned = ordered(self.x, layout)
         image = empty(turned.shape, turned.dtype)
         image[...] = turned
         return image

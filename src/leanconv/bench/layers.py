@@ -78,10 +78,19 @@ class Layer:
         return len(self.in_size)
 
     def shapes(self, layout: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the shapes of the image, in the axis order of `layout`, and of the weights."""
-        from leanconv.problem import to_user
+        """Return the shapes of the image, in the axis order of `layout`, and of the weights.
 
-        x = to_user((self.batch, self.in_channels, *self.in_size), layout)
+        Raises:
+            LayerError: the layout holds whole blocks of images, and the batch is none.
+        """
+        from leanconv.batch_last import BLOCK
+        from leanconv.layouts import shape_in
+
+        if layout == "CHWN8" and self.batch % BLOCK:
+            raise LayerError(
+                f"layer {self.name!r}: batch {self.batch}: layout CHWN8 holds whole blocks of {BLOCK} images"
+            )
+        x = shape_in((self.batch, self.in_channels, *self.in_size), layout)
         return x, (self.out_channels, self.in_channels // self.groups, *self.kernel)
 
     def options(self, layout: str) -> dict[str, Any]:

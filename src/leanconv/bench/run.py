@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from leanconv.bench.check import TOLERANCE, Expectation, Trial, make_trial
 from leanconv.bench.contestants import Contestant
-from leanconv.bench.layers import Layer
+from leanconv.bench.layers import Layer, LayerError
 from leanconv.bench.peers import PeerInfo, named
 from leanconv.bench.peers.client import Clients
 from leanconv.bench.process_memory import PeakMemory
@@ -32,10 +32,13 @@ from leanconv.bench.sampling import sample
 from leanconv.bench.turns import Schedule, take_turns
 from leanconv.blas import blas_threads
 from leanconv.errors import LeanconvError, NotApplicableError
+from leanconv.layouts import channels_first
 from leanconv.memory import trim_arenas
 from leanconv.outputs import empty
 
 ALL = "all"
+LIMITED = "@"
+"""Between an algorithm and a memory limit of its own: `auto@256KiB`."""
 # Named by `all` if they apply, except the one that is there to be right and not to be fast.
 _NOT_IN_ALL = ("reference",)
 
@@ -65,7 +68,7 @@ class Settings:
 
     Attributes:
         algorithms: names, or "all" for every one that applies to a layer.
-        layouts: "NHWC", "NCHW".
+        layouts: "NHWC", "NCHW", "CHWN", "CHWN8".
         threads: numbers of threads, each measured on its own.
         dtype: "float32" or "float64".
         time: seconds for each algorithm and peer on each layer; one that takes longer than that for a call is
@@ -163,7 +166,11 @@ def _measure(
     rows: list[Row] = []
     contestants: list[Contestant] = []
     for layout in settings.layouts:
-        problem = layer.problem(layout, settings.dtype, bias=True)
+        try:
+            problem = layer.problem(layout, settings.dtype, bias=True)
+        except LayerError as error:
+            rows.append(Row(layer.name, ALL, layout, threads, NOT_APPLICABLE, str(error)))
+            continue
         options = {**layer.options(layout), "dtype": settings.dtype, "bias": True}
         x = trial.image(layout)
         out = empty(problem.out_shape, settings.dtype)
@@ -239,7 +246,9 @@ def _prepare(
     x, w, bias, out = arrays
 
     def ready() -> tuple[Any, Callable[[], object]]:
-        plan = engine.plan(*layer.shapes(row.layout), **options, algorithm=row.algorithm, threads=row.threads)
+        name, _, limit = row.algorithm.partition(LIMITED)
+        asked = options | ({"memory_limit": limit} if limit else {})
+        plan = engine.plan(*layer.shapes(row.layout), **asked, algorithm=name, threads=row.threads)
         bound = plan.bind(w, bias)
         return plan, lambda: bound(x, out=out)
 
@@ -253,7 +262,7 @@ def _prepare(
     out.fill(np.nan)
     call()
     row.cold_seconds = time.perf_counter() - start
-    _check(row, out if row.layout == "NCHW" else np.moveaxis(out, -1, 1), expected, str(out.dtype))
+    _check(row, channels_first(out, row.layout), expected, str(out.dtype))
     del plan, call
     trim_arenas()
     memory = PeakMemory()

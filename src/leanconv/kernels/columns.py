@@ -163,15 +163,21 @@ class ColumnSum(Sum):
         lanes = self.tile.target.lanes(self.tile.dtype)
         return self.fn.lane_mask(lanes, self.fn.sub(self.left, vector * lanes))
 
-    def tile_sums(self, x: Value, weights: Value) -> list[Value]:
-        """The sums of the tile at matrix address x with the panel at `weights`."""
-        fn, tile, red = self.fn, self.tile, self.reduction
+    def heads(self, weights: Value) -> tuple[list[Value], Value]:
+        """Accumulators at the bias of a panel (or zero), and the address of the first weights behind it."""
+        fn, tile = self.fn, self.tile
         accs = [fn.const(tile.vec, 0.0)] * (tile.rows * tile.vectors)
         if tile.bias:
             lanes = tile.target.lanes(tile.dtype)
             heads = [fn.splat(fn.load(tile.scalar, weights, i * tile.itemsize), lanes) for i in range(tile.rows)]
             accs = [head for head in heads for _ in range(tile.vectors)]
             weights = fn.gep(weights, tile.rows * tile.itemsize)
+        return accs, weights
+
+    def tile_sums(self, x: Value, weights: Value) -> list[Value]:
+        """The sums of the tile at matrix address x with the panel at `weights`."""
+        fn, tile, red = self.fn, self.tile, self.reduction
+        accs, weights = self.heads(weights)
         rows = [fn.gep(weights, i * tile.itemsize) for i in range(tile.rows)]
         cursor = SharedCursor(fn, rows, 0, tile.rows * tile.itemsize)
         return self.finish(self.run(cursor, red.channels, x, self.begin(accs))[1])
@@ -195,6 +201,8 @@ class ColumnSum(Sum):
 class RowPackSpec:
     """Weights for `ColumnSpec`: [group][panel][bias][taps][channels][rows]; one chunk is one panel of one group.
 
+    `order` lists the axes of the kernel, outermost first, if it is not theirs.
+
     Buffers: weights, bias, w (packed).  Fields: `g_* p_*` for the chunk; `panel_long`; `channels`; `w_k w_c w_{d}` and
     `w_g` bytes between weights and groups; `p_g` packed bytes a group, `p_row` a channel; `bias_g` bytes of bias a
     group.
@@ -206,6 +214,7 @@ class RowPackSpec:
     rows: int
     short: bool
     bias: bool
+    order: tuple[int, ...] | None = None
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -245,14 +254,16 @@ class RowPackSpec:
             bias = fn.gep(fields.buffer("bias"), fn.mul(group, fields["bias_g"]))
             target = row(fn.gep(bias, fn.mul(channel, item)), item, target)
 
-        def taps(dim: int, base: Value, to: Value) -> Value:
-            last = dim == len(self.kernel)
+        axes = self.order or tuple(range(len(self.kernel)))
+
+        def taps(level: int, base: Value, to: Value) -> Value:
+            last = level == len(self.kernel)
 
             def body(_: Value, state: list[Value]) -> list[Value]:
-                after = row(state[0], fields["w_k"], state[1]) if last else taps(dim + 1, state[0], state[1])
-                return [fn.gep(state[0], fields["w_c" if last else f"w_{dim}"]), after]
+                after = row(state[0], fields["w_k"], state[1]) if last else taps(level + 1, state[0], state[1])
+                return [fn.gep(state[0], fields["w_c" if last else f"w_{axes[level]}"]), after]
 
-            count: Index = fields["channels"] if last else self.kernel[dim]
+            count: Index = fields["channels"] if last else self.kernel[axes[level]]
             return fn.loop(0, count, 1, [base, to], body, hint="pack")[1]
 
         taps(0, source, target)

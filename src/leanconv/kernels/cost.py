@@ -34,3 +34,25 @@ class Cost:
     reads: tuple[tuple[float, float], ...] = ()
     writes: tuple[tuple[float, float], ...] = ()
     chunks: int | None = None
+
+
+LATENCY = 8  # sums that must be in flight: four cycles of two units
+LINE, PAGE = 64, 4096
+ENTRIES = 64  # pages that the first-level translation buffer holds
+
+
+def issue_slots(rows: float, vectors: int) -> float:
+    """Issue slots of one step of a tile: its multiply-adds, its loads at two a cycle, or latency."""
+    return max(rows * vectors, rows + vectors, LATENCY)
+
+
+def part_inside(out: int, stride: int, dilation: int, pad: int, taps: int, size: int) -> float:
+    """The part of all (output position, tap) of a dimension that reads inside the image."""
+    total = 0
+    for tap in range(taps):
+        # Positions q with 0 <= q * stride + at < size.
+        at = tap * dilation - pad
+        low = max(0, -(at // stride))
+        high = min(out, -((at - size) // stride))
+        total += max(0, high - low)
+    return total / (out * taps)

@@ -15,18 +15,63 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Reduction, Sum, Tile
-from leanconv.kernels.epilogue import row_addresses
+from leanconv.kernels.epilogue import Epilogue, row_addresses
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import whole_windows
 from leanconv.kernels.panels import PanelShape
-from leanconv.kernels.winograd_input import InputStep
-from leanconv.kernels.winograd_output import OutputStep
-from leanconv.kernels.winograd_tiles import Bits, Counters, Tiling
+from leanconv.kernels.winograd_tiles import Bits, Counters, Place, Tiling
 from leanconv.kernels.winograd_weights import WeightStep, copy_bias
+
+
+class WindowEmitter(Protocol):
+    """An input step inside a kernel."""
+
+    def tile(self, place: Place, rows: Counters) -> None:
+        """Transform one tile's window; `rows` are its rows in the matrices of each class."""
+
+
+class ReadStep(Protocol):
+    """An input step; `winograd_input.py` has Winograd's."""
+
+    @property
+    def padded(self) -> bool:
+        """Whether windows lie partly outside the image."""
+
+    @property
+    def adjacent(self) -> bool:
+        """Whether channels are adjacent."""
+
+    def emit(self, fn: Function, fields: Fields, x: Value, zeros: Value | None, target: Value) -> WindowEmitter:
+        """An emitter of the step."""
+
+
+class PixelEmitter(Protocol):
+    """An output step inside a kernel, for panels of one shape."""
+
+    def tile(self, place: Place, rows: Counters, channel: Index, bias: Value) -> None:
+        """Write one tile's outputs of the panel whose first output channel is `channel`."""
+
+
+class WriteStep(Protocol):
+    """An output step; `winograd_output.py` has Winograd's."""
+
+    @property
+    def bias(self) -> bool:
+        """Whether there is a bias."""
+
+    @property
+    def epilogue(self) -> Epilogue:
+        """What follows it."""
+
+    def emit(
+        self, fn: Function, fields: Fields, source: Value, out: Value, residual: Value | None, vectors: int, valid: int
+    ) -> PixelEmitter:
+        """An emitter of the step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +87,8 @@ class WinogradSpec:
     target: Target
     dtype: str
     tiling: Tiling
-    read: InputStep
-    write: OutputStep
+    read: ReadStep
+    write: WriteStep
     reduction: Reduction
     panels: PanelShape
     transform: bool
@@ -213,6 +258,9 @@ class WinogradSpec:
 
         axis(0, heights, [source, weights, products])
 
+    def _ahead(self, fn: Function, fields: Fields, rows: list[Value]) -> None:
+        """Ask for rows of the next point; nothing where they are near enough."""
+
     def _point(
         self, fn: Function, fields: Fields, vectors: int, low: Value, lower: Value, higher: Value, state: list[Value]
     ) -> None:
@@ -227,6 +275,7 @@ class WinogradSpec:
 
             def body(_: Value, state: list[Value], tile: Tile = tile, sum_: Sum = sum_) -> list[Value]:
                 pixels = row_addresses(fn, state[0], tile.rows, fields["v_row"])
+                self._ahead(fn, fields, pixels)
                 accs = whole_windows(sum_, pixels, weights)
                 for i, acc in enumerate(accs):
                     fn.store(acc, state[1], i * self.target.vector_bytes)

@@ -26,13 +26,17 @@ Counters = dict[Bits, Value]
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """One axis of the image: the transform along it, outputs of its last tile, and where its windows lie."""
+    """One axis of the image: the transform along it, outputs of its last tile, and where its windows lie.
+
+    `clipped`: all tiles are whole, but not all outputs of the last one exist.
+    """
 
     transform: Transform
     edge: int
     stride: int
     dilation: int
     pad_low: int
+    clipped: bool = False
 
     @property
     def ragged(self) -> bool:
@@ -58,7 +62,7 @@ class Axis:
 class Place:
     """A tile: its image, the output position of its first pixel, and how many outputs it has along each axis.
 
-    `valid` are those that exist; with a dilation fewer than `outputs` may.
+    `valid` are those that exist: fewer than `outputs`, perhaps, with a dilation or where tiles are clipped.
     """
 
     image: Value
@@ -171,7 +175,7 @@ class Tiling:
             first = fn.mul(fn.udiv(number, step), axis.transform.outputs * step)
             first = fn.add(first, fn.urem(number, step))
             exist: Index = count
-            if step > 1:
+            if step > 1 or axis.clipped:
                 left = fn.udiv(fn.add(fn.smax(fn.sub(fields[f"out{d}"], first), 0), step - 1), step)
                 exist = fn.smin(left, count)
             origin.append(fn.i64(first))

@@ -15,7 +15,7 @@ from leanconv.host import Host
 from leanconv.kernels.blas import FinishSpec, GemmSpec
 from leanconv.kernels.columns import ColumnSpec, RowPackSpec
 from leanconv.kernels.copy import CopySpec
-from leanconv.kernels.cost import Cost
+from leanconv.kernels.cost import ENTRIES, LINE, PAGE, Cost, issue_slots, part_inside
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.image import Image, Rows
 from leanconv.kernels.naive import NaiveSpec
@@ -24,9 +24,6 @@ from leanconv.kernels.panels import PanelShape
 from leanconv.planning.copies import staged, staged_alone
 from leanconv.program import Phase
 
-LATENCY = 8  # sums that must be in flight: four cycles of two units
-LINE, PAGE = 64, 4096
-ENTRIES = 64  # pages that the first-level translation buffer holds
 Fields = Mapping[str, int]
 
 
@@ -53,11 +50,6 @@ def _blocks(f: Fields) -> Iterator[tuple[int, int]]:
     yield last, 1
 
 
-def _step(rows: float, vectors: int) -> float:
-    """Issue slots of one step of a tile: its multiply-adds, its loads at two a cycle, or latency."""
-    return max(rows * vectors, rows + vectors, LATENCY)
-
-
 @_cost.register
 def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
     """Tiles of pixels by panels."""
@@ -82,11 +74,14 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
     for vectors, count, rows in panels:
         tiles = sum(-(-size // rows) * number for size, number in _blocks(f)) * images * count
         high = f["pixels"] * images * count / tiles
-        counts["multiply"] += tiles * outer * channels * inside * _step(high, vectors)
+        counts["multiply"] += tiles * outer * channels * inside * issue_slots(high, vectors)
         counts["tile"] += tiles
         counts["tap"] += tiles * outer / inner
         counts["edge"] += tiles * edges(rows) * outer * high
-        counts["turn" if spec.columns else "store"] += tiles * high * vectors
+        if spec.scattered and spec.columns:
+            counts["element"] += tiles * high * vectors * lanes
+        else:
+            counts["turn" if spec.columns else "store"] += tiles * high * vectors
         if not red.unit_channel and channels > 1:
             counts["apart"] += tiles * outer * channels * inside
             if f.get("x_c", 0) >= PAGE and channels * math.prod(red.kernel[:-1]) > ENTRIES:
@@ -129,7 +124,7 @@ def _edges(spec: DenseSpec, f: Fields) -> tuple[float, Callable[[int], float]]:
     inside = 1.0
     if source.pad_mode == "zeros" and source.dims > 1 and spec.reduction.channels is None:
         for d in range(last):
-            inside *= _part_inside(
+            inside *= part_inside(
                 f[f"out{d}"],
                 source.stride[d],
                 source.dilation[d],
@@ -139,18 +134,6 @@ def _edges(spec: DenseSpec, f: Fields) -> tuple[float, Callable[[int], float]]:
             )
     beside = width - max(0, min(f[f"high{last}"], width) - min(max(f[f"low{last}"], 0), width))
     return inside, lambda rows: min(1.0, (beside + rows - 1) / width)
-
-
-def _part_inside(out: int, stride: int, dilation: int, pad: int, taps: int, size: int) -> float:
-    """The part of all (output position, tap) of a dimension that reads inside the image."""
-    total = 0
-    for tap in range(taps):
-        # Positions q with 0 <= q * stride + at < size.
-        at = tap * dilation - pad
-        low = max(0, -(at // stride))
-        high = min(out, -((at - size) // stride))
-        total += max(0, high - low)
-    return total / (out * taps)
 
 
 def _span(spec: DenseSpec, f: Fields, rows: float, channels: float, item: int) -> float:
@@ -203,7 +186,7 @@ def _columns(spec: ColumnSpec, f: Fields, chunks: int, host: Host) -> Cost:
             if many:
                 part = images * number * many * f["panel_count"]
                 tiles += part
-                counts["multiply"] += part * depth * _step(high, vectors)
+                counts["multiply"] += part * depth * issue_slots(high, vectors)
                 counts["store"] += part * high * vectors
     counts["tile"] += tiles
     counts["tap"] += tiles

@@ -11,9 +11,8 @@ from leanconv.algorithms.base import Algorithm
 from leanconv.checks import flag, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.problem import Problem
-from leanconv.staging import refusal
+from leanconv.staging import error_bound, refusal
 
-NOT_AUTOMATIC = frozenset(entry.name for entry in REGISTRY if not entry.automatic)
 ACCURACIES = ("exact", "standard", "fast")
 CHOICES = ("model", "measure", "exhaustive")
 STANDARD = 4.0  # times the error bound of a plain sum that "standard" allows
@@ -48,11 +47,12 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     """
     level = one_of("accuracy", accuracy, ACCURACIES)
     same_bits = flag("deterministic", deterministic)
-    names, insisted, text, pick = _named(algorithm)
+    automatic = tuple(entry.name for entry in REGISTRY if entry.weighed(problem))
+    names, insisted, text, pick = named(algorithm, automatic)
     refused: dict[str, str] = {}
     for entry in REGISTRY:
         if entry.name not in names:
-            refused[entry.name] = "only to compare with" if entry.name in NOT_AUTOMATIC else "excluded"
+            refused[entry.name] = "only to compare with" if entry.name not in automatic else "excluded"
         elif not insisted:
             reason = _unfit(entry, problem, level, same_bits)
             if reason:
@@ -66,10 +66,9 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     return Wanted(kept, insisted, text, pick, refused)
 
 
-def _named(algorithm: Any) -> tuple[tuple[str, ...], bool, str, Callable[..., Any] | None]:
-    """Names, whether they are insisted on, the text for messages, and the function that picks."""
+def named(algorithm: Any, automatic: tuple[str, ...]) -> tuple[tuple[str, ...], bool, str, Callable[..., Any] | None]:
+    """Names (of "auto": `automatic`), whether they are insisted on, the text for messages, the function that picks."""
     known = [entry.name for entry in REGISTRY]
-    automatic = tuple(name for name in known if name not in NOT_AUTOMATIC)
     if isinstance(algorithm, str) and not algorithm.startswith("!"):
         if one_of("algorithm", algorithm, ["auto", *known]) == "auto":
             return automatic, False, "auto", None
@@ -111,7 +110,7 @@ def _unfit(algorithm: Algorithm, problem: Problem, accuracy: str, deterministic:
         if reason is not None:  # a bound is stated for what can be computed
             return reason
         plain = Algorithm.error_bound(algorithm, problem)
-        bound = algorithm.error_bound(problem)
+        bound = error_bound(algorithm, problem)
         if bound > STANDARD * plain:
             return f"accuracy 'standard': its error bound is {bound:.0e}, {STANDARD * plain:.0e} is allowed"
     return None

@@ -1,0 +1,54 @@
+"""Convolution by FFT, fused: a block of tiles goes through all steps while it is in the cache.
+
+As in `winograd.py`, whose kernel this is but for the transforms: windows to matrices [point][tile][channel], a real
+matrix product for each point and panel of output channels, products to outputs.  A complex bin is multiplied as three
+real points: (a + b i)(c + d i) = c (a + b) - b (c + d) + (c (a + b) + a (d - c)) i.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from leanconv.codegen.ir import Function, Value
+from leanconv.kernels.fields import Fields
+from leanconv.kernels.winograd import WinogradSpec
+from leanconv.kernels.winograd_tiles import Bits
+
+
+@dataclass(frozen=True, slots=True)
+class FftSpec(WinogradSpec):
+    """Everything the kernel is specialised for; as `WinogradSpec`, with the steps' own fields."""
+
+    def _zeros(self, fn: Function, fields: Fields, scratch: Value) -> Value | None:
+        return None
+
+    def _products(
+        self,
+        fn: Function,
+        fields: Fields,
+        vectors: int,
+        heights: dict[Bits, tuple[Value, ...]],
+        source: Value,
+        weights: Value,
+        products: Value,
+    ) -> None:
+        """The matrix product of every point: tiles are all of one class."""
+        steps = [fields["v_point"], self._point_bytes(fields, vectors), fields["m_point"]]
+        ((low, lower, higher),) = heights.values()
+
+        def point(_: Value, state: list[Value]) -> list[Value]:
+            self._point(fn, fields, vectors, low, lower, higher, state)
+            return [fn.gep(pointer, step) for pointer, step in zip(state, steps, strict=True)]
+
+        fn.loop(0, self.tiling.points, 1, [source, weights, products], point, hint="point")
+
+    def _ahead(self, fn: Function, fields: Fields, rows: list[Value]) -> None:
+        """Ask for the same rows of the next point: points are many, and lie apart further than one is guessed."""
+
+        def line(at: Value, _: list[Value]) -> list[Value]:
+            for row in rows:
+                fn.prefetch(fn.gep(row, at))
+            return []
+
+        end = fn.add(fields["v_point"], fields["v_row"])
+        fn.loop(fields["v_point"], end, 64, [], line, hint="ahead")

@@ -1,0 +1,232 @@
+"""A loaded model: arrays in, arrays out, for any sizes the model leaves free."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+from leanconv.arrays import Array
+from leanconv.checks import integer, one_of
+from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError, ModelError
+from leanconv.locks import new_lock
+from leanconv.network.ceiling import physical_memory
+from leanconv.network.compile import CompiledNetwork, compile_graph
+from leanconv.network.graph import Graph, ValueType
+from leanconv.network.passes import run_passes
+from leanconv.network.profile import Profile
+from leanconv.onnx.model import Model, Port, check_shape
+from leanconv.onnx.reader import read
+from leanconv.onnx.specialise import LARGEST_SHAPE_INPUT, NeedsValuesError, specialise
+from leanconv.planning.limits import resolve_limit
+
+_TOO_LARGE = f"shapes must follow from the shapes of inputs, or from inputs of at most {LARGEST_SHAPE_INPUT} bytes"
+
+ACCURACIES = ("exact", "standard", "fast")
+
+# Shapes of all inputs, and the bytes of those whose values decide about shapes.
+Key = tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[str, bytes], ...]]
+
+
+class Session:
+    """A model ready to run; safe to call from several threads at once.
+
+    Attributes:
+        threads: most threads of a run; None for as many as leanconv chooses.
+        memory_limit: bytes, or None.
+        accuracy: of sums.
+    """
+
+    def __init__(
+        self, model: Model, *, threads: int | None, memory_limit: int | None, accuracy: str, most_shapes: int
+    ) -> None:
+        """Use `leanconv.onnx.load`."""
+        self._model = model
+        self.threads, self.memory_limit, self.accuracy = threads, memory_limit, accuracy
+        self._most = most_shapes
+        self._ready: OrderedDict[Key, CompiledNetwork] = OrderedDict()
+        self._by_value: frozenset[str] = frozenset()
+        self._lock = new_lock()
+        self._building = new_lock()
+
+    @property
+    def inputs(self) -> tuple[Port, ...]:
+        """Inputs: name, element type and shape of each."""
+        return tuple(self._model.inputs.values())
+
+    @property
+    def outputs(self) -> tuple[Port, ...]:
+        """Outputs: name, element type and shape of each, as far as the file says."""
+        return tuple(self._model.outputs.values())
+
+    @property
+    def model(self) -> Model:
+        """What was read."""
+        return self._model
+
+    @property
+    def shape_inputs(self) -> frozenset[str]:
+        """Inputs whose values decide about shapes, as far as runs have shown; each value is planned by itself."""
+        return self._by_value
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model.
+
+        Args:
+            inputs: an array for each input, of its element type and a shape that fits; any strides.  Shapes not met
+                before are planned first, which takes milliseconds, or longer where kernels must be compiled.
+
+        Returns:
+            A new array for each output.
+
+        Raises:
+            ArgumentTypeError: not arrays, or another element type.
+            ArgumentValueError: an input is missing or unknown, or a shape does not fit.
+            ModelError: a node breaks a rule of its operator with these shapes or values.
+            MemoryLimitError: nothing fits the limit; says the least that would do.
+            AllocationError: no memory.
+        """
+        self._model.check_inputs(inputs)
+        network, values = self._prepared(inputs)
+        return network.run(values)
+
+    def profile(self, inputs: Mapping[str, Array], repeat: int = 1) -> Profile:
+        """As `run`, with the time of each step.
+
+        Args:
+            inputs: as in `run`.
+            repeat: how many runs; the time of a step is the median.
+        """
+        self._model.check_inputs(inputs)
+        network, values = self._prepared(inputs)
+        return network.profile(values, repeat)
+
+    def prepare(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> CompiledNetwork:
+        """Plan and compile for given shapes, without running; a later run of these shapes starts at once.
+
+        Args:
+            shapes: of each input; those that the file fixes may be left out.
+
+        Returns:
+            The network compiled, with `peak_bytes`, `steps` and more.
+
+        Raises:
+            ArgumentValueError: a free shape is not given, or does not fit.
+            ModelError: a node breaks a rule of its operator; or values of inputs are needed too.
+            MemoryLimitError: nothing fits the limit; says the least that would do.
+        """
+        given = dict(shapes or {})
+        sizes: dict[str, tuple[int, str]] = {}
+        types: dict[str, ValueType] = {}
+        for name in given:
+            if name not in self._model.inputs:
+                names = ", ".join(map(repr, self._model.inputs))
+                raise ArgumentValueError("shapes", shapes, f"has {name!r}, but the model's inputs are {names}")
+        for name, port in self._model.inputs.items():
+            if name not in given:
+                if not port.fixed or port.shape is None:
+                    raise ArgumentValueError("shapes", shapes, f"must have the shape of input {port}")
+                given[name] = tuple(extent for extent in port.shape if isinstance(extent, int))
+            shape = tuple(integer("shapes", extent, 0, shown=given[name], what="extents") for extent in given[name])
+            check_shape(port, shape, sizes)
+            types[name] = ValueType(shape, str(port.dtype))
+        if self._by_value:
+            needed = ", ".join(sorted(self._by_value))
+            raise ModelError(f"shapes depend on the values of {needed}: such a model is planned when it first runs")
+        return self._get((tuple((name, type_.shape) for name, type_ in types.items()), ()), types, {})
+
+    def _prepared(self, inputs: Mapping[str, Array]) -> tuple[CompiledNetwork, dict[str, Array]]:
+        """The network for these inputs, and those of them that it takes: values that decide about shapes are in it."""
+        shapes = tuple((name, inputs[name].shape) for name in self._model.inputs)
+        types = {name: ValueType(inputs[name].shape, inputs[name].dtype.name) for name in self._model.inputs}
+        while True:
+            names = self._by_value
+            nbytes = sum(inputs[name].nbytes for name in names)
+            if nbytes > LARGEST_SHAPE_INPUT:
+                which = ", ".join(sorted(names))
+                raise ModelError(f"shapes depend on the values of {which}, {nbytes} bytes: {_TOO_LARGE}")
+            values = {name: inputs[name].copy() for name in names}
+            try:
+                key = (shapes, tuple((name, values[name].tobytes()) for name in names))
+                network = self._get(key, types, values)
+                return network, {name: inputs[name] for name in network.inputs}
+            except NeedsValuesError as error:
+                nbytes = sum(inputs[name].nbytes for name in error.inputs)
+                if error.inputs <= names or not error.inputs or nbytes > LARGEST_SHAPE_INPUT:
+                    raise ModelError(f"{error}: {_TOO_LARGE}") from error
+                with self._lock:
+                    self._by_value |= error.inputs
+
+    def _get(self, key: Key, types: dict[str, ValueType], values: dict[str, Array]) -> CompiledNetwork:
+        with self._lock:
+            found = self._ready.get(key)
+            if found is not None:
+                self._ready.move_to_end(key)
+                return found
+        # One at a time: what two callers of one new shape would do twice, and the memory of it.
+        with self._building:
+            with self._lock:
+                found = self._ready.get(key)
+            if found is None:
+                found = self._build(types, values)
+                with self._lock:
+                    self._ready[key] = found
+                    while len(self._ready) > self._most:
+                        self._ready.popitem(last=False)
+        return found
+
+    def graph(self, types: Mapping[str, ValueType], values: Mapping[str, Array] | None = None) -> Graph:
+        """The graph of the model for inputs of given types, after all passes."""
+        graph = specialise(self._model, types, values or {})
+        run_passes(graph, derived=self._model.derived, shared=self._model.constants)
+        return graph
+
+    def _build(self, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> CompiledNetwork:
+        graph = self.graph(types, values)
+        machine = physical_memory()
+        # Better an error now than a machine that swaps, or a process that is killed.
+        alone = max((type_.nbytes for type_ in graph.types.values()), default=0)
+        if alone > machine:
+            raise MemoryLimitError(machine, alone, "one value of the network, on a machine of so much memory,")
+        network = compile_graph(graph, threads=self.threads, memory_limit=self.memory_limit, accuracy=self.accuracy)
+        needed = network.peak_bytes + network.kept_bytes
+        if needed > machine:
+            raise MemoryLimitError(machine, needed, "the network, on a machine of so much memory,")
+        return network
+
+
+def load(
+    source: str | os.PathLike[str] | bytes | Any,
+    *,
+    memory_limit: int | str | None = None,
+    threads: int | None = None,
+    accuracy: str = "standard",
+    folder: str | os.PathLike[str] | None = None,
+    most_shapes: int = 8,
+) -> Session:
+    """Load an ONNX model.
+
+    Args:
+        source: path of a file, its bytes, or an `onnx.ModelProto`.
+        memory_limit: most bytes (an int, or text such as "64MiB") that all that lies between the layers, workspace,
+            and packed weights beyond the plain ones may take together; None for any number.
+        threads: most threads a run uses; `leanconv.get_num_threads()` if None.
+        accuracy: of sums, as in `leanconv.plan`.
+        folder: where external data lies; the folder of the file if None.  No file outside of it is read.
+        most_shapes: for how many sets of input shapes plans are kept; the one used longest ago goes first.
+
+    Raises:
+        ArgumentTypeError: an argument of the wrong type.
+        ArgumentValueError: a value that is not allowed.
+        ModelError: the file is malformed, damaged, or not there.
+        UnsupportedModelError: it holds what is not supported; `.reasons` says all of it.
+        MissingPackageError: the package `onnx` is not installed.
+    """
+    if folder is not None and not isinstance(folder, str | os.PathLike):
+        raise ArgumentTypeError("folder", folder, "must be a path")
+    one_of("accuracy", accuracy, ACCURACIES)
+    count = None if threads is None else integer("threads", threads, 1)
+    limit, most = resolve_limit(memory_limit), integer("most_shapes", most_shapes, 1)
+    model = read(source, folder)
+    return Session(model, threads=count, memory_limit=limit, accuracy=accuracy, most_shapes=most)

@@ -1,0 +1,112 @@
+"""From a model with free shapes to a `Graph` for the shapes at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from leanconv.arrays import Array
+from leanconv.errors import ModelError
+from leanconv.network.graph import Graph, Node, ValueType
+from leanconv.network.operators import UnknownValueError, evaluate_node, infer_node, operator
+from leanconv.network.operators.base import dense
+from leanconv.onnx.model import Model
+
+# Folding may make constants larger, by copying say; a file must not fill the memory by that.
+_FOLDED_FACTOR = 4
+_FOLDED_EXTRA = 64 << 20
+
+# One element seen as many, or no elements at all: these take no memory.
+_FREE = ("ConstantOfShape", "Shape", "Size")
+
+# Small inputs that decide about shapes are taken as constants; more bytes than these are data.
+LARGEST_SHAPE_INPUT = 4096
+
+
+class NeedsValuesError(ModelError):
+    """Shapes depend on the values of inputs.
+
+    Attributes:
+        inputs: their names.
+    """
+
+    def __init__(self, inputs: frozenset[str], why: str) -> None:
+        """Keep the names; `why` names the node that asks."""
+        super().__init__(inputs, why)
+        self.inputs = inputs
+        self.why = why
+
+    def __str__(self) -> str:
+        """Return the message on one line."""
+        return f"{self.why}, and so on the values of {', '.join(sorted(self.inputs)) or 'what is computed'}"
+
+
+def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> Graph:
+    """Make the graph of a model for inputs of given types; what depends on shapes and constants only is computed.
+
+    Args:
+        model: what was read.
+        types: of each input.
+        values: of inputs that are to be constants of the graph.
+
+    Raises:
+        NeedsValuesError: the shape of a value depends on values of inputs that are not given.
+        ModelError: a node breaks a rule of its operator with these shapes.
+    """
+    free = {name: type_ for name, type_ in types.items() if name not in values}
+    graph = Graph([], free, list(model.outputs), {**model.constants, **values}, dict(types))
+    for name, array in graph.constants.items():
+        graph.types[name] = ValueType(array.shape, array.dtype.name)
+    budget = _FOLDED_EXTRA + _FOLDED_FACTOR * sum(array.nbytes for array in model.constants.values())
+    sources: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in types if name not in values}
+    for node in model.nodes:
+        found = operator(node.op)
+        if found is None:
+            raise ModelError(f"node {node.name!r}: the operator {node.op} is not supported")
+        inputs = [graph.types[name] if name else None for name in node.inputs]
+        known = [graph.constants.get(name) if name else None for name in node.inputs]
+        try:
+            outputs = infer_node(found, node, inputs, known)
+        except UnknownValueError as error:
+            name = node.inputs[error.input]
+            raise NeedsValuesError(sources.get(name, frozenset()), str(error)) from error
+        for name, type_ in zip(node.outputs, outputs, strict=True):
+            if name:
+                graph.types[name] = type_
+        nbytes = 0 if node.op in _FREE else sum(type_.nbytes for type_ in outputs)
+        if _foldable(node, known) and nbytes <= budget:
+            budget -= nbytes
+            _fold(model, graph, node, known)
+            continue
+        graph.nodes.append(node)
+        before = frozenset[str]().union(*(sources.get(name, frozenset()) for name in node.inputs))
+        sources.update((name, before) for name in node.outputs)
+    return graph
+
+
+def _foldable(node: Node, known: list[Array | None]) -> bool:
+    if node.op in ("Shape", "Size"):
+        return True  # they look at the shape only
+    return all(value is not None for value, name in zip(known, node.inputs, strict=True) if name)
+
+
+def _fold(model: Model, graph: Graph, node: Node, known: list[Array | None]) -> None:
+    found = operator(node.op)
+    assert found is not None
+    # What is made of the model's own constants is the same for every shape.
+    own = bool(node.inputs) and all(name in model.constants or name in model.derived for name in node.inputs if name)
+    if own and all(name in model.derived for name in node.outputs if name):
+        graph.constants.update({name: model.derived[name] for name in node.outputs if name})
+        return
+    if node.op in ("Shape", "Size") and known[0] is None:
+        type_ = graph.types[node.inputs[0]]
+        known = [np.broadcast_to(np.zeros((), type_.dtype), type_.shape)]
+    for name, array in zip(node.outputs, evaluate_node(found, node, known), strict=True):
+        if not name:
+            continue
+        array = array if node.op in _FREE else dense(array)
+        graph.constants[name] = array
+        graph.types[name] = ValueType(array.shape, array.dtype.name)
+        if own:
+            model.derived[name] = array
