@@ -2,8 +2,8 @@
 
 Idea        the discrete Fourier transform turns correlation into products, one a bin: a window of n x n pixels gives
             (n - R + 1) x (n - S + 1) outputs for n * n / 2 complex products, each of three real ones; windows overlap
-            (overlap-save), and are as large as costs least: 8 to 64, any product of 2, 3 and 5; blocks of them go
-            through all steps while they are in the cache
+            (overlap-save), and are as large as costs least: 4 to 64, any product of 2, 3 and 5; longer ones where the
+            kernel has one axis, folded to two; blocks of them go through all steps while they are in the cache
 Workspace   a thread: points * block * (C/g + NR) elements and one window of NR, where points is 3/2 of the window's
             pixels and block the windows staged at one time
 Weights     3/2 of the window's pixels for each filter: 384 elements for 16 x 16
@@ -29,6 +29,7 @@ from leanconv.algorithms.fft_windows import (
     Extent,
     best_grid,
     extent,
+    longest_window,
     windows_along,
 )
 from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines
@@ -116,7 +117,7 @@ def steps_of(
     problem: Problem, target: Target, tiling: FftTiling, padded: bool, tail: int
 ) -> tuple[FftInput, FftOutput]:
     """How windows are read and outputs written; `tail` channels are left over by whole vectors."""
-    p, d = problem, tiling.grid.rows
+    p, d = problem, tiling.grid.axis
     outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
 
     def runs(strides: tuple[int, ...]) -> bool:
@@ -159,7 +160,8 @@ class Fft(Algorithm):
         for d, taps in enumerate(p.kernel):
             if not windows_along(p, d, whole=self.whole, longest=self.longest):
                 need = f"all {p.out_size[d]} outputs" if self.whole else "more"
-                return f"an axis has {taps} taps, a window of at most {self.longest} has no room for {need}"
+                most = longest_window(p, self.longest)
+                return f"an axis has {taps} taps, a window of at most {most} has no room for {need}"
         shortest = [windows_along(p, d, whole=self.whole, longest=self.longest)[0].size for d in range(p.ndim)]
         if math.prod(shortest) > MOST_PLACES:
             return f"a window would have {math.prod(shortest)} places, at most {MOST_PLACES} are supported"
