@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from leanconv.plan import Plan, arena_for
 from leanconv.planning.choice import choose as choose_plan
 from leanconv.planning.limits import get_memory_limit, resolve_limit
 from leanconv.problem import Problem
+from leanconv.registry import forget_with
 from leanconv.threads import get_num_threads
 
 _BATCH_LAST = ("CHWN", "CHWN8", "CWN", "CWN8")  # layouts in which an array without a batch would be another
@@ -48,6 +50,7 @@ class _Call:
 
 _calls: dict[Any, _Call] = {}
 _calls_lock = new_lock()
+forget_with(_calls.clear)
 
 
 def _hashable(value: Any) -> Any:
@@ -66,6 +69,10 @@ def convolve(
     padding: Padding,
     dilation: Ints,
     groups: int,
+    make: Callable[..., Problem] = make_problem,
+    more: tuple[tuple[str, Any], ...] = (),
+    name: str = "x",
+    /,
     *,
     layout: str = "NCHW",
     pad_mode: str = "zeros",
@@ -80,8 +87,12 @@ def convolve(
     threads: int | None = None,
     out: Any = None,
 ) -> Any:
-    """`conv1d`, `conv2d` and `conv3d`; the arguments are described there."""
-    image, restore = as_array(x, "x")
+    """`conv1d`, `conv2d` and `conv3d`; the arguments are described there.
+
+    Others that call a problem's program pass how it is made, the arguments (`more`) that only this takes, and what they
+    call x (`name`).
+    """
+    image, restore = as_array(x, name)
     weights, _ = as_array(w, "w")
     shift = extra = result = None
     if bias is not None:
@@ -122,6 +133,7 @@ def convolve(
         choose,
         get_memory_limit() if memory_limit is None else _hashable(memory_limit),
         count,
+        *((key, _hashable(value)) for key, value in more),
     )
     try:
         call = _calls.get(key)
@@ -129,7 +141,7 @@ def convolve(
         call = None
     if call is None:
         check_same_dtype(image, w=weights, bias=shift, residual=extra, out=result)
-        problem = make_problem(
+        problem = make(
             ndim,
             image.shape,
             weights.shape,
@@ -148,6 +160,7 @@ def convolve(
             w_strides=element_strides(weights),
             out_strides=_strides_of("out", result, image.ndim),
             residual_strides=_strides_of("residual", extra, image.ndim),
+            **dict(more),
         )
         _check_arrays(problem, shift, extra, result)
         plan = choose_plan(

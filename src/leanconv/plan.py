@@ -166,8 +166,8 @@ class Plan:
         """The program of a call whose weights may have changed: they are packed into workspace first."""
         low = self._lowering
         phases = (
-            *([low.tables.phase] if low.tables else []),
-            *([low.packing.phase] if low.packing else []),
+            *(low.tables.phases if low.tables else ()),
+            *(low.packing.phases if low.packing else ()),
             *low.phases,
         )
         if len(phases) == len(low.phases):
@@ -186,9 +186,9 @@ class Plan:
             if self._tables is None:
                 lease = Arena().acquire(tables.buffers)
                 names = [buffer.name for buffer in tables.buffers]
-                program = Program((tables.phase,), (), self.threads, dict(zip(names, lease.addresses, strict=True)))
+                program = Program(tables.phases, (), self.threads, dict(zip(names, lease.addresses, strict=True)))
                 job = Job(Compiled(program))
-                pool().run(job.address, min(self.threads, tables.phase.chunks))
+                pool().run(job.address, min(self.threads, max(phase.chunks for phase in tables.phases)))
                 self._tables = lease
         return {buffer.name: self._tables.address(buffer.name) for buffer in tables.buffers}
 
@@ -220,22 +220,37 @@ class Plan:
         _ = self._table_addresses  # made now: a call is to allocate nothing that it keeps
         return BoundPlan(self, weights, shift)
 
+    def bind_like(self, other: BoundPlan) -> BoundPlan | None:
+        """This plan on the weights that another has packed; None if it reads them in another order."""
+        if not _same_packing(self.packing, other.plan.packing):
+            return None
+        _ = self._table_addresses
+        return other.with_plan(self)
+
     def pack(self, weights: Array, bias: Array | None) -> Block | None:
         """The block of packed weights of checked arrays, or None if the algorithm packs nothing."""
         packing = self._lowering.packing
-        return None if packing is None else packed_block(packing, weights, bias, self.threads)
+        if packing is None:
+            return None
+        if self.problem.direction == "transposed":  # its parts read weights through strides of their own, as planned
+            return packed_block(packing, np.ascontiguousarray(weights), bias, self.threads, planned=True)
+        return packed_block(packing, weights, bias, self.threads)
 
 
-def packed_block(packing: WeightPacking, weights: Array, bias: Array | None, threads: int) -> Block:
-    """A block with checked weights as a packing has them."""
+def packed_block(
+    packing: WeightPacking, weights: Array, bias: Array | None, threads: int, *, planned: bool = False
+) -> Block:
+    """A block with checked weights as a packing has them; `planned`: they lie in memory as the packing was made for."""
     block = allocate(packing.nbytes)
-    phase = _with_weight_strides(packing.phase, weights)
-    job = Job(Compiled(Program((phase,), (), threads)))
+    phases = packing.phases
+    if not planned:
+        phases = tuple(_with_weight_strides(phase, weights) for phase in phases)
+    job = Job(Compiled(Program(phases, (), threads)))
     keep = np.ascontiguousarray(bias) if bias is not None else None
     job.table[_W], job.table[_WEIGHTS] = block.address, address_of(weights)
     if keep is not None:
         job.table[_BIAS] = address_of(keep)
-    pool().run(job.address, min(threads, phase.chunks))
+    pool().run(job.address, min(threads, max(phase.chunks for phase in phases)))
     return block
 
 
@@ -255,7 +270,7 @@ def _same_packing(a: WeightPacking | None, b: WeightPacking | None) -> bool:
     """Whether two plans read their weights in the same order."""
     if a is None or b is None:
         return a is b
-    return a.nbytes == b.nbytes and a.phase.spec == b.phase.spec
+    return a.nbytes == b.nbytes and [phase.spec for phase in a.phases] == [phase.spec for phase in b.phases]
 
 
 def _dense_residual(problem: Problem, plan: Plan) -> tuple[int, ...] | None:

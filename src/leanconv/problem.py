@@ -74,7 +74,10 @@ class Problem:
         has_bias: whether one number an output channel is added.
         activation: applied after the bias; None for none.
         residual: whether an array shaped like the output is added "before" the activation or "after" it.
-        direction: "forward".
+        direction: "forward"; or "backward_weights", where `out_strides` are those of the gradient of the output and
+            `w_strides` those of the result; or "transposed": output element i * stride - pad_low + tap * dilation takes
+            input element i times that tap. Weights are then (C, K/g, *kernel), padding cuts the output, and `pad_high`
+            is less by what is added to the output at its end, so that it may be negative.
 
     Strides of axes with one element mean nothing; they are those of a dense array.
     """
@@ -106,6 +109,8 @@ class Problem:
     def out_size(self) -> tuple[int, ...]:
         """Extent of the output along each spatial axis."""
         axes = zip(self.in_size, self.kernel, self.stride, self.dilation, self.pad_low, self.pad_high, strict=True)
+        if self.direction == "transposed":
+            return tuple((n - 1) * s + d * (k - 1) + 1 - low - high for n, k, s, d, low, high in axes)
         return tuple((n + low + high - d * (k - 1) - 1) // s + 1 for n, k, s, d, low, high in axes)
 
     @cached_property
@@ -125,7 +130,9 @@ class Problem:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of the definition, those with padding included."""
+        """Multiplications and additions of the definition, those with padding (or cut off by it) included."""
+        if self.direction == "transposed":
+            return 2 * self.batch * self.in_channels * math.prod(self.in_size) * self.group_out * self.taps
         return 2 * self.batch * self.out_channels * math.prod(self.out_size) * self.group_in * self.taps
 
     @property
@@ -135,7 +142,9 @@ class Problem:
 
     @property
     def w_shape(self) -> tuple[int, ...]:
-        """Shape of the weights, (K, C/g, *kernel) in every layout."""
+        """Shape of the weights in every layout: (K, C/g, *kernel), or (C, K/g, *kernel) of a transposed convolution."""
+        if self.direction == "transposed":
+            return (self.in_channels, self.group_out, *self.kernel)
         kernel = self.kernel[:-1] if self.layout in BATCH_LAST else self.kernel
         return (self.out_channels, self.group_in, *kernel)
 
@@ -177,7 +186,7 @@ class Problem:
         axes = self.ndim - 1 if self.layout in BATCH_LAST else self.ndim
         batch = self.batch * math.prod(self.in_size[axes:])
         words = [
-            f"conv{axes}d",
+            f"conv{'_transpose' if self.direction == 'transposed' else ''}{axes}d",
             _SHORT_DTYPE[self.dtype],
             _by_x((batch, self.in_channels, *self.in_size[:axes])),
             "->",
@@ -207,7 +216,10 @@ class Problem:
     def _strides(self) -> list[tuple[str, tuple[int, ...], tuple[int, ...]]]:
         """Return (array, its strides, the dense ones) for each array of the call."""
         x = dense_strides((self.batch, self.in_channels, *self.in_size), self.layout)
-        w = dense_strides((self.out_channels, self.group_in, *self.kernel), "NCHW")
+        ends = (self.out_channels, self.group_in)
+        if self.direction == "transposed":
+            ends = (self.in_channels, self.group_out)
+        w = dense_strides((*ends, *self.kernel), "NCHW")
         out = dense_strides((self.batch, self.out_channels, *self.out_size), self.layout)
         rows = [("x", self.x_strides, x), ("w", self.w_strides, w), ("out", self.out_strides, out)]
         if self.residual_strides is not None:

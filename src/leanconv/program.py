@@ -21,18 +21,31 @@ ARGUMENTS = ("x", "w", "out", "residual", "weights", "bias", "map")
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A kernel over `chunks` chunks; `roles` maps the kernel's buffer roles to names of buffers."""
+    """A kernel over `chunks` chunks; `roles` maps the kernel's buffer roles to names of buffers.
+
+    `offsets`: bytes from the start of the buffer of a role at which the phase takes it to begin.
+    """
 
     name: str
     spec: KernelSpec
     fields: Mapping[str, int]
     chunks: int
     roles: Mapping[str, str] = field(default_factory=dict)
+    offsets: Mapping[str, int] = field(default_factory=dict)
 
     def renamed(self, names: Mapping[str, str]) -> Phase:
         """The same phase on other buffers: for the buffer that a key names it uses the one of the value."""
         roles = {role: names.get(name, name) for role, name in self.roles.items()}
         return replace(self, roles={**{k: v for k, v in names.items() if k not in roles}, **roles})
+
+    def shifted(self, offsets: Mapping[str, int]) -> Phase:
+        """The same phase with buffers, by name, that begin so many bytes further on."""
+        moved = dict(self.offsets)
+        for name, offset in offsets.items():
+            roles = [role for role, buffer in self.roles.items() if buffer == name]
+            for role in roles if name in self.roles else [*roles, name]:
+                moved[role] = moved.get(role, 0) + offset
+        return replace(self, offsets=moved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +71,25 @@ class Compiled:
         self.layout = program.layout
         declared = [*(buffer.name for buffer in program.workspace), *program.addresses]
         assert not set(declared) & set(ARGUMENTS), f"a buffer has the name of an argument: {declared}"
-        self.slots = {name: i for i, name in enumerate([*ARGUMENTS, *declared])}
+        strides = {name: self.layout.strides[i] for name, i in self.layout.index.items()}
+        self._link({name: i for i, name in enumerate([*ARGUMENTS, *declared])}, strides)
+
+    def _link(self, slots: Mapping[str, int], strides: Mapping[str, int]) -> None:
+        """Compile the kernels; `slots` are places in the table of addresses, `strides` those from thread to thread."""
+        self.slots = slots
         self.kernels: list[Kernel] = []
         self.fields: list[ctypes.Array[ctypes.c_int64]] = []
-        for phase in program.phases:
+        for phase in self.program.phases:
             compiled = kernel(phase.spec)
             values = dict(phase.fields)
             for name in compiled.fields:
                 if name.startswith("slot_"):
                     role = name.removeprefix("slot_")
-                    values[name] = self.slots[phase.roles.get(role, role)]
+                    values[name] = slots[phase.roles.get(role, role)]
+                elif name.startswith("offset_"):
+                    values[name] = phase.offsets.get(name.removeprefix("offset_"), 0)
                 elif name.startswith("thread_"):
-                    values[name] = self.layout.strides[self.layout.index[phase.roles.get(name[7:], name[7:])]]
+                    values[name] = strides[phase.roles.get(name[7:], name[7:])]
             self.kernels.append(compiled)
             self.fields.append(pack_fields(compiled.fields, values))
 

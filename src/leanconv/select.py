@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from leanconv.algorithms import REGISTRY
 from leanconv.plan import Plan
 from leanconv.problem import Problem
+from leanconv.staging import error_bound as stated_bound
 from leanconv.staging import refusal
 
 
@@ -53,7 +54,7 @@ def list_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo]:
                 title=algorithm.title,
                 paper=algorithm.paper,
                 error_class=algorithm.error_class,
-                error_bound=algorithm.error_bound(problem) if plan else None,
+                error_bound=stated_bound(algorithm, problem) if plan else None,
             )
         )
     return result

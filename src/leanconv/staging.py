@@ -12,6 +12,7 @@ from leanconv.kernels.copy import CopySpec
 from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem, dense_strides
 from leanconv.program import Phase
+from leanconv.transposed import by_stride_phases, stride_phases
 
 
 def reachable(problem: Problem, algorithm: Algorithm) -> Problem | None:
@@ -57,7 +58,18 @@ def dense_image(problem: Problem) -> Problem:
 
 def refusal(algorithm: Algorithm, problem: Problem) -> str | None:
     """Why an algorithm cannot compute a problem even with copies around it, or None."""
+    if problem.direction == "transposed":
+        reasons = (refusal(algorithm, part.problem) for part in stride_phases(problem))
+        return next((reason for reason in reasons if reason is not None), None)
     return _reachable(problem, algorithm)[1]
+
+
+def error_bound(algorithm: Algorithm, problem: Problem) -> float:
+    """The error bound that an algorithm states for a problem, or the largest of those for the parts of one."""
+    if problem.direction == "transposed":
+        bounds = [algorithm.error_bound(part.problem) for part in stride_phases(problem)]
+        return max(bounds, default=Algorithm.error_bound(algorithm, problem))
+    return algorithm.error_bound(problem)
 
 
 def around_copies(
@@ -74,6 +86,10 @@ def around_copies(
     `inner` is the same problem on dense arrays if the caller wants that one computed; otherwise copies are made only
     where the algorithm refuses the strides of an array.
     """
+    if problem.direction == "transposed" and inner in (None, problem):
+        return by_stride_phases(
+            problem, host, lambda part: around_copies(part, algorithm, host, threads, workspace, tunables)
+        )
     inner = inner or reachable(problem, algorithm) or problem
     if inner == problem:
         return algorithm.lower(problem, host, threads, workspace, tunables)
@@ -88,17 +104,17 @@ def around_copies(
     moved = {name: entry for name, entry in wanted.items() if entry[1] != entry[2]}
     buffers = tuple(Buffer(f"dense {name}", math.prod(entry[0]) * p.itemsize) for name, entry in moved.items())
     rest = None if workspace is None else max(0, workspace - arena_bytes(buffers))
-    low = algorithm.lower(inner, host, threads, rest, tunables)
+    low = around_copies(inner, algorithm, host, threads, rest, tunables)
     before: list[Phase] = []
     after: list[Phase] = []
     for name, (shape, outside, inside) in moved.items():
         assert outside is not None and inside is not None
         if name == "out":
             roles = {"source": "dense out", "target": "out"}
-            after.append(_copy(p, host, shape, inside, outside, roles))
+            after.append(copy_phase(p, host, shape, inside, outside, roles))
         else:
             roles = {"source": name, "target": f"dense {name}"}
-            before.append(_copy(p, host, shape, outside, inside, roles))
+            before.append(copy_phase(p, host, shape, outside, inside, roles))
     names = {name: f"dense {name}" for name in moved}
     return replace(
         low,
@@ -112,7 +128,7 @@ def around_copies(
     )
 
 
-def _copy(
+def copy_phase(
     problem: Problem,
     host: Host,
     shape: tuple[int, ...],

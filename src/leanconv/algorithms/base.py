@@ -20,17 +20,23 @@ TAPS = "taps"  # the core's order over the image: taps outermost, channels inner
 class WeightPacking:
     """The phase that packs weights into a buffer of `nbytes`, once if bound, at every call if not.
 
-    `bias_apart`: the bias is not among them, a bound plan keeps a copy of it.
+    `bias_apart`: the bias is not among them, a bound plan keeps a copy of it.  `more`: phases that follow the first.
     """
 
     nbytes: int
     phase: Phase
     bias_apart: bool = False
+    more: tuple[Phase, ...] = ()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """All phases, in order."""
+        return (self.phase, *self.more)
 
 
 @dataclass(frozen=True, slots=True)
 class Tables:
-    """Buffers that depend on the problem only, and the phase that fills them.
+    """Buffers that depend on the problem only, and the phase that fills them (and phases that follow it, `more`).
 
     A plan makes them once for all that is bound to it, and keeps them; a call that is not bound makes them in its
     workspace.
@@ -38,6 +44,12 @@ class Tables:
 
     buffers: tuple[Buffer, ...]
     phase: Phase
+    more: tuple[Phase, ...] = ()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """All phases, in order."""
+        return (self.phase, *self.more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +58,8 @@ class Lowering:
 
     `packing` is None for an algorithm that reads the weights as the user has them; `steps` says in words what
     runs; `parameters` are the settings that were chosen; `addresses` are buffers (or functions) that exist
-    already; `tables` are read by the phases and by nothing changed.
+    already; `tables` are read by the phases and by nothing changed; `parts` are the convolutions that together make up
+    the problem, each with its own lowering, if it is not one itself.
     """
 
     phases: tuple[Phase, ...]
@@ -56,6 +69,7 @@ class Lowering:
     parameters: Mapping[str, int | str] = field(default_factory=dict)
     addresses: Mapping[str, int] = field(default_factory=dict)
     tables: Tables | None = None
+    parts: tuple[tuple[Problem, Lowering], ...] = ()
 
 
 class Algorithm(ABC):

@@ -6,7 +6,7 @@ import math
 
 from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.blocking import Blocking, wanted_chunks
-from leanconv.algorithms.dense import CoreInput, even_stride, store_columns
+from leanconv.algorithms.dense import CoreInput, even_stride, scattered, store_columns
 from leanconv.host import Host
 from leanconv.kernels.columns import ColumnSpec, RowPackSpec
 from leanconv.kernels.core import Reduction, reduction_fields
@@ -18,7 +18,8 @@ from leanconv.program import Phase
 
 def applies(problem: Problem, source: CoreInput) -> bool:
     """Whether pixels are adjacent in the matrix and in the output."""
-    return store_columns(problem) and isinstance(source.source, Rows) and source.source.row_bytes is not None
+    adjacent = store_columns(problem) and not scattered(problem)
+    return adjacent and isinstance(source.source, Rows) and source.source.row_bytes is not None
 
 
 def heights(problem: Problem, host: Host) -> tuple[int, int, int]:

@@ -119,6 +119,11 @@ def store_columns(problem: Problem) -> bool:
     return problem.out_strides[1] != 1 and problem.out_channels > 1
 
 
+def scattered(problem: Problem) -> bool:
+    """Whether the core has to work out where each pixel of the output goes."""
+    return output_refusal(problem) is not None
+
+
 def panel_fields(problem: Problem, host: Host) -> dict[str, int]:
     """Sizes of packed weights."""
     lanes, item = host.target.lanes(problem.dtype), problem.itemsize
@@ -193,10 +198,13 @@ def dense_phase(
         rows=rows,
         ragged=any(size % height for size in (cut.block, last) for height in rows),
         bias=p.has_bias,
-        columns=store_columns(p),
+        columns=any(s is not None and s[1] != 1 for s in (p.out_strides, p.residual_strides)) and p.out_channels > 1
+        if scattered(p)
+        else store_columns(p),
         epilogue=Epilogue(p.activation, p.residual),
         stage=source.stage,
-        fetch=not store_columns(p),
+        fetch=not store_columns(p) and not scattered(p),
+        scattered=p.ndim if scattered(p) else 0,
     )
     fields = core_fields(p, host, source, cut, image)
     fields["o_ahead"] = _ahead(math.prod(source.kernel) * source.channels, rows[0], panels) * fields["o_row"]
@@ -260,5 +268,6 @@ def output_fields(problem: Problem, host: Host) -> dict[str, int]:
             f"{letter}_k": channel,
             f"{letter}_panel": panels_of(p, host).vectors * lanes * channel,
             f"{letter}_row": (row or 0) * p.itemsize,
+            **{f"{letter}_{d}": stride * p.itemsize for d, stride in enumerate(strides[2:])},
         }
-    return fields
+    return {**fields, **{f"z{d}": size for d, size in enumerate(p.out_size)}}

@@ -149,6 +149,11 @@ class Fft(Algorithm):
     tunables: ClassVar[Mapping[str, str]] = {"tiles": "tiles that a thread takes through all steps at one time"}
     whole: ClassVar[bool] = False
     longest: ClassVar[int] = LONGEST_TILE
+    fewest: ClassVar[int] = 25  # taps below which others always win; finding windows takes milliseconds
+
+    def weighed(self, problem: Problem) -> bool:
+        """Only for large kernels."""
+        return self.automatic and problem.taps >= self.fewest
 
     def refusal(self, problem: Problem) -> str | None:
         """Several taps, no stride, and windows that straight-line transforms can be."""
@@ -202,6 +207,7 @@ class FftWhole(Fft):
     paper: ClassVar[str] = (
         "M. Mathieu, M. Henaff, Y. LeCun: Fast Training of Convolutional Networks through FFTs, ICLR 2014"
     )
+    tunables: ClassVar[Mapping[str, str]] = {}
     whole: ClassVar[bool] = True
     longest: ClassVar[int] = LONGEST
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
-from leanconv.algorithms.dense import output_refusal
 from leanconv.algorithms.lowered import strips, whole
 from leanconv.host import Host
 from leanconv.problem import Problem
@@ -29,8 +28,8 @@ class Im2row(Algorithm):
     paper: ClassVar[str] = PAPER
 
     def refusal(self, problem: Problem) -> str | None:
-        """Any problem whose output the core can store into."""
-        return output_refusal(problem)
+        """Any problem."""
+        return None
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
@@ -49,8 +48,8 @@ class Im2rowStrip(Algorithm):
     tunables: ClassVar[Mapping[str, str]] = {"strip": "output rows staged at one time by a thread"}
 
     def refusal(self, problem: Problem) -> str | None:
-        """Any problem whose output the core can store into."""
-        return output_refusal(problem)
+        """Any problem."""
+        return None
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

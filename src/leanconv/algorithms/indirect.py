@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering, Tables
-from leanconv.algorithms.dense import CoreInput, core_phase, image_input, output_refusal, pack_weights
+from leanconv.algorithms.dense import CoreInput, core_phase, image_input, pack_weights
 from leanconv.algorithms.lowered import patches
 from leanconv.host import Host
 from leanconv.kernels.indirect import Indirect as Source
@@ -37,8 +37,8 @@ class Indirect(Algorithm):
     paper: ClassVar[str] = "M. Dukhan: The Indirect Convolution Algorithm, 2019, arXiv:1907.02129"
 
     def refusal(self, problem: Problem) -> str | None:
-        """Any problem whose output the core can store into."""
-        return output_refusal(problem)
+        """Any problem."""
+        return None
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

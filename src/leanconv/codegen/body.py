@@ -74,6 +74,12 @@ class Body:
         self._allocas.append(f"  {name} = load {type_}, ptr {address}, align {ITEMSIZE.get(scalar_of(type_), 8)}")
         return Value(name, type_)
 
+    def entry_moved(self, pointer: Value, offset: Value) -> Value:
+        """An address so many bytes further on, worked out in the entry block from what was loaded there."""
+        name = self._name()
+        self._allocas.append(f"  {name} = getelementptr i8, ptr {pointer.name}, i64 {offset.name}")
+        return Value(name, PTR)
+
     def i64(self, value: Index) -> Value:
         """The value as an i64 operand."""
         return Value(str(value), I64) if isinstance(value, int) else value

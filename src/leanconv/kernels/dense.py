@@ -23,6 +23,7 @@ from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import Source
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape, each_panel
+from leanconv.kernels.scatter import ScatteredOutput
 from leanconv.kernels.stage import Stage
 
 
@@ -34,7 +35,8 @@ class DenseSpec:
     so that any number of pixels splits into whole tiles (without it every block is a multiple of the height);
     `columns` stores with pixels adjacent (NCHW) instead of channels; `stage` copies a block's windows to the
     thread's part of the buffer "scratch" first, where the core then reads; `fetch` asks for
-    the lines of a tile of the output some tiles before it is stored (fields: `o_ahead`, bytes).
+    the lines of a tile of the output some tiles before it is stored (fields: `o_ahead`, bytes); `scattered` dimensions
+    of an output whose pixels are not evenly spaced (0: they are).
     """
 
     target: Target
@@ -49,6 +51,7 @@ class DenseSpec:
     epilogue: Epilogue
     stage: Stage | None = None
     fetch: bool = False
+    scattered: int = 0
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit this kernel into a module; returns the names of its fields in order."""
@@ -112,7 +115,11 @@ def panel_tiles(
         return parts[0](shape) if parts else Sum(fn, fields, shape, spec.reduction)
 
     def outputs(shape: Tile) -> Output:
-        return parts[1](shape) if parts else Output(fn, fields, shape, spec.epilogue, valid, spec.columns)
+        if parts:
+            return parts[1](shape)
+        if spec.scattered:
+            return ScatteredOutput(fn, fields, shape, spec.epilogue, valid, spec.columns, dims=spec.scattered)
+        return Output(fn, fields, shape, spec.epilogue, valid, spec.columns)
 
     output = outputs(tile)
     o = output.panel(out, panel, "o")

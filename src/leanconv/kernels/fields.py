@@ -28,10 +28,13 @@ class Fields:
         return self._loaded[name]
 
     def buffer(self, role: str) -> Value:
-        """The address of the buffer that plays a role; the field `slot_<role>` says where it stands in the table."""
+        """The address of the buffer that plays a role.
+
+        The field `slot_<role>` says where it stands in the table, `offset_<role>` at how many bytes of it to begin.
+        """
         if role not in self._pointers:
-            slot = self[f"slot_{role}"]
-            self._pointers[role] = self._fn.entry_load(PTR, self._buffers, slot)
+            start = self._fn.entry_load(PTR, self._buffers, self[f"slot_{role}"])
+            self._pointers[role] = self._fn.entry_moved(start, self[f"offset_{role}"])
         return self._pointers[role]
 
 

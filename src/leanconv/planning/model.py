@@ -12,6 +12,7 @@ A phase whose kernel nobody counts for (`phases.py`) is taken to reach a third o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from leanconv.host import Host, this_host
 from leanconv.kernels.cost import Cost
@@ -55,13 +56,17 @@ def seconds(plan: Plan, *, bound: bool = True) -> float:
     if not problem.batch:
         return CALL
     host, known = this_host(), figures()
-    packing = () if bound or low.packing is None else (low.packing.phase,)
-    whole = plan.chosen.cost(problem, host, threads, low)
-    phases = packing if whole is not None else (*packing, *low.phases)
+    packing = () if bound or low.packing is None else low.packing.phases
+    parts = ((problem, low),) if problem.direction == "forward" else low.parts
+    pieces = [(piece, plan.chosen.cost(part, host, threads, piece)) for part, piece in parts]
+    wholes = [cost for _, cost in pieces if cost is not None]
+    # A part is counted whole by its algorithm, or phase by phase; a fill beside the parts is a phase of its own.
+    known_specs = {id(phase.spec) for piece, cost in pieces if cost is not None for phase in piece.phases}
+    phases = (*packing, *(phase for phase in low.phases if id(phase.spec) not in known_specs))
     counted = [(phase_cost(phase, host), phase) for phase in phases]
     unknown = sum(cost is None for cost, _ in counted)
     lanes = host.target.lanes(problem.dtype)
-    total = CALL + (0.0 if whole is None else _phase(whole, threads, host, known))
+    total = CALL + sum(_phase(whole, threads, host, known) for whole in wholes)
     for cost, phase in counted:
         if cost is None:
             share = problem.flops / 2 / lanes * UNKNOWN / unknown
@@ -78,6 +83,13 @@ def phase_seconds(phase: Phase, threads: int) -> float:
     cost = phase_cost(phase, host)
     assert cost is not None, phase.spec
     return CALL + _phase(cost, threads, host, figures())
+
+
+def phases_seconds(phases: Iterable[Phase], threads: int) -> float:
+    """Predicted seconds of phases within a longer program; a kernel that nobody counts for counts as nothing."""
+    host, known = this_host(), figures()
+    costs = (phase_cost(phase, host) for phase in phases)
+    return sum(_phase(cost, threads, host, known) for cost in costs if cost is not None)
 
 
 def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:

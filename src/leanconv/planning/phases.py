@@ -78,7 +78,10 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
         counts["tile"] += tiles
         counts["tap"] += tiles * outer / inner
         counts["edge"] += tiles * edges(rows) * outer * high
-        counts["turn" if spec.columns else "store"] += tiles * high * vectors
+        if spec.scattered and spec.columns:
+            counts["element"] += tiles * high * vectors * lanes
+        else:
+            counts["turn" if spec.columns else "store"] += tiles * high * vectors
         if not red.unit_channel and channels > 1:
             counts["apart"] += tiles * outer * channels * inside
             if f.get("x_c", 0) >= PAGE and channels * math.prod(red.kernel[:-1]) > ENTRIES:

@@ -11,7 +11,7 @@ from leanconv.algorithms.base import Algorithm
 from leanconv.checks import flag, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.problem import Problem
-from leanconv.staging import refusal
+from leanconv.staging import error_bound, refusal
 
 ACCURACIES = ("exact", "standard", "fast")
 CHOICES = ("model", "measure", "exhaustive")
@@ -48,7 +48,7 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     level = one_of("accuracy", accuracy, ACCURACIES)
     same_bits = flag("deterministic", deterministic)
     automatic = tuple(entry.name for entry in REGISTRY if entry.weighed(problem))
-    names, insisted, text, pick = _named(algorithm, automatic)
+    names, insisted, text, pick = named(algorithm, automatic)
     refused: dict[str, str] = {}
     for entry in REGISTRY:
         if entry.name not in names:
@@ -66,7 +66,7 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     return Wanted(kept, insisted, text, pick, refused)
 
 
-def _named(algorithm: Any, automatic: tuple[str, ...]) -> tuple[tuple[str, ...], bool, str, Callable[..., Any] | None]:
+def named(algorithm: Any, automatic: tuple[str, ...]) -> tuple[tuple[str, ...], bool, str, Callable[..., Any] | None]:
     """Names (of "auto": `automatic`), whether they are insisted on, the text for messages, the function that picks."""
     known = [entry.name for entry in REGISTRY]
     if isinstance(algorithm, str) and not algorithm.startswith("!"):
@@ -110,7 +110,7 @@ def _unfit(algorithm: Algorithm, problem: Problem, accuracy: str, deterministic:
         if reason is not None:  # a bound is stated for what can be computed
             return reason
         plain = Algorithm.error_bound(algorithm, problem)
-        bound = algorithm.error_bound(problem)
+        bound = error_bound(algorithm, problem)
         if bound > STANDARD * plain:
             return f"accuracy 'standard': its error bound is {bound:.0e}, {STANDARD * plain:.0e} is allowed"
     return None

@@ -1,0 +1,211 @@
+"""The gradient with respect to weights, from the image where it lies.
+
+Idea        a tile of input channels by output channels of one tap stays in registers while pixels are summed: the
+            gradient is staged a box of some 256 pixels at a time, the image is read in place, and under each tap only
+            the pixels that read inside it are summed, so that nothing is copied to patches and nothing padded
+Workspace   a thread: 256 pixels of one panel of output channels, and the totals of what a chunk owns: at most
+            C/g * taps * panel elements; fewer taps and channels at a time under a memory limit
+Good for    nearly all layers
+Bad for     groups of few output channels, which leave lanes empty
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.blocking import panels_of
+from leanconv.algorithms.dense import even_stride
+from leanconv.backward.boxes import box_sizes
+from leanconv.host import Host
+from leanconv.kernels.backward_stage import GradientRows
+from leanconv.kernels.backward_weights import BackwardWeightsSpec
+from leanconv.kernels.panels import Panels
+from leanconv.memory import Buffer, arena_bytes
+from leanconv.problem import Problem
+from leanconv.program import Phase
+
+CHUNKS_A_THREAD = 8
+PANELS = 4  # a chunk, where one tap alone reads a box of the image: it stays in the second-level cache for them
+
+
+class DirectWeights(Algorithm):
+    """Sums over pixels in place."""
+
+    name: ClassVar[str] = "direct"
+    title: ClassVar[str] = "sums over pixels of the image in place, tap by tap"
+    paper: ClassVar[str] = (
+        "E. Georganas et al.: Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures, SC 2018 "
+        "(weight update in register tiles)"
+    )
+
+    def refusal(self, problem: Problem) -> str | None:
+        """Any padding by zeros."""
+        return (
+            None if problem.pad_mode == "zeros" else f"pad_mode {problem.pad_mode!r}: the image is read without a copy"
+        )
+
+    def error_bound(self, problem: Problem) -> float:
+        """Of sums of boxes of some 256 pixels, added up one after the other."""
+        plain = super().error_bound(problem)
+        boxes = problem.batch * math.prod(problem.out_size) / 256
+        return plain * max(1.0, math.sqrt(boxes) / 8)
+
+    def lower(
+        self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
+    ) -> Lowering:
+        """One phase."""
+        p = merged(problem)
+        panels = panels_of(p, host)
+        boxes = box_sizes(p.batch, p.out_size)
+        cut = _cut(p, host, threads, workspace, panels, math.prod(boxes))
+        spec = BackwardWeightsSpec(
+            target=host.target,
+            dtype=p.dtype,
+            kernel=p.kernel,
+            stride=p.stride,
+            dilation=p.dilation,
+            pad_low=p.pad_low,
+            panels=panels.shape,
+            rows=(cut.kinds[0].rows, cut.kinds[1].rows),
+            short=(cut.kinds[0].short > 0, cut.kinds[1].short > 0),
+            unit_channel=p.x_strides[1] == 1,
+            unit_pixel=p.x_strides[-1] == 1 and p.stride[-1] == 1,
+            gradient=GradientRows(
+                host.target, p.dtype, p.ndim, p.out_strides[1] == 1, p.out_strides[-1] == 1 and p.out_size[-1] > 1
+            ),
+            bias=p.has_bias,
+        )
+        fields = _fields(p, panels, boxes, cut)
+        chunks = p.groups * fields["k_count"] * cut.tap_blocks * cut.channel_parts
+        tile = (
+            f"{cut.kinds[0].rows if panels.count else cut.kinds[1].rows}x{panels.vectors * host.target.lanes(p.dtype)}"
+        )
+        return Lowering(
+            phases=(Phase("backward weights", spec, fields, chunks),),
+            workspace=cut.buffers,
+            steps=(
+                f"each thread stages the gradient of {math.prod(boxes)} pixels of a panel of output channels",
+                f"core {tile} reads the image in place, tap by tap, and adds to totals",
+            ),
+            parameters={"tile": tile, "box": math.prod(boxes), "chunks": chunks},
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """Tiles of the input channels of a group: `tiles` of `rows`, the last `short` of them one row lower."""
+
+    rows: int
+    tiles: int
+    short: int
+
+    @staticmethod
+    def of(channels: int, most: int) -> _Kind:
+        tiles = -(-channels // most)
+        rows = -(-channels // tiles)
+        return _Kind(rows, tiles, tiles * rows - channels)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """How the outputs are shared out: blocks of taps, parts of the input channels, and what a thread needs."""
+
+    kinds: tuple[_Kind, _Kind]
+    panels: int
+    tap_blocks: int
+    taps: int
+    channel_parts: int
+    stage_panel: int
+    sum_tap: int
+    sum_panel: int
+    buffers: tuple[Buffer, ...]
+
+
+def merged(problem: Problem) -> Problem:
+    """The same sums over fewer, longer lines: the pixels, and images, of a pointwise layer, if evenly spaced."""
+    p = problem
+    plain = p.taps == 1 and not any(p.pad_low) and all(s == 1 for s in p.stride) and p.in_size == p.out_size
+    x, grad = even_stride(p.x_strides[2:], p.in_size), even_stride(p.out_strides[2:], p.out_size)
+    if not plain or x is None or grad is None:
+        return p
+    pixels, batch = math.prod(p.out_size), p.batch
+    if batch > 1 and p.x_strides[0] == pixels * x and p.out_strides[0] == pixels * grad:
+        pixels, batch = pixels * batch, 1
+    return replace(
+        p,
+        ndim=1,
+        batch=batch,
+        in_size=(pixels,),
+        kernel=(1,),
+        stride=(1,),
+        dilation=(1,),
+        pad_low=(0,),
+        pad_high=(0,),
+        x_strides=(*p.x_strides[:2], x),
+        w_strides=(*p.w_strides[:2], 1),
+        out_strides=(*p.out_strides[:2], grad),
+    )
+
+
+def _cut(p: Problem, host: Host, threads: int, workspace: int | None, panels: Panels, pixels: int) -> _Cut:
+    register = host.target.vector_bytes
+    widths = (panels.vectors, panels.last or panels.vectors)
+    first, last = (_Kind.of(p.group_in, host.target.tile_rows(width)) for width in widths)
+    used = [
+        (kind, width) for kind, width, on in zip((first, last), widths, (panels.count, panels.last), strict=True) if on
+    ]
+    width = max(width for _, width in used) * register
+    wanted = CHUNKS_A_THREAD * threads if threads > 1 else 1
+    together = min(PANELS, panels.total) if p.taps == 1 else 1
+    while together > 1 and p.groups * -(-panels.total // together) < wanted:
+        together -= 1
+    owners = p.groups * -(-panels.total // together)
+    most = min(kind.tiles for kind, _ in used)
+    blocks = min(p.taps, -(-wanted // owners))
+    parts = min(most, -(-wanted // (owners * blocks)))
+    while True:
+        taps = -(-p.taps // blocks)
+        sum_tap = max(-(-kind.tiles // parts) * kind.rows * vectors * register for kind, vectors in used)
+        sum_panel = taps * sum_tap + (width if p.has_bias else 0)
+        buffers = (
+            Buffer("scratch", together * pixels * width, per_thread=True),
+            Buffer("sums", together * sum_panel, per_thread=True),
+        )
+        fits = workspace is None or arena_bytes(buffers, threads) <= workspace
+        if fits or (blocks == p.taps and parts == most and together == 1):
+            tap_blocks = -(-p.taps // taps)
+            return _Cut((first, last), together, tap_blocks, taps, parts, pixels * width, sum_tap, sum_panel, buffers)
+        if together > 1:
+            together -= 1
+        elif blocks < p.taps:
+            blocks = min(p.taps, 2 * blocks)
+        else:
+            parts = min(most, 2 * parts)
+
+
+def _fields(p: Problem, panels: Panels, boxes: tuple[int, ...], cut: _Cut) -> dict[str, int]:
+    item = p.itemsize
+    counts = {"c": cut.channel_parts, "t": cut.tap_blocks, "k": -(-panels.total // cut.panels), "g": p.groups}
+    fields: dict[str, int] = {}
+    step = 1
+    for letter, count in counts.items():
+        fields |= {f"{letter}_div": step, f"{letter}_count": count}
+        step *= count
+    x, y, o = ([s * item for s in strides] for strides in (p.x_strides, p.out_strides, p.w_strides))
+    fields |= {"x_n": x[0], "x_c": x[1], "x_g": p.group_in * x[1]}
+    fields |= {"y_n": y[0], "y_k": y[1], "y_g": p.group_out * y[1]}
+    fields |= {"o_k": o[0], "o_c": o[1], "o_g": p.group_out * o[0], "bias_g": p.group_out * item}
+    fields |= {"batch": p.batch, "b_n": boxes[0], "panel_count": panels.total, "panel_whole": panels.count}
+    fields |= {"panels": cut.panels, "taps": cut.taps, "tap_count": p.taps, "stage_panel": cut.stage_panel}
+    fields |= {"sum_tap": cut.sum_tap, "sum_panel": cut.sum_panel, "sum_bytes": cut.panels * cut.sum_panel}
+    for kind, tiles in enumerate(cut.kinds):
+        fields |= {f"tiles{kind}": tiles.tiles, f"long{kind}": tiles.tiles - tiles.short}
+    for d in range(p.ndim):
+        fields |= {f"out{d}": p.out_size[d], f"in{d}": p.in_size[d], f"b_{d}": boxes[1 + d]}
+        fields |= {f"at{d}": x[2 + d], f"step{d}": p.stride[d] * x[2 + d], f"tap{d}": p.dilation[d] * x[2 + d]}
+        fields |= {f"y_{d}": y[2 + d], f"o_{d}": o[2 + d]}
+    return fields

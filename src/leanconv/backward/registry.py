@@ -1,0 +1,9 @@
+"""The algorithms for gradients with respect to weights."""
+
+from __future__ import annotations
+
+from leanconv.algorithms.base import Algorithm
+from leanconv.backward.direct import DirectWeights
+
+WEIGHTS: tuple[Algorithm, ...] = (DirectWeights(),)
+"""Every algorithm, the one preferred where several apply first."""
