@@ -149,11 +149,12 @@ class Fft(Algorithm):
     tunables: ClassVar[Mapping[str, str]] = {"tiles": "tiles that a thread takes through all steps at one time"}
     whole: ClassVar[bool] = False
     longest: ClassVar[int] = LONGEST_TILE
-    fewest: ClassVar[int] = 25  # taps below which others always win; finding windows takes milliseconds
+    fewest: ClassVar[tuple[int, int]] = (7, 25)  # taps of one axis, and of several, below which others always win
 
     def weighed(self, problem: Problem) -> bool:
-        """Only for large kernels."""
-        return self.automatic and problem.taps >= self.fewest
+        """Only for large kernels: to find windows takes a millisecond."""
+        axes = sum(taps > 1 for taps in problem.kernel)
+        return self.automatic and problem.taps >= self.fewest[axes > 1]
 
     def refusal(self, problem: Problem) -> str | None:
         """Several taps, no stride, and windows that straight-line transforms can be."""
@@ -231,12 +232,13 @@ class _Lowered(BlocksOfTiles):
 
     def scratch(self, tiles: int) -> tuple[dict[str, int], int]:
         """Where everything lies in a thread's scratch for blocks of so many tiles, and its bytes."""
+        width = self.host.target.vector_bytes
         point, product = odd_lines(tiles * self.row), odd_lines(tiles * self.width)
         m_at = self.tiling.points * point
         plane_at = m_at + self.tiling.points * product
         fields = {"v_point": point, "m_point": product, "v_row": self.row, "v_at": 0, "m_at": m_at}
         fields |= {"plane_at": plane_at, "plane_back": plane_at - m_at}
-        return fields, plane_at + (math.prod(self.grid.sizes) + self.grid.longest) * self.host.target.vector_bytes
+        return fields, plane_at + self.grid.plane_bytes(width) + self.grid.longest * width
 
     def weight_step(self) -> FftWeightStep:
         """How filters are transformed."""

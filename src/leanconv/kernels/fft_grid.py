@@ -21,7 +21,9 @@ from dataclasses import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.fft_program import reals
-from leanconv.kernels.winograd_tiles import Axis, Tiling, Turns, over, row_major
+from leanconv.kernels.winograd_tiles import Axis, Tiling, Turns, over
+
+LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,20 @@ class Grid:
         """The largest window."""
         return max(w.size for w in self.windows)
 
+    def near(self, width: int) -> list[int]:
+        """Bytes between neighbours along each axis of the plane, of vectors of `width` bytes.
+
+        Rows are an odd number of cache lines apart, or columns would fall into few sets of the first-level cache.
+        """
+        row = self.sizes[-1] * width
+        if len(self.active) > 1:
+            row = (-(-row // LINE) | 1) * LINE
+        return [row * math.prod(self.sizes[d + 1 : -1]) for d in range(len(self.sizes) - 1)] + [width]
+
+    def plane_bytes(self, width: int) -> int:
+        """Bytes of a plane."""
+        return max(self.near(width)[0] * self.sizes[0], width)
+
     def regions(self, d: int, extents: tuple[int, ...]) -> list[Region]:
         """The lines along axis d, axes behind it transformed already, those before it with so many places in use."""
         later = [e for e in self.active if e > d]
@@ -142,7 +158,7 @@ class Grid:
         self, fn: Function, region: Region, plane: Value, width: int, to: Value, step: Index, body: LineBody
     ) -> None:
         """Run `body(line, pair, point)`: address of a line in the plane, bytes to imaginary parts, its first point."""
-        near = [width * n for n in row_major(self.sizes)]
+        near = self.near(width)
         start = sum(first * near[e] for e, first, _, _ in region.loops)
         turns: list[Turns] = []
         points = region.points

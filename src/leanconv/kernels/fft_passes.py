@@ -11,7 +11,6 @@ from leanconv.codegen.types import ITEMSIZE
 from leanconv.kernels.fft_grid import Grid, Region
 from leanconv.kernels.fft_program import forward, inverse, reals
 from leanconv.kernels.fft_rows import clear
-from leanconv.kernels.winograd_tiles import row_major
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +40,7 @@ class Passes:
 
     def near(self, d: int) -> int:
         """Bytes between neighbours along an axis."""
-        return self.width * row_major(self.grid.sizes)[d]
+        return self.grid.near(self.width)[d]
 
     @property
     def columns(self) -> list[int]:
@@ -69,8 +68,8 @@ class Passes:
 
     def spread(self, row: Value, first: int, count: int) -> None:
         """Put the places of a folded row, from `first` on, where they belong in the plane, and zeros elsewhere."""
-        places = math.prod(self.grid.sizes)
-        if count < places:
+        if count < math.prod(self.grid.sizes):
+            places = self.grid.plane_bytes(self.width) // self.width
             clear(self.fn, self.kind, self.width, self.plane, (0, places))
         self._folded(first, count, row, lambda place, at: self.fn.store(self.fn.load(self.kind, at), place))
 
@@ -80,8 +79,8 @@ class Passes:
 
     def _folded(self, first: int, count: Index, row: Value, move: Callable[[Value, Value], None]) -> None:
         fn, (rows, columns) = self.fn, self.grid.sizes
-        line = columns * self.width
-        wraps = (rows * line, line)
+        line = self.near(0)
+        wraps = (rows * line, columns * self.width)
 
         def place(_: Value, state: list[Value]) -> list[Value]:
             move(fn.gep(self.plane, fn.add(state[0], state[1])), state[2])
@@ -98,7 +97,7 @@ class Passes:
 
         def one(_: Value, state: list[Value]) -> list[Value]:
             body(state[0])
-            return [self.fn.gep(state[0], self.grid.sizes[1] * self.width)]
+            return [self.fn.gep(state[0], self.near(0))]
 
         self.fn.loop(0, self.grid.sizes[0], 1, [self.plane], one, hint="row")
 
@@ -141,7 +140,7 @@ class Passes:
 
         def line(at: Value, pair: int, point: Value) -> None:
             here = Line(region, at, pair, point)
-            bins = program.emit(self.fn, self._load(here, d, given), fused=self.fused)
+            bins = program.emit(self.fn, self.taken(here, d, given), fused=self.fused)
             if consume is not None:
                 consume(here, bins)
             else:
@@ -168,7 +167,7 @@ class Passes:
 
         def line(at: Value, pair: int, point: Value) -> None:
             here = Line(region, at, pair, point)
-            bins = self._load(here, d, tuple(range(window.size))) if produce is None else produce(here)
+            bins = self.taken(here, d, tuple(range(window.size))) if produce is None else produce(here)
             self.keep(here, d, program.emit(self.fn, bins, fused=self.fused))
 
         self.grid.each_line(self.fn, region, self.plane, self.width, source, step, line)
@@ -180,7 +179,8 @@ class Passes:
         program = inverse(window.size, window.outputs, real=line.region.pair is None)
         self.keep(line, d, program.emit(self.fn, bins, fused=self.fused))
 
-    def _load(self, line: Line, d: int, given: tuple[int, ...]) -> list[Value]:
+    def taken(self, line: Line, d: int, given: tuple[int, ...]) -> list[Value]:
+        """What a line along axis d has in some of its places."""
         parts = (0, line.pair) if line.pair else (0,)
         return [self.fn.load(self.kind, line.at, j * self.near(d) + part) for j in given for part in parts]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -50,7 +49,7 @@ class FftInput:
     def emit(self, fn: Function, fields: Fields, x: Value, zeros: Value | None, target: Value) -> FftWindows:
         """An emitter for whole tiles; `target` the matrices."""
         plane = fn.gep(target, fields["plane_at"])
-        row = fn.gep(plane, math.prod(self.tiling.grid.sizes) * self.target.vector_bytes)
+        row = fn.gep(plane, self.tiling.grid.plane_bytes(self.target.vector_bytes))
         return FftWindows(self, self.reader(fn, fields, x, plane, row), target)
 
 

@@ -26,7 +26,7 @@ class FftWeightStep(WeightStep):
     ) -> None:
         """Write [point][channel][width] from filters at `source`; the first `count` of `width` channels exist."""
         grid, nbytes = self.tiling.grid, self.target.vector_bytes
-        row = math.prod(grid.sizes) * nbytes
+        row = grid.plane_bytes(nbytes)
         plane = fn.alloca(row + grid.longest * nbytes)
         passes = Passes(fn, grid, self.kind, nbytes, self.target.fma, plane)
         vectors, exist = width // self.lanes, count - (width // self.lanes - 1) * self.lanes

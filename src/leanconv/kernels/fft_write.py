@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -51,7 +50,7 @@ class FftOutput:
     ) -> FftProducts:
         """An emitter for panels of `vectors` registers, whose last one holds `valid` channels."""
         plane = fn.gep(source, fields["plane_back"])
-        row = fn.gep(plane, math.prod(self.tiling.grid.sizes) * self.target.vector_bytes)
+        row = fn.gep(plane, self.tiling.grid.plane_bytes(self.target.vector_bytes))
         writer = self.writer(fn, fields, plane, row, out, residual)
         return FftProducts(self, writer, source, vectors, valid)
 
