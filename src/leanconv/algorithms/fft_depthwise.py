@@ -102,7 +102,7 @@ class FftDepthwise(Fft):
             "w_panel": panel,
         }
         chunks = tiles["tile_count"] * runs
-        scratch = Buffer("scratch", (group * math.prod(grid.sizes) + grid.longest) * width, per_thread=True)
+        scratch = Buffer("scratch", group * grid.plane_bytes(width) + grid.longest * width, per_thread=True)
         sizes = "x".join(map(str, grid.sizes))
         return Lowering(
             (Phase("fft depthwise", FftLanesSpec(target, p.dtype, tiling, read, write, group), fields, chunks),),
