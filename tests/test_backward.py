@@ -133,7 +133,11 @@ def run_every_way(name: str, case: Case) -> None:
         else:
             function = FUNCTIONS[len(case.w_shape) - 3]
             arguments = {**case.options, "algorithm": name, "threads": threads, "out": out, "bias_out": bias}
-            got = function(x, grad, case.w_shape, **arguments)
+            try:
+                got = function(x, grad, case.w_shape, **arguments)
+            except NotApplicableError as error:
+                assert viewed and "adjacent" in str(error)
+                continue
         assert (got[0] is out and got[1] is bias) if case.bias else got is out
         case.check(name, out, bias)
         check_untouched(out)
@@ -312,4 +316,4 @@ def test_errors_of_plans() -> None:
     with pytest.raises(ArgumentError, match="activation"):
         leanconv.plan_backward_weights((1, 3, 5, 6), (2, 3, 2, 2), activation="relu")
     with pytest.raises(NotApplicableError, match="reflect"):
-        leanconv.plan_backward_weights((1, 3, 5, 6), (2, 3, 3, 3), padding=1, pad_mode="reflect")
+        leanconv.plan_backward_weights((1, 3, 5, 6), (2, 3, 3, 3), padding=1, pad_mode="reflect", algorithm="direct")

@@ -19,7 +19,8 @@ from typing import ClassVar
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.blocking import panels_of
 from leanconv.algorithms.dense import even_stride
-from leanconv.backward.boxes import box_sizes
+from leanconv.backward.boxes import PIXELS, box_sizes
+from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.backward_stage import GradientRows
 from leanconv.kernels.backward_weights import BackwardWeightsSpec
@@ -50,9 +51,7 @@ class DirectWeights(Algorithm):
 
     def error_bound(self, problem: Problem) -> float:
         """Of sums of boxes of some 256 pixels, added up one after the other."""
-        plain = super().error_bound(problem)
-        boxes = problem.batch * math.prod(problem.out_size) / 256
-        return plain * max(1.0, math.sqrt(boxes) / 8)
+        return weights_error_bound(super().error_bound(problem), problem)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
@@ -93,6 +92,12 @@ class DirectWeights(Algorithm):
             ),
             parameters={"tile": tile, "box": math.prod(boxes), "chunks": chunks},
         )
+
+
+def weights_error_bound(plain: float, problem: Problem) -> float:
+    """What sums over all pixels, box by box, may be off, from the bound of a plain sum."""
+    boxes = problem.batch * math.prod(problem.out_size) / PIXELS
+    return plain * max(1.0, math.sqrt(boxes) / 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +156,23 @@ def merged(problem: Problem) -> Problem:
     )
 
 
+def _tile_rows(target: Target, vectors: int, apart: bool) -> int:
+    """The most input channels of a tile; fewer than the core's pixels where LLVM would spill.
+
+    Loads of the next step need registers beside the tile's (9x3 on AVX-512 leaves too few), and channels that lie apart
+    an address each beside the gradient's and the counters.
+    """
+    rows = target.tile_rows(vectors)
+    if rows * vectors > 24 and vectors > 2:
+        rows -= 1
+    return min(rows, target.pointers - 2) if apart else rows
+
+
 def _cut(p: Problem, host: Host, threads: int, workspace: int | None, panels: Panels, pixels: int) -> _Cut:
     register = host.target.vector_bytes
     widths = (panels.vectors, panels.last or panels.vectors)
-    first, last = (_Kind.of(p.group_in, host.target.tile_rows(width)) for width in widths)
+    apart = p.x_strides[1] != 1
+    first, last = (_Kind.of(p.group_in, _tile_rows(host.target, width, apart)) for width in widths)
     used = [
         (kind, width) for kind, width, on in zip((first, last), widths, (panels.count, panels.last), strict=True) if on
     ]
