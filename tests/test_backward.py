@@ -136,7 +136,7 @@ def run_every_way(name: str, case: Case) -> None:
             try:
                 got = function(x, grad, case.w_shape, **arguments)
             except NotApplicableError as error:
-                assert viewed and "adjacent" in str(error)
+                assert viewed and "adjacent" in str(error), error
                 continue
         assert (got[0] is out and got[1] is bias) if case.bias else got is out
         case.check(name, out, bias)
@@ -149,7 +149,7 @@ def run_every_way(name: str, case: Case) -> None:
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_random_gradients(name: str) -> None:
-    @settings(ENGINE, max_examples=70 if name == "direct" else 40)
+    @settings(ENGINE, max_examples=60 if name == "direct" else 25)
     @given(cases())
     def check(case: Case) -> None:
         if ALGORITHMS[name].refusal(case.plan("direct").problem) is None:

@@ -57,41 +57,56 @@ class DirectWeights(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase."""
-        p = merged(problem)
-        panels = panels_of(p, host)
-        boxes = box_sizes(p.batch, p.out_size)
-        cut = _cut(p, host, threads, workspace, panels, math.prod(boxes))
-        spec = BackwardWeightsSpec(
-            target=host.target,
-            dtype=p.dtype,
-            kernel=p.kernel,
-            stride=p.stride,
-            dilation=p.dilation,
-            pad_low=p.pad_low,
-            panels=panels.shape,
-            rows=(cut.kinds[0].rows, cut.kinds[1].rows),
-            short=(cut.kinds[0].short > 0, cut.kinds[1].short > 0),
-            unit_channel=p.x_strides[1] == 1,
-            unit_pixel=p.x_strides[-1] == 1 and p.stride[-1] == 1,
-            gradient=GradientRows(
-                host.target, p.dtype, p.ndim, p.out_strides[1] == 1, p.out_strides[-1] == 1 and p.out_size[-1] > 1
-            ),
-            bias=p.has_bias,
-        )
-        fields = _fields(p, panels, boxes, cut)
-        chunks = p.groups * fields["k_count"] * cut.tap_blocks * cut.channel_parts
-        tile = (
-            f"{cut.kinds[0].rows if panels.count else cut.kinds[1].rows}x{panels.vectors * host.target.lanes(p.dtype)}"
-        )
+        phase, buffers, parameters = gradient_phase(problem, host, threads, workspace)
         return Lowering(
-            phases=(Phase("backward weights", spec, fields, chunks),),
-            workspace=cut.buffers,
+            phases=(phase,),
+            workspace=buffers,
             steps=(
-                f"each thread stages the gradient of {math.prod(boxes)} pixels of a panel of output channels",
-                f"core {tile} reads the image in place, tap by tap, and adds to totals",
+                f"each thread stages the gradient of {parameters['box']} pixels of a panel of output channels",
+                f"core {parameters['tile']} reads the image in place, tap by tap, and adds to totals",
             ),
-            parameters={"tile": tile, "box": math.prod(boxes), "chunks": chunks},
+            parameters=parameters,
         )
+
+
+def gradient_phase(
+    problem: Problem, host: Host, threads: int, workspace: int | None, *, accumulate: bool = False
+) -> tuple[Phase, tuple[Buffer, ...], dict[str, int | str]]:
+    """The phase that sums over pixels of the image in place, its buffers, and the settings chosen.
+
+    `accumulate`: the sums are added to what the result holds.
+    """
+    p = merged(problem)
+    panels = panels_of(p, host)
+    boxes = box_sizes(p.batch, p.out_size)
+    cut = _cut(p, host, threads, workspace, panels, math.prod(boxes))
+    spec = BackwardWeightsSpec(
+        target=host.target,
+        dtype=p.dtype,
+        kernel=p.kernel,
+        stride=p.stride,
+        dilation=p.dilation,
+        pad_low=p.pad_low,
+        panels=panels.shape,
+        rows=(cut.kinds[0].rows, cut.kinds[1].rows),
+        short=(cut.kinds[0].short > 0, cut.kinds[1].short > 0),
+        unit_channel=p.x_strides[1] == 1,
+        unit_pixel=p.x_strides[-1] == 1 and p.stride[-1] == 1,
+        gradient=GradientRows(
+            host.target, p.dtype, p.ndim, p.out_strides[1] == 1, p.out_strides[-1] == 1 and p.out_size[-1] > 1
+        ),
+        bias=p.has_bias,
+        accumulate=accumulate,
+    )
+    fields = _fields(p, panels, boxes, cut)
+    chunks = p.groups * fields["k_count"] * cut.tap_blocks * cut.channel_parts
+    rows = cut.kinds[0 if panels.count else 1].rows
+    parameters: dict[str, int | str] = {
+        "tile": f"{rows}x{panels.vectors * host.target.lanes(p.dtype)}",
+        "box": math.prod(boxes),
+        "chunks": chunks,
+    }
+    return Phase("backward weights", spec, fields, chunks), cut.buffers, parameters
 
 
 def weights_error_bound(plain: float, problem: Problem) -> float:

@@ -45,7 +45,7 @@ class BackwardWeightsSpec:
 
     `rows` input channels a tile, and `short` whether the last tiles are one lower, for whole panels and for the last
     one; `unit_channel`, `unit_pixel`: input channels, or the pixels of a line of windows, are adjacent; `bias`: the
-    first chunks of each panel add up its gradient too.
+    first chunks of each panel add up its gradient too; `accumulate`: results are added to what is there.
 
     Buffers: x, weights (the gradient of the output), out, bias; scratch (staged gradient) and sums (totals) of each
     thread.  Fields: `g_* k_* t_* c_*` for the chunk; `batch out{d} in{d}`; `b_n b_{d}` sizes of a box; `x_n x_g x_c
@@ -68,6 +68,7 @@ class BackwardWeightsSpec:
     unit_pixel: bool
     gradient: GradientRows
     bias: bool
+    accumulate: bool = False
 
     @property
     def windows(self) -> list[tuple[int, int, int]]:
@@ -364,4 +365,7 @@ class _Chunk:
         fn, scalar = self.fn, SCALARS[self.spec.dtype]
         for lane in range(kind.valid if vector == kind.vectors - 1 else self.lanes):
             element = fn.op(scalar, f"extractelement {value.type} {value.name}, i32 {lane}")
-            fn.store(element, fn.gep(place, fn.mul(step, lane)))
+            target = fn.gep(place, fn.mul(step, lane))
+            if self.spec.accumulate:
+                element = fn.binary("fadd", fn.load(scalar, target), element)
+            fn.store(element, target)
