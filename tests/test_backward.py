@@ -317,3 +317,19 @@ def test_errors_of_plans() -> None:
         leanconv.plan_backward_weights((1, 3, 5, 6), (2, 3, 2, 2), activation="relu")
     with pytest.raises(NotApplicableError, match="reflect"):
         leanconv.plan_backward_weights((1, 3, 5, 6), (2, 3, 3, 3), padding=1, pad_mode="reflect", algorithm="direct")
+
+
+def test_algorithms_and_reasons() -> None:
+    listed = leanconv.algorithms((1, 8, 9, 9), (8, 8, 3, 3), direction="backward_weights", padding=1)
+    assert [info.name for info in listed] == list(ALGORITHMS)
+    for info in listed:
+        assert info.title and info.paper
+        if info.applies:
+            plan = leanconv.plan_backward_weights(
+                (1, 8, 9, 9), (8, 8, 3, 3), padding=1, algorithm=info.name, threads=leanconv.get_num_threads()
+            )
+            assert (info.workspace_bytes, info.error_bound) == (plan.workspace_bytes, plan.error_bound)
+        else:
+            with pytest.raises(NotApplicableError) as caught:
+                leanconv.plan_backward_weights((1, 8, 9, 9), (8, 8, 3, 3), padding=1, algorithm=info.name)
+            assert caught.value.reason == info.reason
