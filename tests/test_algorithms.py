@@ -42,7 +42,7 @@ def applies(name: str, case: Case) -> bool:
 
 
 # Input and output channels and groups of a plain case, and of those that some algorithms are for.
-SHAPES = ((4, 8, 1), (4, 8, 4), (8, 8, 2))
+SHAPES = ((4, 8, 1), (4, 8, 4), (8, 8, 2), (4, 4, 4))
 
 
 def accepted(name: str) -> list[Geometry]:
@@ -58,7 +58,8 @@ def accepted(name: str) -> list[Geometry]:
 
 def kinds(name: str) -> tuple[str, ...]:
     """What to draw: of an algorithm for one kind of groups, nothing else."""
-    return {"depthwise": ("depthwise",), "grouped": ("grouped",)}.get(name, ANY_KIND)
+    few = {"depthwise": ("depthwise",), "fft_depthwise": ("depthwise",), "grouped": ("grouped",)}
+    return few.get(name, ANY_KIND)
 
 
 def same_bits(a: Any, b: Any) -> bool:
@@ -158,7 +159,7 @@ def test_large_convolutions(name: str, case: Case) -> None:
 @pytest.mark.parametrize("channels", [3, 12])
 def test_every_geometry(name: str, channels: int) -> None:
     """Rows long enough for whole tiles inside the image, and images high enough for every edge to have its own."""
-    groups, filters = {"depthwise": (channels, channels), "grouped": (3, 15)}.get(name, (1, 16))
+    groups, filters = {"grouped": (3, 15)}.get(name, (channels,) * 2 if "depthwise" in name else (1, 16))
     if channels == groups and name == "grouped":
         channels = 6
     for i, geometry in enumerate(accepted(name)):
@@ -196,6 +197,7 @@ MEMORY = [
     replace(PROBE, groups=9, x_shape=(2, 9, 12, 9), w_shape=(18, 1, 3, 3), epilogue={"bias": True}),
     replace(PROBE, groups=13, x_shape=(2, 13, 9, 9), w_shape=(13, 1, 3, 3), layout="NHWC"),
     replace(PROBE, groups=3, x_shape=(1, 12, 9, 9), w_shape=(12, 4, 3, 3), layout="NHWC", epilogue={"bias": True}),
+    Case((2, 13, 9, 8), (13, 1, 3, 3), replace(WINDOW, stride=(1, 1)), groups=13, epilogue={"bias": True}),
     Case((2, 6, 9, 10), (20, 6, 3, 3), replace(WINDOW, stride=(1, 1), pads=((1, 1), (1, 1))), layout="NHWC"),
 ]
 EACH_MEMORY = pytest.mark.parametrize("case", MEMORY, ids=range(len(MEMORY)))

@@ -74,7 +74,7 @@ def every_problem(channels: list[tuple[int, int, int]]) -> list[Problem]:
 @EACH_TARGET
 @pytest.mark.parametrize("name", BY_NAME)
 def test_every_kernel_compiles_for_every_target(name: str, target: Target) -> None:
-    shapes = FEW_A_GROUP if name in ("depthwise", "grouped") else CHANNELS
+    shapes = FEW_A_GROUP if name in ("depthwise", "fft_depthwise", "grouped") else CHANNELS
     problems = [p for p in every_problem(shapes) if BY_NAME[name].refusal(p) is None]
     assert problems
     for problem in problems:

@@ -12,7 +12,19 @@ from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
-from leanconv.decomp import separable
+from leanconv.decomp import (
+    Cp,
+    FusedFilter,
+    Separable,
+    box_filter,
+    cp,
+    flipped,
+    fuse_filters,
+    separable,
+    shift_conv2d,
+    shuffle_channels,
+    shuffle_inputs,
+)
 from leanconv.errors import (
     AllocationError,
     ArgumentError,
@@ -22,7 +34,10 @@ from leanconv.errors import (
     CompileError,
     LeanconvError,
     MemoryLimitError,
+    MissingPackageError,
+    ModelError,
     NotApplicableError,
+    UnsupportedModelError,
 )
 from leanconv.layouts import to_layout
 from leanconv.mapped import mapped_conv2d, regular_map
@@ -34,6 +49,7 @@ from leanconv.planning.limits import get_memory_limit, memory_limit, set_memory_
 from leanconv.planning.network import NetworkPlan
 from leanconv.planning.pins import pinned, record_plans
 from leanconv.problem import Activation, Problem
+from leanconv.registry import register_algorithm, unregister_algorithm
 from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads, set_num_threads, threads
 from leanconv.transposed_api import (
@@ -60,15 +76,22 @@ __all__ = [
     "BoundPlan",
     "CacheError",
     "CompileError",
+    "Cp",
     "Explanation",
+    "FusedFilter",
     "LeanconvError",
     "MemoryLimitError",
+    "MissingPackageError",
+    "ModelError",
     "NetworkPlan",
     "NotApplicableError",
     "Plan",
     "Problem",
+    "Separable",
+    "UnsupportedModelError",
     "__version__",
     "algorithms",
+    "box_filter",
     "cache_clear",
     "cache_info",
     "conv1d",
@@ -83,9 +106,12 @@ __all__ = [
     "conv_transpose1d",
     "conv_transpose2d",
     "conv_transpose3d",
+    "cp",
     "empty",
     "explain",
+    "flipped",
     "fma_peak",
+    "fuse_filters",
     "get_memory_limit",
     "get_num_threads",
     "inverted_residual",
@@ -100,11 +126,16 @@ __all__ = [
     "plan_network",
     "plan_transpose",
     "record_plans",
+    "register_algorithm",
     "regular_map",
     "separable",
     "separable_conv2d",
     "set_memory_limit",
     "set_num_threads",
+    "shift_conv2d",
+    "shuffle_channels",
+    "shuffle_inputs",
     "threads",
     "to_layout",
+    "unregister_algorithm",
 ]

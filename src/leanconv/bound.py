@@ -176,13 +176,27 @@ class BoundPlan:
             if sibling is None:
                 if len(self._siblings) >= 16:
                     self._siblings.clear()
-                sibling = object.__new__(BoundPlan)
-                sibling.plan = self.plan.for_problem(wanted)
-                sibling._packed = self._packed
-                sibling._kept_weights, sibling._kept_bias = self._kept_weights, self._kept_bias
-                sibling._prepare()
-                self._siblings[wanted] = sibling
+                sibling = self._siblings[wanted] = self.with_plan(self.plan.for_problem(wanted))
         return sibling
+
+    def with_plan(self, plan: Plan) -> BoundPlan:
+        """Another plan, which packs weights as this one does, on the same packed weights."""
+        other = object.__new__(BoundPlan)
+        other.plan = plan
+        other._packed = self._packed
+        other._kept_weights, other._kept_bias = self._kept_weights, self._kept_bias
+        other._siblings, other._lock = {}, new_lock()
+        other._prepare()
+        return other
+
+    @property
+    def packed_block(self) -> object:
+        """What holds the packed weights; plans that share it have the same."""
+        return self._packed
+
+    def run_at(self, x: int, out: int, residual: int = 0) -> None:
+        """Run on arrays at these addresses, which lie in memory as planned; nothing is checked."""
+        (self._runner or self._first_runner()).run(x, out, residual)
 
 
 def _is_like(array: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]) -> bool:

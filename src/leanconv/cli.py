@@ -113,9 +113,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_planning(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from leanconv.onnx import commands as models
     from leanconv.planning.commands import add_commands
 
     add_commands(commands)
+    models.add_commands(commands)
 
 
 def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -149,7 +151,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=("all",),
         metavar="A,B",
         help="algorithms to measure (auto: the one leanconv chooses; all: each that applies, but for the "
-        "slow reference; default: all)",
+        "slow reference; auto@256KiB: with a memory limit, which any name can have; default: all)",
     )
     add(
         "--layout",
@@ -315,6 +317,12 @@ def _cache(options: argparse.Namespace, _: list[str]) -> int:
     return OK
 
 
+def _model(options: argparse.Namespace, _: list[str]) -> int:
+    from leanconv.onnx.commands import run
+
+    return run(options)
+
+
 def _plan(options: argparse.Namespace, _: list[str]) -> int:
     from leanconv.planning.commands import run
 
@@ -326,6 +334,7 @@ _COMMANDS = {
     "doctor": _doctor,
     "cache": _cache,
     **results_cli.HANDLERS,
-    **dict.fromkeys(("explain", "tune", "network", "records", "model-error"), _plan),
+    **dict.fromkeys(("run", "warmup"), _model),
+    **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas"), _plan),
     **results_cli.HANDLERS,
 }

@@ -220,6 +220,13 @@ class Plan:
         _ = self._table_addresses  # made now: a call is to allocate nothing that it keeps
         return BoundPlan(self, weights, shift)
 
+    def bind_like(self, other: BoundPlan) -> BoundPlan | None:
+        """This plan on the weights that another has packed; None if it reads them in another order."""
+        if not _same_packing(self.packing, other.plan.packing):
+            return None
+        _ = self._table_addresses
+        return other.with_plan(self)
+
     def pack(self, weights: Array, bias: Array | None) -> Block | None:
         """The block of packed weights of checked arrays, or None if the algorithm packs nothing."""
         packing = self._lowering.packing

@@ -71,20 +71,25 @@ class Compiled:
         self.layout = program.layout
         declared = [*(buffer.name for buffer in program.workspace), *program.addresses]
         assert not set(declared) & set(ARGUMENTS), f"a buffer has the name of an argument: {declared}"
-        self.slots = {name: i for i, name in enumerate([*ARGUMENTS, *declared])}
+        strides = {name: self.layout.strides[i] for name, i in self.layout.index.items()}
+        self._link({name: i for i, name in enumerate([*ARGUMENTS, *declared])}, strides)
+
+    def _link(self, slots: Mapping[str, int], strides: Mapping[str, int]) -> None:
+        """Compile the kernels; `slots` are places in the table of addresses, `strides` those from thread to thread."""
+        self.slots = slots
         self.kernels: list[Kernel] = []
         self.fields: list[ctypes.Array[ctypes.c_int64]] = []
-        for phase in program.phases:
+        for phase in self.program.phases:
             compiled = kernel(phase.spec)
             values = dict(phase.fields)
             for name in compiled.fields:
                 if name.startswith("slot_"):
                     role = name.removeprefix("slot_")
-                    values[name] = self.slots[phase.roles.get(role, role)]
+                    values[name] = slots[phase.roles.get(role, role)]
                 elif name.startswith("offset_"):
                     values[name] = phase.offsets.get(name.removeprefix("offset_"), 0)
                 elif name.startswith("thread_"):
-                    values[name] = self.layout.strides[self.layout.index[phase.roles.get(name[7:], name[7:])]]
+                    values[name] = strides[phase.roles.get(name[7:], name[7:])]
             self.kernels.append(compiled)
             self.fields.append(pack_fields(compiled.fields, values))
 

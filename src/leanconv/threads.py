@@ -32,11 +32,17 @@ _scoped: contextvars.ContextVar[int | None] = contextvars.ContextVar("leanconv_t
 
 def get_num_threads() -> int:
     """How many threads a call made now would use at most."""
-    return _scoped.get() or _chosen or _default()
+    return _scoped.get() or _chosen or default_num_threads()
+
+
+def chosen_num_threads() -> int | None:
+    """How many threads the caller has asked for, by `threads` or `set_num_threads`; None if nothing was said."""
+    return _scoped.get() or _chosen
 
 
 @functools.cache
-def _default() -> int:
+def default_num_threads() -> int:
+    """How many threads calls use if nothing was said."""
     from leanconv.machine import default_threads
 
     return default_threads()

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
+from leanconv.algorithms.batchjoin import joined
 from leanconv.algorithms.blocking import blocking, panels_of, tile_heights
 from leanconv.algorithms.dense import (
     CoreInput,
@@ -96,7 +97,8 @@ class DirectBand(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase that copies and sums band by band or, for few bands, one that copies and one that sums."""
-        p, axes = problem, _axes(problem)
+        p = joined(problem, host, first=True)
+        axes = _axes(p)
         plane = math.prod(axis.out for axis in axes[1:])
         row_bytes = math.prod(axis.band for axis in axes[1:]) * p.group_in * p.itemsize
         first = axes[0]
@@ -108,7 +110,7 @@ class DirectBand(Algorithm):
             if threads > 1:
                 most = first.out * p.batch * p.groups // (4 * threads)
                 if most == 0 or most * first.stride < first.reach // 2:
-                    return _copied_whole(p, host, threads, axes, row_bytes)
+                    return _copied_whole(problem, p, host, threads, axes, row_bytes)
                 rows = min(rows, most)
         heights, cut = fitting_strips(p, host, rows * plane, plane)
         best = tile_heights(math.prod(p.out_size), host, panels_of(p, host))
@@ -122,7 +124,7 @@ class DirectBand(Algorithm):
         return Lowering(
             (core,),
             (Buffer("scratch", nbytes, per_thread=True),),
-            pack_weights(p, host),
+            pack_weights(problem, host),
             (
                 f"each thread copies the band that {rows} output rows read, channels last",
                 f"core {parameters['tile']} reads the band while it is in the cache",
@@ -175,9 +177,11 @@ def _source(problem: Problem, axes: tuple[_Axis, ...], fields: Mapping[str, int]
     return CoreInput(image, problem.kernel, problem.group_in, True, merged, fields, buffer, stage)
 
 
-def _copied_whole(problem: Problem, host: Host, threads: int, axes: tuple[_Axis, ...], row_bytes: int) -> Lowering:
-    """One image after the other: all threads copy it, then the core reads it."""
-    p, fields = problem, _fields(problem, axes)
+def _copied_whole(
+    problem: Problem, p: Problem, host: Host, threads: int, axes: tuple[_Axis, ...], row_bytes: int
+) -> Lowering:
+    """One image after the other, or all that are joined in `p`: all threads copy it, then the core reads it."""
+    fields = _fields(p, axes)
     rows = -(-axes[0].band // (4 * threads))
     blocks = -(-axes[0].band // rows)
     group_bytes = axes[0].band * row_bytes
@@ -196,7 +200,7 @@ def _copied_whole(problem: Problem, host: Host, threads: int, axes: tuple[_Axis,
     return Lowering(
         tuple(phases),
         (Buffer(BAND, p.groups * group_bytes),),
-        pack_weights(p, host),
+        pack_weights(problem, host),
         ("all threads copy an image, channels last", f"core {parameters.get('tile', '')} reads the copy"),
         parameters,
     )

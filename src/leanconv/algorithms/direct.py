@@ -7,6 +7,9 @@ Workspace   none; packed weights K * C/g * taps elements (and a bias), K filled 
 Good for    nearly everything dense with channels last
 Bad for     channels first (a line of cache an element); groups with few channels, where vectors stay partly empty
 
+Images of so few output pixels that they do not fill a tile share tiles, if the pixels of all of them are evenly spaced
+in the output: channels last, or one pixel an image.
+
 With the batch last, and along any last axis on which the kernel has one tap, vectors are of images (or pixels) instead
 of output channels, and a tap outside the image is left out for all of them at once.
 """
@@ -18,6 +21,7 @@ from typing import ClassVar
 
 from leanconv.algorithms import batchwise
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
+from leanconv.algorithms.batchjoin import joined, together
 from leanconv.algorithms.dense import core_phase, image_input, pack_weights
 from leanconv.host import Host
 from leanconv.problem import Problem
@@ -43,10 +47,11 @@ class Direct(Algorithm):
         """One phase: the core over the image."""
         if batchwise.applies(problem, host):
             return batchwise.lower(problem, host, threads)
-        phase, parameters = core_phase(problem, host, threads, image_input(problem))
+        images = joined(problem, host)
+        phase, parameters = core_phase(images, host, threads, image_input(images))
         return Lowering(
             phases=(phase,),
             packing=pack_weights(problem, host),
-            steps=(f"core {parameters['tile']} reads the image in place",),
+            steps=(f"core {parameters['tile']} reads the image in place{together(problem, images)}",),
             parameters=parameters,
         )

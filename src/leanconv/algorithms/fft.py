@@ -8,7 +8,7 @@ Workspace   a thread: points * block * (C/g + NR) elements and one window of NR,
             pixels and block the windows staged at one time
 Weights     3/2 of the window's pixels for each filter: 384 elements for 16 x 16
 Good for    kernels of 5x5 and more, stride 1, many channels in and out; its rounding is that of a plain sum
-Bad for     few outputs (all weights are read for each block), strides
+Bad for     few outputs (all weights are read for each block), strides, infinities (they spoil a whole window)
 
 M. Mathieu, M. Henaff, Y. LeCun: Fast Training of Convolutional Networks through FFTs, ICLR 2014; in tiles as in
 A. Zlateski et al.: FFT Convolutions are Faster than Winograd on Modern CPUs, Here is Why, 2018.
@@ -19,11 +19,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from leanconv.algorithms.base import Algorithm, Lowering
-from leanconv.algorithms.fft_windows import LONGEST, LONGEST_TILE, MOST_PLACES, best_grid, tile_count, windows_along
-from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines, tile_fields
+from leanconv.algorithms.fft_windows import (
+    LONGEST,
+    LONGEST_TILE,
+    MOST_PLACES,
+    Extent,
+    best_grid,
+    extent,
+    windows_along,
+)
+from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.core import Reduction
@@ -36,29 +44,61 @@ from leanconv.kernels.fft_weights import FftWeightStep
 from leanconv.kernels.fft_write import FftOutput
 from leanconv.problem import Problem
 
-# For the cost model: operations of a transform for each place of a window, and more for each halving of it.
-_PLACE, _HALVING = 10.0, 1.0
-_STREAM = 8.0
+# For the cost model, in slots of a multiply-add. A place of a transform costs more in longer lines, whose values do not
+# stay in registers (measured from 12 to 128 places). More of a byte's time shows than with the plain core: every point
+# is another matrix, used for a block of tiles only. How much more: of windows, and of weights by the part of the last
+# cache that they fill. A register tile of few rows waits for its own sums.
+_PLACE, _LENGTH = 16.0, 0.5
+_WINDOWS, _WEIGHTS = 25.0, ((0.25, 3.0), (0.8, 13.0), (math.inf, 30.0))
+_READ, _READ_MEMORY = 0.011, 0.0218
+_ROWS, _FEWEST = 6, 4
+BLOCK = 16  # tiles that weights are read for at least
 
 
-def transform_slots(grid: Grid) -> float:
-    """Operations of one transform of a vector of windows."""
-    places = math.prod(grid.sizes)
-    return places * (_PLACE + _HALVING * math.log2(places))
+def transform_slots(of: Extent) -> float:
+    """Slots of one transform of a vector of windows."""
+    return of.places * (_PLACE + _LENGTH * of.length)
+
+
+class Work(NamedTuple):
+    """What a layer takes: counts, and bytes of weights and of transformed windows that are read."""
+
+    multiply: float
+    vector: float
+    weights: float
+    windows: float
+
+    @staticmethod
+    def of(problem: Problem, lanes: int, of: Extent, blocks: int) -> Work:
+        """That of tiles in so many blocks; weights of one block."""
+        p, inner, outer = problem, -(-problem.group_in // lanes), -(-problem.group_out // lanes)
+        block = -(-of.tiles // max(1, blocks))
+        rows = blocks * max(block, _FEWEST * -(-block // _ROWS))
+        multiply = p.groups * rows * of.points * p.group_in * outer
+        vector = p.groups * of.tiles * (inner + outer) * transform_slots(of)
+        weights = p.groups * of.points * p.group_in * outer * lanes * p.itemsize
+        windows = p.groups * of.tiles * of.points * inner * lanes * -(-outer // 2) * p.itemsize
+        return Work(multiply, vector, weights, windows)
+
+
+def stream(weights: float, host: Host) -> float:
+    """How many times as much of a byte's time shows, of so many bytes of weights."""
+    return next(factor for part, factor in _WEIGHTS if weights <= part * host.l3)
 
 
 @lru_cache(maxsize=512)
-def grid_of(problem: Problem, lanes: int, whole: bool) -> Grid | None:
-    """The windows of least cost on vectors of so many lanes."""
-    p = problem
-    inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
+def grid_of(problem: Problem, host: Host, whole: bool) -> Grid | None:
+    """The windows of least cost; they depend on neither layout nor threads, as bits must not."""
+    lanes = host.target.lanes(problem.dtype)
 
-    def slots(grid: Grid) -> float:
-        points = grid.points(True)
-        tile = points * p.group_in * outer + (inner + outer) * transform_slots(grid)
-        return tile_count(p, grid) * tile + points * p.group_in * outer * _STREAM
+    def slots(of: Extent) -> float:
+        blocks = -(-of.tiles // BLOCK)
+        work = Work.of(problem, lanes, of, blocks)
+        byte = _READ if work.weights <= 0.8 * host.l3 else _READ_MEMORY
+        read = blocks * work.weights * stream(work.weights, host) * byte + work.windows * _WINDOWS * _READ
+        return work.multiply + work.vector + read
 
-    return best_grid(p, slots, whole=whole, longest=LONGEST if whole else LONGEST_TILE)
+    return best_grid(problem, slots, whole=whole, longest=LONGEST if whole else LONGEST_TILE)
 
 
 def reaches_outside(problem: Problem, tiling: FftTiling) -> bool:
@@ -108,6 +148,11 @@ class Fft(Algorithm):
     tunables: ClassVar[Mapping[str, str]] = {"tiles": "tiles that a thread takes through all steps at one time"}
     whole: ClassVar[bool] = False
     longest: ClassVar[int] = LONGEST_TILE
+    fewest: ClassVar[int] = 25  # taps below which others always win; finding windows takes milliseconds
+
+    def weighed(self, problem: Problem) -> bool:
+        """Only for large kernels."""
+        return self.automatic and problem.taps >= self.fewest
 
     def refusal(self, problem: Problem) -> str | None:
         """Several taps, no stride, and windows that straight-line transforms can be."""
@@ -120,19 +165,34 @@ class Fft(Algorithm):
             if not windows_along(p, d, whole=self.whole, longest=self.longest):
                 need = f"all {p.out_size[d]} outputs" if self.whole else "more"
                 return f"an axis has {taps} taps, a window of at most {self.longest} has no room for {need}"
-        if grid_of(p, 8, self.whole) is None:
-            return f"a window would have more than {MOST_PLACES} places"
+        shortest = [windows_along(p, d, whole=self.whole, longest=self.longest)[0].size for d in range(p.ndim)]
+        if math.prod(shortest) > MOST_PLACES:
+            return f"a window would have {math.prod(shortest)} places, at most {MOST_PLACES} are supported"
         return None
 
     def error_bound(self, problem: Problem) -> float:
-        """That of a plain sum."""
-        return super().error_bound(problem) * 2
+        """That of a plain sum: rounding of transforms is of the order of log2(n) units, and sums are shorter."""
+        return super().error_bound(problem)
+
+    def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
+        """Products, transforms, weights that each block of tiles reads once, and windows that each panel does."""
+        p, grid, lanes = problem, grid_of(problem, host, self.whole), host.target.lanes(problem.dtype)
+        assert grid is not None
+        blocks = int(lowering.parameters["blocks"])
+        work = Work.of(p, lanes, extent(p, grid), blocks)
+        out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
+        reads = (
+            (stream(work.weights, host) * blocks * work.weights, work.weights),
+            (_WINDOWS * work.windows, lowering.workspace[0].nbytes),
+        )
+        counts = {"multiply": work.multiply, "vector": work.vector}
+        return Cost(counts, reads, ((out, out),), lowering.phases[-1].chunks)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase, a chunk for each block of tiles, group and group of panels."""
-        grid = grid_of(problem, host.target.lanes(problem.dtype), self.whole)
+        grid = grid_of(problem, host, self.whole)
         assert grid is not None
         return _Lowered(problem, host, grid).lowering(threads, workspace, tunables.get("tiles"))
 
@@ -145,6 +205,7 @@ class FftWhole(Fft):
     paper: ClassVar[str] = (
         "M. Mathieu, M. Henaff, Y. LeCun: Fast Training of Convolutional Networks through FFTs, ICLR 2014"
     )
+    tunables: ClassVar[Mapping[str, str]] = {}
     whole: ClassVar[bool] = True
     longest: ClassVar[int] = LONGEST
 
@@ -160,6 +221,11 @@ class _Lowered(BlocksOfTiles):
         super().__init__(p, host, FftTiling.of(grid, p.out_size, p.dilation, p.pad_low), transform=False)
         self.padded = reaches_outside(p, self.tiling)
         self.grid = grid
+
+    @property
+    def heavy(self) -> bool:
+        """Windows are large: more of them at a time would not stay in a cache either."""
+        return False
 
     def scratch(self, tiles: int) -> tuple[dict[str, int], int]:
         """Where everything lies in a thread's scratch for blocks of so many tiles, and its bytes."""

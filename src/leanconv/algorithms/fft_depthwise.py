@@ -1,9 +1,10 @@
 """Depthwise convolution by FFT: each channel's spectrum times that of its filter.
 
-Idea        lanes of a vector are channels; rows of a window are transformed, then each column is transformed, multiplied
-            and transformed back where it lies, then rows are transformed back; the window is a tile or the whole image,
-            as costs least: 12 log2(n) operations a pixel whatever the number of taps
-Workspace   a thread: one window of a vector of channels, 166 KB for 72 x 72 places of 8 channels
+Idea        lanes of a vector are channels; rows of a window are transformed, then each column is transformed,
+            multiplied and transformed back where it lies, then rows are transformed back; windows are tiles or the
+            whole image, as costs least, and take the same time whatever the number of taps in them
+Workspace   a thread: the window of a vector of channels (channels last: of those in a cache line); 72 x 72 places of
+            8 channels are 166 KB
 Weights     a window for each channel
 Good for    depthwise kernels of 15x15 and more, stride 1
 Bad for     small kernels, strides
@@ -21,7 +22,7 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.fft import Fft, reaches_outside, steps_of, transform_slots
-from leanconv.algorithms.fft_windows import LONGEST, best_grid, tile_count
+from leanconv.algorithms.fft_windows import LONGEST, Extent, best_grid, extent
 from leanconv.algorithms.winograd import tile_fields
 from leanconv.host import Host
 from leanconv.kernels.cost import Cost
@@ -39,8 +40,8 @@ from leanconv.program import Phase
 def depthwise_grid(problem: Problem) -> Grid | None:
     """The windows of least cost, tiles or whole axes."""
 
-    def slots(grid: Grid) -> float:
-        return tile_count(problem, grid) * transform_slots(grid) * 2 + math.prod(grid.sizes)
+    def slots(of: Extent) -> float:
+        return of.tiles * transform_slots(of) * 2 + of.places
 
     return best_grid(problem, slots, whole=False, longest=LONGEST)
 
@@ -56,6 +57,7 @@ class FftDepthwise(Fft):
     )
     tunables: ClassVar[Mapping[str, str]] = {}
     longest: ClassVar[int] = LONGEST
+    fewest: ClassVar[int] = 121
 
     def refusal(self, problem: Problem) -> str | None:
         """One channel in and out of each group, and what all FFTs want."""
@@ -68,12 +70,12 @@ class FftDepthwise(Fft):
         """Two transforms of each window."""
         p, grid = problem, depthwise_grid(problem)
         assert grid is not None
-        chunks = lowering.phases[0].chunks
-        places = math.prod(grid.sizes) * host.target.vector_bytes
-        counts = {"vector": chunks * transform_slots(grid) * 2}
+        of = extent(p, grid)
+        vectors = -(-p.groups // host.target.lanes(p.dtype))
+        weights = vectors * of.places * host.target.vector_bytes
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
-        weights = -(-p.groups // host.target.lanes(p.dtype)) * places
-        return Cost(counts, ((chunks * places, weights),), ((out, out),), chunks)
+        counts = {"vector": of.tiles * vectors * transform_slots(of) * 2}
+        return Cost(counts, ((of.tiles * weights, weights),), ((out, out),), lowering.phases[0].chunks)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

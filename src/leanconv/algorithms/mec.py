@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.batchjoin import with_images
 from leanconv.algorithms.dense import output_refusal
-from leanconv.algorithms.windowed import one_image, whole
+from leanconv.algorithms.windowed import whole
 from leanconv.host import Host
 from leanconv.problem import Problem
 
@@ -55,7 +56,7 @@ class MecA(Algorithm):
 
     def refusal(self, problem: Problem) -> str | None:
         """Outputs whose pixels are evenly spaced from image to image too: channels last."""
-        if problem.batch > 1 and output_refusal(problem) is None and output_refusal(one_image(problem)) is not None:
+        if problem.batch > 1 and output_refusal(problem) is None and output_refusal(with_images(problem)) is not None:
             return f"the output's pixels are not evenly spaced from one of the {problem.batch} images to the next"
         return output_refusal(problem)
 

@@ -15,10 +15,11 @@ from dataclasses import replace
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.batchjoin import with_images
 from leanconv.algorithms.blocking import blocking, panels_of, tile_heights
 from leanconv.algorithms.dense import CoreInput, dense_phase, even_stride, output_refusal, pack_weights, store_columns
 from leanconv.algorithms.mec import PAPER
-from leanconv.algorithms.windowed import TENSOR, Tensor, one_image, runs_of, stage_phase, term_order
+from leanconv.algorithms.windowed import TENSOR, Tensor, runs_of, stage_phase, term_order
 from leanconv.host import Host
 from leanconv.kernels.image import Rows
 from leanconv.memory import Buffer
@@ -40,7 +41,7 @@ class MecRows(Algorithm):
             return reason
         if store_columns(problem):
             return "a column of the output has neither its channels nor its pixels adjacent in memory"
-        p = one_image(problem)
+        p = with_images(problem)
         for name, strides in (("output", p.out_strides), ("residual", p.residual_strides)):
             if strides is not None and even_stride(strides[2:-1], p.out_size[:-1]) is None:
                 return f"the {name}'s rows are not evenly spaced in memory"
@@ -50,7 +51,7 @@ class MecRows(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """Two phases: copy, then the core column by column."""
-        p = one_image(replace(problem, batch=max(1, problem.batch)))
+        p = with_images(replace(problem, batch=max(1, problem.batch)))
         slide = p.ndim - 1
         tensor = Tensor.of(p, slide)
         runs, depth = runs_of(p, tensor)

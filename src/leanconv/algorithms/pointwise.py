@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from leanconv.algorithms import columns
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
+from leanconv.algorithms.batchjoin import joined, together
 from leanconv.algorithms.dense import core_phase, image_input, pack_weights, rows_input
 from leanconv.host import Host
 from leanconv.problem import Problem
@@ -38,7 +39,8 @@ class Pointwise(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase: the core over rows of the image if they are evenly spaced, else pixel by pixel."""
-        rows = rows_input(problem) if all(s == 1 for s in problem.stride) else None
+        images = joined(problem, host)
+        rows = rows_input(images) if all(s == 1 for s in problem.stride) else None
         # Vectors of pixels while a tile of them, one line of cache a channel, stays in half the first-level cache
         # beside the weights; channels lie a whole plane apart, and more of them displace each other there.
         line = 2 * host.target.vector_bytes
@@ -51,8 +53,8 @@ class Pointwise(Algorithm):
                 steps=(f"core {parameters['tile']} reads the image in place as columns of a matrix",),
                 parameters=parameters,
             )
-        phase, parameters = core_phase(problem, host, threads, rows or image_input(problem))
-        how = "rows of a matrix" if rows else "strided pixels"
+        phase, parameters = core_phase(images, host, threads, rows or image_input(images))
+        how = ("rows of a matrix" if rows else "strided pixels") + together(problem, images)
         return Lowering(
             phases=(phase,),
             packing=pack_weights(problem, host),

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from leanconv.algorithms.base import Lowering
+from leanconv.algorithms.batchjoin import with_images
 from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
 from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, pack_weights
 from leanconv.algorithms.lowered import fitting_strips
@@ -176,37 +177,12 @@ def stage_phase(problem: Problem, host: Host, threads: int, tensor: Tensor, imag
     return Phase("stage", WindowSpec(windows), fields, p.groups * fields["b_count"], {"windows": TENSOR})
 
 
-def one_image(problem: Problem) -> Problem:
-    """The same problem with the batch as its first spatial dimension, along which there is one tap."""
-    p = problem
-
-    def with_batch(strides: tuple[int, ...]) -> tuple[int, ...]:
-        batch, channel, *spatial = strides
-        return (0, channel, batch, *spatial)
-
-    return replace(
-        p,
-        ndim=p.ndim + 1,
-        batch=1,
-        in_size=(p.batch, *p.in_size),
-        kernel=(1, *p.kernel),
-        stride=(1, *p.stride),
-        dilation=(1, *p.dilation),
-        pad_low=(0, *p.pad_low),
-        pad_high=(0, *p.pad_high),
-        x_strides=with_batch(p.x_strides),
-        w_strides=(*p.w_strides[:2], 0, *p.w_strides[2:]),
-        out_strides=with_batch(p.out_strides),
-        residual_strides=None if p.residual_strides is None else with_batch(p.residual_strides),
-    )
-
-
 def whole(problem: Problem, host: Host, threads: int, slide: int, name: str, *, together: bool = False) -> Lowering:
     """The whole tensor of one image after the other, or of all images together."""
     packing = pack_weights(problem, host, term_order(problem, slide))
     p = problem
     if together and p.batch > 1:
-        p, slide = one_image(p), slide + 1
+        p, slide = with_images(p), slide + 1
     tensor = Tensor.of(p, slide)
     source = core_input(p, tensor, {"x_n": 0, "x_g": tensor.nbytes}, TENSOR)
     heights = tile_heights(math.prod(p.out_size), host, panels_of(p, host))

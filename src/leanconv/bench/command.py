@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,10 @@ from leanconv.bench import plot, table
 from leanconv.bench.catalogue import NETWORKS, network, resolve, select
 from leanconv.bench.layers import Layer, LayerError
 from leanconv.bench.peers import PEERS, PeerInfo, named
-from leanconv.bench.run import ALL, Engine, Settings, run
+from leanconv.bench.run import ALL, LIMITED, Engine, Settings, run
 from leanconv.bench.run import Progress as Step
 from leanconv.errors import LeanconvError
+from leanconv.sizes import parse_bytes
 
 OK, TROUBLE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -81,6 +83,9 @@ def _layers(options: argparse.Namespace) -> list[Layer]:
         )
     found = resolve(words)
     layers = select(found, pattern=options.filter, batch=options.batch)
+    twice = next((name for name, count in Counter(layer.name for layer in layers).items() if count > 1), None)
+    if twice is not None:
+        raise LayerError(f"two layers are called {twice!r}; results are told apart by name, so rename one of them")
     if not layers:
         raise LayerError(f"none of the {len(found)} layers has a name that matches {options.filter!r}")
     return layers
@@ -91,7 +96,12 @@ def _check_algorithms(wanted: Sequence[str]) -> None:
     from leanconv.algorithms import REGISTRY
 
     known = [ALL, "auto", *(algorithm.name for algorithm in REGISTRY)]
-    for name in wanted:
+    for word in wanted:
+        name, limited, limit = word.partition(LIMITED)
+        if limited:
+            parse_bytes(limit, "--algorithms")
+            if name == ALL:
+                raise LayerError(f"{word!r}: a memory limit is set on one algorithm or auto, not on all")
         if name not in known:
             near = difflib.get_close_matches(name, known, n=2)
             hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -37,6 +37,8 @@ from leanconv.memory import trim_arenas
 from leanconv.outputs import empty
 
 ALL = "all"
+LIMITED = "@"
+"""Between an algorithm and a memory limit of its own: `auto@256KiB`."""
 # Named by `all` if they apply, except the one that is there to be right and not to be fast.
 _NOT_IN_ALL = ("reference",)
 
@@ -244,7 +246,9 @@ def _prepare(
     x, w, bias, out = arrays
 
     def ready() -> tuple[Any, Callable[[], object]]:
-        plan = engine.plan(*layer.shapes(row.layout), **options, algorithm=row.algorithm, threads=row.threads)
+        name, _, limit = row.algorithm.partition(LIMITED)
+        asked = options | ({"memory_limit": limit} if limit else {})
+        plan = engine.plan(*layer.shapes(row.layout), **asked, algorithm=name, threads=row.threads)
         bound = plan.bind(w, bias)
         return plan, lambda: bound(x, out=out)
 

@@ -6,6 +6,7 @@ groups with few of them.  Between layers there are only the rows that a band nee
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -166,8 +167,13 @@ def _band(
     threads: int,
     workspace: int | None,
 ) -> tuple[int, tuple[Buffer, ...]]:
-    """The highest band of which all that lies between the layers stays in half the second-level cache; its buffers."""
+    """The highest band of which all that lies between the layers is small; its buffers.
+
+    It stays in half the second-level cache, and is for all threads a quarter of what the layers apart would write.
+    """
     item = layers[0].itemsize
+    apart = sum(math.prod(p.out_shape) * item for p in layers[:-1])
+    most = apart // 4 if workspace is None else min(workspace, apart // 4)
 
     def buffers(band: int) -> tuple[Buffer, ...]:
         rows, found = band, []
@@ -179,9 +185,7 @@ def _band(
         return tuple(reversed(found))
 
     def fits(band: int) -> bool:
-        if sum(b.nbytes for b in buffers(band)) > host.l2 // 2:
-            return False
-        return workspace is None or arena_bytes(buffers(band), threads) <= workspace
+        return sum(b.nbytes for b in buffers(band)) <= host.l2 // 2 and arena_bytes(buffers(band), threads) <= most
 
     band = 1
     while band < block and fits(band + 1):

@@ -7,11 +7,11 @@ in registers; every pixel under the tile is loaded once for them and multiplied 
     pixels   x0 x1 x2 x3 x4 ...
     sums        s0 s1 s2 ...        s0 += x0 w0, x1 w1, x2 w2;  s1 += x1 w0, ...
 
-A strip is the column of tiles at one place of all rows: a chunk goes down a strip before it takes the next, with so few
-channels at a time that the rows under the kernel stay in the first-level cache.  Rows of taps above and below the image
-are left out.  Where the image ends on the left and right the first and the last tile leave out the same taps always,
-so that they are left out of the code (`Edges.known`); if the pads reach further, or name pixels of the image, the tiles
-ask where each pixel lies.
+A strip is the column of tiles at one place of all rows. A chunk takes all tiles of a row before those of the next:
+what comes from far away comes in the order in which it lies there (going down a strip took up to half as long again).
+Rows of taps above and below the image are left out. Where the image ends on the left and right the first and the last
+tile leave out the same taps always, so that they are left out of the code (`Edges.known`); if the pads reach further,
+or name pixels of the image, the tiles ask where each pixel lies.
 """
 
 from __future__ import annotations
@@ -131,20 +131,30 @@ class Channelwise:
         return TapOrder(self.spec.window.kernel, self.spec.lanes.group_in)
 
     def run(self, rows: Span, strips: Span, units: Span) -> None:
-        """Emit the loops over strips, rows and units [first, end) each."""
+        """Emit the loops over rows, strips and units [first, end) each."""
+
+        def row(index: Value, _: list[Value]) -> list[Value]:
+            self._row(index, strips, units)
+            return []
+
+        self.fn.loop(rows[0], rows[1], 1, [], row, hint="row")
+
+    def _row(self, row: Value, strips: Span, units: Span) -> None:
+        """The tiles of one row."""
         fn, fields, spec = self.fn, self.fields, self.spec
         known = spec.edges.known
         left, right = known and spec.edges.left > 0, known and spec.edges.right is not None
         first, end = strips
         last = fn.sub(fields["strip_count"], 1)
         long = fields["strip_long"]
+        position, ranges, x = self._place(row)
 
         def one(strip: Index, width: int, at_left: bool = False, at_right: bool = False) -> list[Value]:
             # Strips of full width come first; those behind them start one pixel earlier for each short one before.
             pixel = fn.mul(strip, spec.width)
             if width < spec.width:
                 pixel = fn.sub(pixel, fn.sub(strip, long))
-            self._strip(Tile(width, fn.i64(pixel), at_left, at_right), rows, units)
+            self._strip(Tile(width, fn.i64(pixel), at_left, at_right), row, position, ranges, x, units)
             return []
 
         if spec.single:
@@ -168,32 +178,39 @@ class Channelwise:
             at_end = fn.cmp("eq", end, fields["strip_count"])
             fn.if_(at_end, lambda: one(last, width, at_right=True), hint="right")
 
-    def _strip(self, tile: Tile, rows: Span, units: Span) -> None:
-        """All rows of one strip."""
-        fn, fields, spec = self.fn, self.fields, self.spec
-        window = spec.window
+    def _place(self, row: Value) -> tuple[list[Index], list[tuple[Index, Index]], Value]:
+        """A row's position, the taps of each outer dimension that lie inside the image, and where the row begins."""
+        fn, fields, window = self.fn, self.fields, self.spec.window
+        inner = window.dims - 1
+        position: list[Index] = []
+        rest: Index = row
+        for dim in reversed(range(1, inner)):
+            position.insert(0, fn.urem(rest, fields[f"out{dim}"]))
+            rest = fn.udiv(rest, fields[f"out{dim}"])
+        position = [rest, *position] if inner else []
+        x = self.x
+        for dim, at in enumerate(position):
+            if not (window.padded[dim] and window.pad_mode != "zeros"):
+                offset = fn.sub(fn.mul(at, fields[f"step{dim}"]), fn.mul(fields[f"at{dim}"], window.pad_low[dim]))
+                x = fn.gep(x, offset)
+        return position, [window.tap_range(fn, fields, dim, at) for dim, at in enumerate(position)], x
+
+    def _strip(
+        self,
+        tile: Tile,
+        row: Value,
+        position: list[Index],
+        ranges: list[tuple[Index, Index]],
+        x: Value,
+        units: Span,
+    ) -> None:
+        """The tiles of one strip in one row."""
+        fn, fields, window = self.fn, self.fields, self.spec.window
         inner = window.dims - 1
         corner = fn.sub(fn.mul(tile.pixel, window.stride[inner]), window.pad_low[inner])
-        column = fn.mul(corner, fields[f"at{inner}"]) if spec.edges.known else 0
-
-        def row(index: Value, _: list[Value]) -> list[Value]:
-            position: list[Index] = []
-            rest: Index = index
-            for dim in reversed(range(1, inner)):
-                position.insert(0, fn.urem(rest, fields[f"out{dim}"]))
-                rest = fn.udiv(rest, fields[f"out{dim}"])
-            position = [rest, *position] if inner else []
-            x = fn.gep(self.x, column)
-            for dim, at in enumerate(position):
-                if not (window.padded[dim] and window.pad_mode != "zeros"):
-                    offset = fn.sub(fn.mul(at, fields[f"step{dim}"]), fn.mul(fields[f"at{dim}"], window.pad_low[dim]))
-                    x = fn.gep(x, offset)
-            ranges = [window.tap_range(fn, fields, dim, at) for dim, at in enumerate(position)]
-            pixel = fn.add(fn.mul(index, fields[f"out{inner}"]), tile.pixel)
-            self._units(tile, fn.i64(corner), position, ranges, x, pixel, units)
-            return []
-
-        fn.loop(rows[0], rows[1], 1, [], row, hint="row")
+        column = fn.mul(corner, fields[f"at{inner}"]) if self.spec.edges.known else 0
+        pixel = fn.add(fn.mul(row, fields[f"out{inner}"]), tile.pixel)
+        self._units(tile, fn.i64(corner), position, ranges, fn.gep(x, column), pixel, units)
 
     def _units(
         self,

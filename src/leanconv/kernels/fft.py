@@ -19,8 +19,6 @@ from leanconv.kernels.winograd_tiles import Bits
 class FftSpec(WinogradSpec):
     """Everything the kernel is specialised for; as `WinogradSpec`, with the steps' own fields."""
 
-    ahead: bool = True
-
     def _zeros(self, fn: Function, fields: Fields, scratch: Value) -> Value | None:
         return None
 
@@ -46,9 +44,6 @@ class FftSpec(WinogradSpec):
 
     def _ahead(self, fn: Function, fields: Fields, rows: list[Value]) -> None:
         """Ask for the same rows of the next point: points are many, and lie apart further than one is guessed."""
-
-        if not self.ahead:
-            return
 
         def line(at: Value, _: list[Value]) -> list[Value]:
             for row in rows:

@@ -118,8 +118,8 @@ class Grid:
 
     def points(self, gauss: bool) -> int:
         """All points."""
-        last = self.last_regions(gauss)[-1]
-        return last.first + last.points * math.prod(count for _, _, count, _ in last.loops)
+        places, real = math.prod(self.sizes), math.prod(reals(n) for n in self.sizes if n > 1)
+        return real + self.points_a_bin(gauss) * (places - real) // 2
 
     def each_line(
         self, fn: Function, region: Region, plane: Value, width: int, to: Value, step: Index, body: LineBody
@@ -127,7 +127,8 @@ class Grid:
         """Run `body(line, pair, point)`: address of a line in the plane, bytes to imaginary parts, its first point."""
         near = [width * n for n in row_major(self.sizes)]
         start = sum(first * near[e] for e, first, _, _ in region.loops)
-        turns, points = [], region.points
+        turns: list[Turns] = []
+        points = region.points
         for e, _, count, skip in reversed(region.loops):
             turns.insert(0, Turns([(count, 0)], [skip * near[e], fn.mul(step, points)]))
             points *= count

@@ -79,7 +79,12 @@ class Passes:
         return [self.fn.load(self.kind, at, j * near) for j in range(self.grid.windows[self.grid.rows].size)]
 
     def columns_forward(
-        self, given: Callable[[int], tuple[int, ...]], extents: tuple[int, ...], gauss: bool, to: Value, step: Index,
+        self,
+        given: Callable[[int], tuple[int, ...]],
+        extents: tuple[int, ...],
+        gauss: bool,
+        to: Value,
+        step: Index,
         consume: Consume,
     ) -> None:
         """All axes but that of the rows; `consume(region, bins, point)` gets the bins of each last line.
@@ -197,7 +202,9 @@ def _store_points(fn: Function, points: Sequence[Value], to: Value, step: Index)
         to = fn.gep(to, step)
 
 
-def times_weights(fn: Function, line: Line, n: int, values: Sequence[Value], weights: Value, fused: bool) -> list[Value]:
+def times_weights(
+    fn: Function, line: Line, n: int, values: Sequence[Value], weights: Value, fused: bool
+) -> list[Value]:
     """The bins a + b i of a line times those of the filter, c + d i, one behind the other."""
     kind = values[0].type
     step = lanes_of(kind) * ITEMSIZE[scalar_of(kind)]

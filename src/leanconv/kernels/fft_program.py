@@ -91,16 +91,15 @@ class Tracer:
         """The program that gives these terms, without what they do not depend on."""
         numbers = []
         for term in outputs:
-            assert term.factor, "an output that is zero"
-            plain = term.factor == 1.0
-            numbers.append(term.value if plain else self._step(Step("mul", term.value, term.value, term.factor)))
+            at = max(term.value, 0)  # what is always zero is a product with zero
+            numbers.append(at if term.factor == 1.0 else self._step(Step("mul", at, at, term.factor)))
         needed, last = set(numbers), self.inputs + len(self.steps) - 1
         for number in range(last, self.inputs - 1, -1):
             if number in needed:
                 step = self.steps[number - self.inputs]
                 needed |= {step.a, step.b}
         place = {number: number for number in range(self.inputs)}
-        steps = []
+        steps: list[Step] = []
         for number, step in enumerate(self.steps, self.inputs):
             if number in needed:
                 place[number] = self.inputs + len(steps)
@@ -133,7 +132,9 @@ def root(n: int, k: int) -> complex:
     eighths, rest = divmod(8 * (k % n), n)
     angle = 2 * math.pi * rest / (8 * n)
     c, s = math.cos(angle), math.sin(angle)
-    if eighths % 2:
+    if eighths % 2 and not rest:
+        c = s = math.sqrt(0.5)
+    elif eighths % 2:
         angle = 2 * math.pi * (n - rest) / (8 * n)
         c, s = math.sin(angle), math.cos(angle)
     for _ in range(eighths // 2):
@@ -157,7 +158,8 @@ def _butterfly(t: Tracer, x: Line) -> Line:
     if n == 4:
         even, odd = _butterfly(t, x[::2]), _butterfly(t, x[1::2])
         quarter = t.turned(odd[1], -1j)
-        return [t.plus(even[0], odd[0]), t.plus(even[1], quarter), t.minus(even[0], odd[0]), t.minus(even[1], quarter)]
+        first, third = t.plus(even[0], odd[0]), t.minus(even[0], odd[0])
+        return [first, t.plus(even[1], quarter), third, t.minus(even[1], quarter)]
     half = n // 2
     sums = [t.plus(x[j], x[n - j]) for j in range(1, half + 1)]
     differences = [t.minus(x[j], x[n - j]) for j in range(1, half + 1)]
@@ -165,13 +167,13 @@ def _butterfly(t: Tracer, x: Line) -> Line:
     for s in sums:
         result[0] = t.plus(result[0], s)
     for k in range(1, half + 1):
-        even, odd = x[0], Complex(ZERO, ZERO)
+        total, rest = x[0], Complex(ZERO, ZERO)
         for j in range(1, half + 1):
             w = root(n, j * k)
-            even = t.plus(even, scaled(sums[j - 1], w.real))
-            odd = t.plus(odd, scaled(differences[j - 1], w.imag))
-        odd = t.turned(odd, 1j)
-        result[k], result[n - k] = t.plus(even, odd), t.minus(even, odd)
+            total = t.plus(total, scaled(sums[j - 1], w.real))
+            rest = t.plus(rest, scaled(differences[j - 1], w.imag))
+        rest = t.turned(rest, 1j)
+        result[k], result[n - k] = t.plus(total, rest), t.minus(total, rest)
     return result
 
 
@@ -212,7 +214,7 @@ def _forward_real(t: Tracer, x: Line) -> Line:
 
 
 def _inverse_real(t: Tracer, x: Line, n: int) -> list[Term]:
-    """n times the real numbers whose bins 0 to n / 2 are given."""
+    """The n real numbers, times n, whose bins 0 to n / 2 are given."""
     if n == 1:
         return [x[0].re]
     radix = radix_of(n)

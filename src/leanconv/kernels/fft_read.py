@@ -108,8 +108,15 @@ class FftReader:
 
         `consume` gets the lines of the last pass; bins are numbered from `to` on in steps of `step`.
         """
-        self.rows(corner, image, channel, 1, 0, lambda _: tail, lambda at, _, bins: consume(
-            Line(self.passes.grid.last_regions(gauss)[0], at, 0, to), bins))
+        self.rows(
+            corner,
+            image,
+            channel,
+            1,
+            0,
+            lambda _: tail,
+            lambda at, _, bins: consume(Line(self.passes.grid.last_regions(gauss)[0], at, 0, to), bins),
+        )
         self.columns(self.passes, to, step, consume, gauss)
 
     def rows(

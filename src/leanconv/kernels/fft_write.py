@@ -21,8 +21,8 @@ class FftOutput:
     """How bins become outputs.
 
     `adjacent`: output channels are, or else `runs`: pixels of a row.  Fields: `{o,r}_n {o,r}_k {o,r}_at{d}` bytes
-    between images, channels and pixels of the output and the residual; `m_point` bytes between points; `plane_back` from
-    the products to a tile's plane, behind which is a row.
+    between images, channels and pixels of the output and the residual; `m_point` bytes between points; `plane_back`
+    from the products to a tile's plane, behind which is a row.
     """
 
     target: Target
@@ -38,7 +38,9 @@ class FftOutput:
         """A vector of channels."""
         return vector(SCALARS[self.dtype], self.target.lanes(self.dtype))
 
-    def writer(self, fn: Function, fields: Fields, plane: Value, row: Value, out: Value, residual: Value | None) -> FftWriter:
+    def writer(
+        self, fn: Function, fields: Fields, plane: Value, row: Value, out: Value, residual: Value | None
+    ) -> FftWriter:
         """The step inside one kernel, with a plane and a row to work in."""
         grid, width = self.tiling.grid, self.target.vector_bytes
         passes = Passes(fn, grid, self.kind, width, self.target.fma, plane)

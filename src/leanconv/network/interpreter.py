@@ -6,6 +6,7 @@ plans with packed weights.  It is also what the compiled form is compared with.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,12 +15,14 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.errors import MemoryLimitError, ModelError
+from leanconv.locks import new_lock
 from leanconv.network.ceiling import physical_memory
 from leanconv.network.graph import Graph, Node
 from leanconv.network.operators import evaluate_node, operator
 from leanconv.network.operators.base import dense
 from leanconv.network.operators.convolution import conv_problem
 from leanconv.plan import Plan
+from leanconv.planning.choice import choose
 from leanconv.planning.network import plan_layers
 from leanconv.problem import Problem
 from leanconv.threads import get_num_threads
@@ -58,7 +61,10 @@ class _Step:
 
 
 class Interpreter:
-    """A graph made ready to run; safe to call from several threads at once."""
+    """A graph made ready to run; safe to call from several threads at once.
+
+    With a memory limit one run waits for another, since two at once would take the memory of two.
+    """
 
     def __init__(
         self,
@@ -99,13 +105,19 @@ class Interpreter:
         if memory_limit is not None and left is not None and left < 0:
             raise MemoryLimitError(memory_limit, self.activation_bytes, "what lies between the layers")
         count = get_num_threads() if threads is None else threads
-        plans = plan_layers(convolutions, count, left, accuracy=accuracy)
-        self.workspace_bytes, self.packed_weight_bytes = plans.workspace_bytes, plans.packed_weight_bytes
+        if left is None:
+            plans = [choose(problem, "auto", count, None, accuracy=accuracy) for _, problem in convolutions]
+        else:
+            plans = [step.plan for step in plan_layers(convolutions, count, left, accuracy=accuracy).steps]
+        self.workspace_bytes = max((plan.workspace_bytes for plan in plans), default=0)
+        self.packed_weight_bytes = sum(plan.packed_weight_bytes for plan in plans)
+        # Two runs at once would take the limit twice.
+        self._turn = new_lock() if left is not None else contextlib.nullcontext()
         needed = self.activation_bytes + self.workspace_bytes + self.packed_weight_bytes
         if needed > physical_memory():
             # Better an error now than a machine that swaps, or a process that is killed.
             raise MemoryLimitError(physical_memory(), needed, "the network, on a machine of so much memory,")
-        found = {step.name: step.plan for step in plans.steps}
+        found = {name: plan for (name, _), plan in zip(convolutions, plans, strict=True)}
         self._steps = [
             self._step(node, names, found.get(node.name)) for node, names in zip(graph.nodes, dropped, strict=True)
         ]
@@ -121,6 +133,10 @@ class Interpreter:
             ModelError: a node breaks a rule of its operator that depends on values.
             AllocationError: no memory for a value.
         """
+        with self._turn:
+            return self._run(inputs, timings)
+
+    def _run(self, inputs: Mapping[str, Array], timings: list[Timing] | None) -> dict[str, Array]:
         values: dict[str, Array] = {**self.graph.constants, **inputs}
         begin = time.perf_counter()
         for step in self._steps:

@@ -6,23 +6,32 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from leanconv.network.interpreter import Timing
-from leanconv.onnx.model import Port
-from leanconv.onnx.session import Profile, Session, load
-
 if TYPE_CHECKING:
+    from leanconv.network.profile import Profile
     from leanconv.onnx.backend import Backend
+    from leanconv.onnx.explain import ModelExplanation, explain_model
+    from leanconv.onnx.model import Port
+    from leanconv.onnx.session import Session, load
+
+_PLACES = {
+    "Backend": "leanconv.onnx.backend",
+    "ModelExplanation": "leanconv.onnx.explain",
+    "Port": "leanconv.onnx.model",
+    "Profile": "leanconv.network.profile",
+    "Session": "leanconv.onnx.session",
+    "explain_model": "leanconv.onnx.explain",
+    "load": "leanconv.onnx.session",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """The backend derives from a class of the package onnx, and so is made when it is asked for."""
-    if name == "Backend":
-        from leanconv.onnx.backend import Backend
-
-        return Backend
+    """Import what is asked for: the command line names this package before it needs any of it."""
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-__all__ = ["Backend", "Port", "Profile", "Session", "Timing", "load"]
+__all__ = ["Backend", "ModelExplanation", "Port", "Profile", "Session", "explain_model", "load"]

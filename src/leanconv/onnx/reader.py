@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from leanconv.arrays import Array
-from leanconv.errors import ArgumentTypeError, ModelError, UnsupportedModelError
+from leanconv.errors import ArgumentTypeError, LeanconvError, ModelError, UnsupportedModelError
 from leanconv.network.graph import Node
 from leanconv.network.operators import operator
 from leanconv.network.operators.creation import ELEMENT_TYPES
@@ -16,6 +16,8 @@ from leanconv.onnx.package import onnx_package
 from leanconv.onnx.tensors import array_of, element_type
 
 _DOMAINS = ("", "ai.onnx")
+# What a message that is well-formed and makes no sense may cause.
+_FAILURES = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, OSError, MemoryError)
 _FLOAT, _INT, _STRING, _TENSOR, _GRAPH, _FLOATS, _INTS, _STRINGS = range(1, 9)
 
 
@@ -46,7 +48,12 @@ def read(source: Any, folder: str | os.PathLike[str] | None = None) -> Model:
         proto = source
     else:
         raise ArgumentTypeError("source", source, "must be a path, bytes or an onnx.ModelProto")
-    return _convert(onnx, proto, None if folder is None else Path(folder))
+    try:
+        return _convert(onnx, proto, None if folder is None else Path(folder))
+    except LeanconvError:
+        raise
+    except _FAILURES as error:
+        raise ModelError(f"the model is damaged: {type(error).__name__}: {error}") from error
 
 
 def _parse(onnx: Any, data: bytes, what: str) -> Any:
@@ -93,9 +100,21 @@ def _version(proto: Any) -> int:
     return 1  # it has operators of others only, which are reported each
 
 
+def text(value: Any) -> str:
+    """A text of a message; those that are no UTF-8 come as bytes.
+
+    Raises:
+        ModelError: it is no UTF-8.
+    """
+    if not isinstance(value, str):
+        raise ModelError(f"the model is damaged: {value!r:.60} is no text")
+    return value
+
+
 def _constants(graph: Any, folder: Path | None, reasons: list[str]) -> dict[str, Array]:
     found: dict[str, Array] = {}
     for tensor in graph.initializer:
+        text(tensor.name)
         if not tensor.name or tensor.name in found:
             raise ModelError(f"two initialisers are named {tensor.name!r}, or one has no name")
         if element_type(tensor) is None:
@@ -110,7 +129,7 @@ def _constants(graph: Any, folder: Path | None, reasons: list[str]) -> dict[str,
 def _ports(infos: Any, what: str, constants: dict[str, Array], reasons: list[str]) -> dict[str, Port]:
     found: dict[str, Port] = {}
     for info in infos:
-        if info.name in constants:
+        if text(info.name) in constants:
             continue  # a weight that older models list among the inputs
         if not info.name or info.name in found:
             raise ModelError(f"two {what}s are named {info.name!r}, or one has no name")
@@ -139,7 +158,9 @@ def _extent(name: str, extent: Any) -> int | str | None:
             # Some exporters write -1 for a free extent.
             return None
         return int(extent.dim_value)
-    return str(extent.dim_param) or None if kind == "dim_param" else None
+    # Some exporters write a question mark for every free extent, whether or not they are equal.
+    name = text(extent.dim_param) if kind == "dim_param" else ""
+    return None if name in ("", "?") else name
 
 
 def _nodes(onnx: Any, proto: Any, graph: Any, version: int, folder: Path | None, reasons: list[str]) -> list[Node]:
@@ -153,11 +174,12 @@ def _nodes(onnx: Any, proto: Any, graph: Any, version: int, folder: Path | None,
     nodes: list[Node] = []
     names: set[str] = set()
     for number, raw in enumerate(graph.node):
-        name = raw.name if raw.name and raw.name not in names else f"{raw.op_type}_{number}"
+        name = text(raw.name) if raw.name and raw.name not in names else f"{text(raw.op_type)}_{number}"
         while name in names:
             name += "_"
         names.add(name)
-        found = operator(raw.op_type) if raw.domain in _DOMAINS and "." not in raw.op_type else None
+        ours = text(raw.domain) in _DOMAINS and "." not in text(raw.op_type)
+        found = operator(raw.op_type) if ours else None
         if found is None:
             op = f"{raw.domain}.{raw.op_type}" if raw.domain not in _DOMAINS else raw.op_type
             reasons.append(f"node {name!r}: the operator {op} is not supported")
@@ -167,11 +189,12 @@ def _nodes(onnx: Any, proto: Any, graph: Any, version: int, folder: Path | None,
         except Exception as error:  # ValidationError, and whatever else its C++ raises
             raise ModelError(f"node {name!r} ({raw.op_type}): {' '.join(str(error).split())[:300]}") from error
         attributes = {
-            attribute.name: value
+            text(attribute.name): value
             for attribute in raw.attribute
             if (value := _attribute(attribute, name, folder, reasons)) is not None
         }
-        node = Node(raw.op_type, name, tuple(raw.input), tuple(raw.output), attributes, version)
+        inputs, outputs = tuple(map(text, raw.input)), tuple(map(text, raw.output))
+        node = Node(raw.op_type, name, inputs, outputs, attributes, version)
         reason = found.check(node)
         if reason is not None:
             reasons.append(f"node {name!r} ({node.op}): {reason}")

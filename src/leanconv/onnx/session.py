@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from leanconv.arrays import Array
 from leanconv.checks import integer, one_of
-from leanconv.errors import ArgumentTypeError, ArgumentValueError, ModelError
+from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError, ModelError
 from leanconv.locks import new_lock
+from leanconv.network.ceiling import physical_memory
+from leanconv.network.compile import CompiledNetwork, compile_graph
 from leanconv.network.graph import Graph, ValueType
-from leanconv.network.interpreter import Interpreter, Timing
 from leanconv.network.passes import run_passes
+from leanconv.network.profile import Profile
 from leanconv.onnx.model import Model, Port, check_shape
 from leanconv.onnx.reader import read
 from leanconv.onnx.specialise import LARGEST_SHAPE_INPUT, NeedsValuesError, specialise
 from leanconv.planning.limits import resolve_limit
+
+_TOO_LARGE = f"shapes must follow from the shapes of inputs, or from inputs of at most {LARGEST_SHAPE_INPUT} bytes"
 
 ACCURACIES = ("exact", "standard", "fast")
 
@@ -26,35 +29,23 @@ ACCURACIES = ("exact", "standard", "fast")
 Key = tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[str, bytes], ...]]
 
 
-@dataclass(frozen=True, slots=True)
-class Profile:
-    """One run, measured.
+class Session:
+    """A model ready to run; safe to call from several threads at once.
 
     Attributes:
-        outputs: what it computed.
-        timings: one for each node that ran, in order.
+        threads: most threads of a run; None for as many as leanconv chooses.
+        memory_limit: bytes, or None.
+        accuracy: of sums.
     """
-
-    outputs: dict[str, Array]
-    timings: list[Timing]
-
-    @property
-    def seconds(self) -> float:
-        """Of all nodes together."""
-        return sum(timing.seconds for timing in self.timings)
-
-
-class Session:
-    """A model ready to run; safe to call from several threads at once."""
 
     def __init__(
         self, model: Model, *, threads: int | None, memory_limit: int | None, accuracy: str, most_shapes: int
     ) -> None:
         """Use `leanconv.onnx.load`."""
         self._model = model
-        self._threads, self._limit, self._accuracy = threads, memory_limit, accuracy
+        self.threads, self.memory_limit, self.accuracy = threads, memory_limit, accuracy
         self._most = most_shapes
-        self._ready: OrderedDict[Key, Interpreter] = OrderedDict()
+        self._ready: OrderedDict[Key, CompiledNetwork] = OrderedDict()
         self._by_value: frozenset[str] = frozenset()
         self._lock = new_lock()
         self._building = new_lock()
@@ -74,6 +65,11 @@ class Session:
         """What was read."""
         return self._model
 
+    @property
+    def shape_inputs(self) -> frozenset[str]:
+        """Inputs whose values decide about shapes, as far as runs have shown; each value is planned by itself."""
+        return self._by_value
+
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model.
 
@@ -92,23 +88,28 @@ class Session:
             AllocationError: no memory.
         """
         self._model.check_inputs(inputs)
-        return self._prepared(inputs).run(inputs)
+        network, values = self._prepared(inputs)
+        return network.run(values)
 
-    def profile(self, inputs: Mapping[str, Array]) -> Profile:
-        """As `run`, with the time of each node."""
+    def profile(self, inputs: Mapping[str, Array], repeat: int = 1) -> Profile:
+        """As `run`, with the time of each step.
+
+        Args:
+            inputs: as in `run`.
+            repeat: how many runs; the time of a step is the median.
+        """
         self._model.check_inputs(inputs)
-        timings: list[Timing] = []
-        outputs = self._prepared(inputs).run(inputs, timings)
-        return Profile(outputs, timings)
+        network, values = self._prepared(inputs)
+        return network.profile(values, repeat)
 
-    def prepare(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Interpreter:
+    def prepare(self, shapes: Mapping[str, tuple[int, ...]] | None = None) -> CompiledNetwork:
         """Plan and compile for given shapes, without running; a later run of these shapes starts at once.
 
         Args:
             shapes: of each input; those that the file fixes may be left out.
 
         Returns:
-            The program, with `graph`, `activation_bytes`, `workspace_bytes` and `packed_weight_bytes`.
+            The network compiled, with `peak_bytes`, `steps` and more.
 
         Raises:
             ArgumentValueError: a free shape is not given, or does not fit.
@@ -135,25 +136,29 @@ class Session:
             raise ModelError(f"shapes depend on the values of {needed}: such a model is planned when it first runs")
         return self._get((tuple((name, type_.shape) for name, type_ in types.items()), ()), types, {})
 
-    def _prepared(self, inputs: Mapping[str, Array]) -> Interpreter:
+    def _prepared(self, inputs: Mapping[str, Array]) -> tuple[CompiledNetwork, dict[str, Array]]:
+        """The network for these inputs, and those of them that it takes: values that decide about shapes are in it."""
         shapes = tuple((name, inputs[name].shape) for name in self._model.inputs)
         types = {name: ValueType(inputs[name].shape, inputs[name].dtype.name) for name in self._model.inputs}
         while True:
             names = self._by_value
+            nbytes = sum(inputs[name].nbytes for name in names)
+            if nbytes > LARGEST_SHAPE_INPUT:
+                which = ", ".join(sorted(names))
+                raise ModelError(f"shapes depend on the values of {which}, {nbytes} bytes: {_TOO_LARGE}")
             values = {name: inputs[name].copy() for name in names}
             try:
-                return self._get((shapes, tuple((name, values[name].tobytes()) for name in names)), types, values)
+                key = (shapes, tuple((name, values[name].tobytes()) for name in names))
+                network = self._get(key, types, values)
+                return network, {name: inputs[name] for name in network.inputs}
             except NeedsValuesError as error:
                 nbytes = sum(inputs[name].nbytes for name in error.inputs)
                 if error.inputs <= names or not error.inputs or nbytes > LARGEST_SHAPE_INPUT:
-                    rule = (
-                        f"{error}; leanconv runs models whose shapes follow from the shapes of inputs, or from inputs"
-                    )
-                    raise ModelError(f"{rule} of at most {LARGEST_SHAPE_INPUT} bytes") from error
+                    raise ModelError(f"{error}: {_TOO_LARGE}") from error
                 with self._lock:
                     self._by_value |= error.inputs
 
-    def _get(self, key: Key, types: dict[str, ValueType], values: dict[str, Array]) -> Interpreter:
+    def _get(self, key: Key, types: dict[str, ValueType], values: dict[str, Array]) -> CompiledNetwork:
         with self._lock:
             found = self._ready.get(key)
             if found is not None:
@@ -177,9 +182,18 @@ class Session:
         run_passes(graph, derived=self._model.derived, shared=self._model.constants)
         return graph
 
-    def _build(self, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> Interpreter:
+    def _build(self, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> CompiledNetwork:
         graph = self.graph(types, values)
-        return Interpreter(graph, threads=self._threads, memory_limit=self._limit, accuracy=self._accuracy)
+        machine = physical_memory()
+        # Better an error now than a machine that swaps, or a process that is killed.
+        alone = max((type_.nbytes for type_ in graph.types.values()), default=0)
+        if alone > machine:
+            raise MemoryLimitError(machine, alone, "one value of the network, on a machine of so much memory,")
+        network = compile_graph(graph, threads=self.threads, memory_limit=self.memory_limit, accuracy=self.accuracy)
+        needed = network.peak_bytes + network.kept_bytes
+        if needed > machine:
+            raise MemoryLimitError(machine, needed, "the network, on a machine of so much memory,")
+        return network
 
 
 def load(

@@ -54,7 +54,8 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
         NeedsValuesError: the shape of a value depends on values of inputs that are not given.
         ModelError: a node breaks a rule of its operator with these shapes.
     """
-    graph = Graph([], dict(types), list(model.outputs), {**model.constants, **values}, dict(types))
+    free = {name: type_ for name, type_ in types.items() if name not in values}
+    graph = Graph([], free, list(model.outputs), {**model.constants, **values}, dict(types))
     for name, array in graph.constants.items():
         graph.types[name] = ValueType(array.shape, array.dtype.name)
     budget = _FOLDED_EXTRA + _FOLDED_FACTOR * sum(array.nbytes for array in model.constants.values())

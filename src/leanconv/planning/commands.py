@@ -1,4 +1,4 @@
-"""`leanconv explain`, `leanconv tune`, `leanconv records` and `leanconv network`."""
+"""`leanconv explain`, `leanconv tune`, `leanconv formulas`, `leanconv records` and `leanconv network`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from leanconv.errors import LeanconvError
@@ -20,7 +20,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         description="Show a layer's work, traffic and roofline; for every algorithm its bytes, predicted and measured "
         "time, and what became of it; the steps of the one that runs; what more memory would buy.",
     )
-    explain.add_argument("layers", nargs="*", metavar="LAYERS", help="as for leanconv bench")
+    explain.add_argument("layers", nargs="*", metavar="LAYERS", help="as for leanconv bench, or an .onnx file")
+    explain.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="of a model's input")
+    explain.add_argument("--plot", metavar="PATH", help="of a model: draw memory over the steps, and the frontier")
     explain.add_argument("--measure", action="store_true", help="time every algorithm that fits")
     explain.add_argument(
         "--why-im2col", action="store_true", help="why a matrix product beats plain loops, in this machine's figures"
@@ -54,6 +56,14 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "that the model takes needs than the fastest that was measured.",
     )
     error.add_argument("report", metavar="REPORT")
+    formulas = commands.add_parser(
+        "formulas",
+        help="show the workspace that papers state beside what a call takes",
+        description="For each algorithm whose paper states its memory: the formula and its bytes for a layer, what the "
+        "plan declares, and what was asked of the system while weights were bound and a call ran.",
+    )
+    formulas.add_argument("layers", nargs="+", metavar="LAYERS", help="as for leanconv bench")
+    _add_common(formulas)
     records = commands.add_parser(
         "records",
         help="show, export, merge or delete what was measured",
@@ -77,6 +87,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
     steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": _error}
+    steps["formulas"] = _formulas
     try:
         return steps[options.command](options)
     except LeanconvError as error:
@@ -103,6 +114,7 @@ def _arguments(options: argparse.Namespace) -> tuple[Any, int, int | None]:
 
 def _explain(options: argparse.Namespace) -> int:
     from leanconv.planning.explain import explain_problem
+    from leanconv.planning.torch_backend import torch_backend
 
     if options.why_im2col:
         from leanconv.planning.lesson import lesson
@@ -110,6 +122,10 @@ def _explain(options: argparse.Namespace) -> int:
         found = lesson()
         print(json.dumps(asdict(found), indent=1) if options.json else found)
         return 0
+    if len(options.layers) == 1 and options.layers[0].endswith(".onnx"):
+        from leanconv.onnx.commands import explain
+
+        return explain(options, options.layers[0])
     if not options.layers:
         print("leanconv: name the layers to explain, or --why-im2col", file=sys.stderr)
         return 2
@@ -119,6 +135,7 @@ def _explain(options: argparse.Namespace) -> int:
         found_ = explain_problem(
             problem, algorithm, threads, limit, accuracy=options.accuracy, measure=options.measure, budget=60.0
         )
+        found_ = replace(found_, torch_backend=torch_backend(problem, load=True))
         if options.json:
             several.append({"name": name, **explanation_data(found_)})
         else:
@@ -206,6 +223,24 @@ def _error(options: argparse.Namespace) -> int:
     from leanconv.planning.error import error_text, model_error
 
     print(error_text(model_error(options.report)))
+    return 0
+
+
+def _formulas(options: argparse.Namespace) -> int:
+    from leanconv.bench.catalogue import resolve
+    from leanconv.planning.formulas import rows
+    from leanconv.planning.text import formulas_text
+
+    threads = _arguments(options)[1]
+    several = []
+    for layer in resolve(options.layers):
+        problem = layer.problem(options.layout)
+        found = rows(problem, threads)
+        if not options.json:
+            print(f"{layer.name}: {formulas_text(problem, found)}\n")
+        several.append({"name": layer.name, "rows": [{**asdict(row), "formula": row.formula.text} for row in found]})
+    if options.json:
+        print(json.dumps(several, indent=1))
     return 0
 
 

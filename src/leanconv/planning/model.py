@@ -12,6 +12,7 @@ A phase whose kernel nobody counts for (`phases.py`) is taken to reach a third o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from leanconv.host import Host, this_host
 from leanconv.kernels.cost import Cost
@@ -82,6 +83,13 @@ def phase_seconds(phase: Phase, threads: int) -> float:
     cost = phase_cost(phase, host)
     assert cost is not None, phase.spec
     return CALL + _phase(cost, threads, host, figures())
+
+
+def phases_seconds(phases: Iterable[Phase], threads: int) -> float:
+    """Predicted seconds of phases within a longer program; a kernel that nobody counts for counts as nothing."""
+    host, known = this_host(), figures()
+    costs = (phase_cost(phase, host) for phase in phases)
+    return sum(_phase(cost, threads, host, known) for cost in costs if cost is not None)
 
 
 def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:

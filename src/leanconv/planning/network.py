@@ -22,6 +22,7 @@ from leanconv.planning.candidates import Candidate, algorithm_named, candidates
 from leanconv.planning.figures import figures
 from leanconv.planning.wanted import wanted
 from leanconv.problem import BATCH_LAST, Problem, dense_strides
+from leanconv.registry import forget_with
 from leanconv.staging import refusal
 
 LAYOUTS = ("NHWC", "NCHW")
@@ -74,8 +75,16 @@ class NetworkPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class _Option:
-    """A candidate of a layer, in the bytes that add up and those of which the largest counts."""
+class LayerOption:
+    """A candidate of a layer, in the bytes that add up and those of which the largest counts.
+
+    Attributes:
+        candidate: the plan and its time.
+        layout: of its tensors.
+        workspace: bytes of workspace.
+        weights: bytes of packed weights beyond the plain ones.
+        seconds: predicted.
+    """
 
     candidate: Candidate
     layout: str
@@ -116,7 +125,7 @@ def plan_layers(
             raise ArgumentValueError("layers", [problem.describe() for _, problem in layers], rule)
     table = _options(layers, threads, limit, chain, (algorithm, accuracy, deterministic))
     first = layers[0][1].layout if layers else "NHWC"
-    best: tuple[float, list[_Option]] | None = None
+    best: tuple[float, list[LayerOption]] | None = None
     least: int | None = None
     for level in _levels(table):
         allowed = [[option for option in row if option.workspace <= level] for row in table]
@@ -179,21 +188,34 @@ def _options(
     limit: int | None,
     chain: bool,
     requirements: tuple[Any, str, bool],
-) -> list[list[_Option]]:
+) -> list[list[LayerOption]]:
     """All that may compute each layer: unlimited, and within some limits that make staging smaller."""
-    known: dict[Problem, list[_Option]] = {}
+    known: dict[Problem, list[LayerOption]] = {}
     result = []
     for _, given in layers:
-        row: list[_Option] = []
+        row: list[LayerOption] = []
         for problem in [in_layout(given, layout) for layout in LAYOUTS] if chain else [given]:
             if problem not in known:
-                known[problem] = _of(problem, threads, limit, requirements)
+                known[problem] = layer_options(problem, threads, limit, requirements)
             row += known[problem]
         result.append(row)
     return result
 
 
-def _of(problem: Problem, threads: int, limit: int | None, requirements: tuple[Any, str, bool]) -> list[_Option]:
+def layer_options(
+    problem: Problem, threads: int, limit: int | None, requirements: tuple[Any, str, bool]
+) -> list[LayerOption]:
+    """The ways to compute a layer of which none is both slower and larger than another.
+
+    Args:
+        problem: the layer.
+        threads: the most threads.
+        limit: bytes, or None; with any limit, ways that stage less are among them.
+        requirements: algorithm, accuracy and deterministic, as in `plan_layers`.
+
+    Raises:
+        NotApplicableError: no algorithm that may run can compute it.
+    """
     allowed = wanted(*requirements, problem)
     reasons = {name: refusal(algorithm_named(name), problem) for name in allowed.names}
     names = [name for name, reason in reasons.items() if reason is None]
@@ -202,33 +224,28 @@ def _of(problem: Problem, threads: int, limit: int | None, requirements: tuple[A
         raise NotApplicableError(name, f"{reason} ({problem.describe()})")
     budgets = (None,) if limit is None else BUDGETS
     bias = problem.out_channels * problem.itemsize if problem.has_bias else 0
-    found: dict[tuple[str, int, int], _Option] = {}
+    found: dict[tuple[str, int, int], LayerOption] = {}
     for budget in budgets:
         for entry in _candidates(problem, tuple(names), threads, budget):
             plan = entry.plan
             weights = max(0, plan.packed_weight_bytes - problem.w_bytes - bias)
-            option = _Option(entry, problem.layout, plan.workspace_bytes, weights, entry.predicted_seconds)
+            option = LayerOption(entry, problem.layout, plan.workspace_bytes, weights, entry.predicted_seconds)
             found.setdefault((entry.name, option.workspace, weights), option)
-    # What is slower and larger than another can never be chosen; of equals the first stays.
-    options = list(found.values())
-    return [
-        a
-        for i, a in enumerate(options)
-        if not any(
-            b.seconds <= a.seconds
-            and b.workspace <= a.workspace
-            and b.weights <= a.weights
-            and (j < i or (b.seconds, b.workspace, b.weights) != (a.seconds, a.workspace, a.weights))
-            for j, b in enumerate(options)
-            if j != i
-        )
-    ]
+    # What is slower and larger than another can never be chosen; of equals the first is kept.
+    kept: list[LayerOption] = []
+    for option in sorted(found.values(), key=lambda option: (option.seconds, option.workspace, option.weights)):
+        if not any(other.workspace <= option.workspace and other.weights <= option.weights for other in kept):
+            kept.append(option)
+    return kept
 
 
 @lru_cache(maxsize=4096)
 def _candidates(problem: Problem, names: tuple[str, ...], threads: int, budget: int | None) -> list[Candidate]:
     """Kept, because a frontier asks again and again."""
     return candidates(problem, names, threads, budget, bound=True)
+
+
+forget_with(_candidates.cache_clear)
 
 
 def in_layout(problem: Problem, layout: str) -> Problem:
@@ -244,13 +261,13 @@ def in_layout(problem: Problem, layout: str) -> Problem:
     )
 
 
-def _levels(table: list[list[_Option]]) -> list[int]:
+def _levels(table: list[list[LayerOption]]) -> list[int]:
     return sorted({option.workspace for row in table for option in row})
 
 
 def _within(
-    layers: Sequence[tuple[str, Problem]], rows: list[list[_Option]], spare: int | None, chain: bool, first: str
-) -> list[_Option] | None:
+    layers: Sequence[tuple[str, Problem]], rows: list[list[LayerOption]], spare: int | None, chain: bool, first: str
+) -> list[LayerOption] | None:
     """The fastest choice whose weights take at most `spare` bytes beyond the plain ones, nearly; None if none does."""
     if spare is not None and sum(min(option.weights for option in row) for row in rows) > spare:
         return None
@@ -273,18 +290,18 @@ def _within(
 
 
 def _path(
-    layers: Sequence[tuple[str, Problem]], rows: list[list[_Option]], price: float, chain: bool, first: str
-) -> list[_Option]:
+    layers: Sequence[tuple[str, Problem]], rows: list[list[LayerOption]], price: float, chain: bool, first: str
+) -> list[LayerOption]:
     """The cheapest choice at a price in seconds for each byte of weights; over layouts if it is a chain."""
 
-    def cost(option: _Option) -> float:
+    def cost(option: LayerOption) -> float:
         return option.seconds + price * option.weights
 
     if not chain:
         return [min(row, key=cost) for row in rows]
-    states: dict[str, tuple[float, list[_Option]]] = {first: (0.0, [])}
+    states: dict[str, tuple[float, list[LayerOption]]] = {first: (0.0, [])}
     for (_, problem), row in zip(layers, rows, strict=True):
-        after: dict[str, tuple[float, list[_Option]]] = {}
+        after: dict[str, tuple[float, list[LayerOption]]] = {}
         for layout in {option.layout for option in row}:
             option = min((o for o in row if o.layout == layout), key=cost)
             total, path = min(
@@ -303,7 +320,7 @@ def conversion(problem: Problem, before: str, after: str) -> float:
     return problem.x_bytes / problem.itemsize * CONVERTED * figures().slot
 
 
-def _total(layers: Sequence[tuple[str, Problem]], chosen: list[_Option], first: str, chain: bool) -> float:
+def _total(layers: Sequence[tuple[str, Problem]], chosen: list[LayerOption], first: str, chain: bool) -> float:
     total, layout = 0.0, first
     for (_, problem), option in zip(layers, chosen, strict=True):
         total += option.seconds + (conversion(problem, layout, option.layout) if chain else 0.0)
@@ -311,7 +328,7 @@ def _total(layers: Sequence[tuple[str, Problem]], chosen: list[_Option], first: 
     return total
 
 
-def _network(layers: Sequence[tuple[str, Problem]], chosen: list[_Option], first: str, chain: bool) -> NetworkPlan:
+def _network(layers: Sequence[tuple[str, Problem]], chosen: list[LayerOption], first: str, chain: bool) -> NetworkPlan:
     workspace = max(option.workspace for option in chosen)
     arena = Arena(workspace)  # one for all layers: each on its own would keep what it had
     steps, layout = [], first

@@ -48,7 +48,7 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     level = one_of("accuracy", accuracy, ACCURACIES)
     same_bits = flag("deterministic", deterministic)
     automatic = tuple(entry.name for entry in REGISTRY if entry.weighed(problem))
-    names, insisted, text, pick = _named(algorithm, automatic)
+    names, insisted, text, pick = named(algorithm, automatic)
     refused: dict[str, str] = {}
     for entry in REGISTRY:
         if entry.name not in names:
@@ -66,7 +66,7 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     return Wanted(kept, insisted, text, pick, refused)
 
 
-def _named(algorithm: Any, automatic: tuple[str, ...]) -> tuple[tuple[str, ...], bool, str, Callable[..., Any] | None]:
+def named(algorithm: Any, automatic: tuple[str, ...]) -> tuple[tuple[str, ...], bool, str, Callable[..., Any] | None]:
     """Names (of "auto": `automatic`), whether they are insisted on, the text for messages, the function that picks."""
     known = [entry.name for entry in REGISTRY]
     if isinstance(algorithm, str) and not algorithm.startswith("!"):

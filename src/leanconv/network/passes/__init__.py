@@ -7,9 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
+
 from leanconv.arrays import Array
 from leanconv.network.graph import Graph
 from leanconv.network.passes.activations import fuse_activations
+from leanconv.network.passes.affine import split_norms
 from leanconv.network.passes.base import Pass, Rewriter
 from leanconv.network.passes.chains import join_chains
 from leanconv.network.passes.composites import join_composites
@@ -24,8 +27,10 @@ PASSES: tuple[Pass, ...] = (
     fold_constants,
     remove_identities,
     fold_pads,
-    fold_scales,
+    # Before factors and summands go into weights: some of them are parts of an activation.
     join_composites,
+    fold_scales,
+    split_norms,
     use_global_pool,
     use_gemm,
     # Activations first: a convolution with one takes a residual after it.  Then those that follow a residual.
@@ -52,9 +57,11 @@ def run_passes(
         shared: names of constants that all graphs of the model have.
     """
     rewriter = Rewriter(graph, {} if derived is None else derived, shared)
-    for each in passes:
-        each(rewriter)
-        rewriter.sweep()
+    # Arithmetic on strange weights never warns, as it does not when the operators compute.
+    with np.errstate(all="ignore"):
+        for each in passes:
+            each(rewriter)
+            rewriter.sweep()
 
 
 __all__ = ["PASSES", "Pass", "Rewriter", "run_passes"]

@@ -1,0 +1,96 @@
+"""Where the storages of a network stand in one block of memory, so that those alive together never overlap.
+
+Offline dynamic storage allocation: the largest storages are placed first, each as low as those placed before allow
+(Y. Pisarchyk, J. Lee: Efficient Memory Management for Deep Neural Net Inference, 2020, greedy by size); other orders
+are tried as long as the result is above what is alive at once, which no placement can go below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from leanconv.memory import ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A storage or a workspace: `nbytes` that are needed from step `first` to step `last`, both included."""
+
+    name: str
+    nbytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaPlan:
+    """Offsets of regions.
+
+    Attributes:
+        regions: in the order given.
+        offsets: start of each, a multiple of a cache line.
+        nbytes: of the whole block, exactly.
+        bound: bytes that are alive at once at the worst step; no plan is smaller.
+    """
+
+    regions: tuple[Region, ...]
+    offsets: tuple[int, ...]
+    nbytes: int
+    bound: int
+
+
+def plan_arena(regions: Sequence[Region]) -> ArenaPlan:
+    """Offsets for regions, the best of several greedy orders."""
+    lines = [-(-region.nbytes // ALIGNMENT) * ALIGNMENT for region in regions]
+    bound = _bound(regions, lines)
+    orders: tuple[Callable[[int], tuple[int, ...]], ...] = (
+        lambda i: (-lines[i], regions[i].first),
+        lambda i: (regions[i].first, -lines[i]),
+        lambda i: (-lines[i] * (regions[i].last - regions[i].first + 1), regions[i].first),
+        lambda i: (regions[i].first - regions[i].last, -lines[i]),
+        lambda i: (-regions[i].last, -lines[i]),
+    )
+    best: tuple[int, list[int]] | None = None
+    for order in orders:
+        offsets = _place(regions, lines, sorted(range(len(regions)), key=order))
+        size = max((o + n for o, n in zip(offsets, lines, strict=True)), default=0)
+        if best is None or size < best[0]:
+            best = size, offsets
+        if size == bound:
+            break
+    assert best is not None
+    return ArenaPlan(tuple(regions), tuple(best[1]), best[0], bound)
+
+
+def _bound(regions: Sequence[Region], lines: Sequence[int]) -> int:
+    changes: dict[int, int] = {}
+    for region, size in zip(regions, lines, strict=True):
+        changes[region.first] = changes.get(region.first, 0) + size
+        changes[region.last + 1] = changes.get(region.last + 1, 0) - size
+    total = most = 0
+    for step in sorted(changes):
+        total += changes[step]
+        most = max(most, total)
+    return most
+
+
+def _place(regions: Sequence[Region], lines: Sequence[int], order: Sequence[int]) -> list[int]:
+    """Each as low as those placed before it allow, in the smallest gap that holds it."""
+    offsets = [0] * len(regions)
+    placed: list[tuple[int, int, int, int]] = []  # start, end, first step, last step; by start
+    for i in order:
+        first, last, size = regions[i].first, regions[i].last, lines[i]
+        if not size:
+            continue
+        at, best, gap = 0, -1, -1
+        for start, end, begin, stop in placed:
+            if begin > last or stop < first:
+                continue
+            if start - at >= size and (best < 0 or start - at < gap):
+                best, gap = at, start - at
+            at = max(at, end)
+        offsets[i] = best if best >= 0 else at
+        placed.append((offsets[i], offsets[i] + size, first, last))
+        placed.sort()
+    return offsets

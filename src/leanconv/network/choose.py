@@ -1,0 +1,132 @@
+"""Which way each step is computed, so that the whole network is fast and stays under a limit of bytes.
+
+What counts: the arena, with values and workspaces placed by their lifetimes, and memory that is kept beyond the plain
+weights.  A step's workspace may be as large as what the values alive at that moment leave.  Kept bytes add up over all
+steps: a price for a byte, bisected, turns their limit into a sum (Lagrange), as for layers planned together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from leanconv.errors import MemoryLimitError
+from leanconv.network.arena import ArenaPlan, Region, plan_arena
+from leanconv.network.arrange import Arrangement, lifetimes, live
+from leanconv.network.native import workspace_region
+from leanconv.network.steps.base import Option, Setting
+
+SHARES = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
+"""Parts of what a limit leaves that are tried for kept bytes; the rest is for workspace."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The options chosen (None for steps of NumPy), and the arena that results."""
+
+    options: tuple[Option | None, ...]
+    arena: ArenaPlan
+
+    @property
+    def extra_bytes(self) -> int:
+        """Kept memory beyond the plain weights."""
+        return sum(option.extra_bytes for option in self.options if option is not None)
+
+    @property
+    def needed_bytes(self) -> int:
+        """What counts against a limit."""
+        return self.arena.nbytes + self.extra_bytes
+
+    @property
+    def seconds(self) -> float:
+        """Predicted, of the steps that are predicted."""
+        return sum(option.seconds for option in self.options if option is not None)
+
+
+def options_of(found: Arrangement, setting: Setting) -> list[list[Option]]:
+    """The ways to compute each step; none for steps of NumPy."""
+    return [[] if s.lowerer is None else s.lowerer.options(s.call, setting) for s in found.steps]
+
+
+def choose(found: Arrangement, rows: Sequence[Sequence[Option]], threads: int, limit: int | None) -> Choice:
+    """The fastest choice within a limit, nearly.
+
+    Raises:
+        MemoryLimitError: nothing fits; says the least that would do.
+    """
+    fastest = _choice(found, [row[0] if row else None for row in rows], threads)
+    if limit is None or fastest.needed_bytes <= limit:
+        return fastest
+    alive = live(found)
+    best: Choice | None = None
+    least: Choice | None = None
+    room = limit - max(alive, default=0)
+    for share in SHARES:
+        kept = max(0, int(room * share))
+        slack = 0
+        for _ in range(3):  # what the placement wastes is taken from the workspaces
+            picked = _within(rows, [limit - kept - slack - here for here in alive], kept, threads)
+            choice = _choice(found, picked, threads)
+            if least is None or choice.needed_bytes < least.needed_bytes:
+                least = choice
+            if choice.needed_bytes <= limit:
+                if best is None or choice.seconds < best.seconds:
+                    best = choice
+                break
+            slack += choice.needed_bytes - limit
+    if best is None:
+        smallest = _choice(
+            found,
+            [min(r, key=lambda o: o.workspace_bytes(threads) + o.extra_bytes) if r else None for r in rows],
+            threads,
+        )
+        if least is None or smallest.needed_bytes < least.needed_bytes:
+            least = smallest
+        if least.needed_bytes <= limit:
+            return least
+        raise MemoryLimitError(limit, least.needed_bytes, f"the network of {len(rows)} steps")
+    return best
+
+
+def _within(rows: Sequence[Sequence[Option]], rooms: Sequence[int], kept: int, threads: int) -> list[Option | None]:
+    """Fast options whose workspaces fit each step's room and whose kept bytes fit together, as far as there are any."""
+    allowed = [
+        [o for o in row if o.workspace_bytes(threads) <= room]
+        or sorted(row, key=lambda o: o.workspace_bytes(threads))[:1]
+        for row, room in zip(rows, rooms, strict=True)
+    ]
+
+    def cheapest(price: float) -> list[Option | None]:
+        return [min(row, key=lambda o: o.seconds + price * o.extra_bytes) if row else None for row in allowed]
+
+    def total(options: Sequence[Option | None]) -> int:
+        return sum(o.extra_bytes for o in options if o is not None)
+
+    best = cheapest(0.0)
+    if total(best) <= kept:
+        return best
+    best = [min(row, key=lambda o: (o.extra_bytes, o.seconds)) if row else None for row in allowed]
+    low, high = 1e-15, 1.0
+    for _ in range(24):
+        middle = (low * high) ** 0.5
+        options = cheapest(middle)
+        if total(options) <= kept:
+            best, high = options, middle
+        else:
+            low = middle
+    return best
+
+
+def _choice(found: Arrangement, options: Sequence[Option | None], threads: int) -> Choice:
+    return Choice(tuple(options), plan_arena(regions_of(found, options, threads)))
+
+
+def regions_of(found: Arrangement, options: Sequence[Option | None], threads: int) -> list[Region]:
+    """All that lies in the arena: storages, and the workspaces of the steps."""
+    alive = lifetimes(found)
+    regions = [Region(name, found.sizes[name], first, last) for name, (first, last) in alive.items()]
+    for number, option in enumerate(options):
+        nbytes = 0 if option is None else option.workspace_bytes(threads)
+        if nbytes:
+            regions.append(Region(workspace_region(number), nbytes, number, number))
+    return regions

@@ -1,0 +1,185 @@
+"""What a step of a compiled network is: an operator on values at known places, as phases of the native program.
+
+A `Lowerer` knows one or more operators.  It says whether it can compute a node at all (`refusal`), and, once every
+value has its place, in which ways (`options`), each with its time and its exact bytes.  The way that is chosen is
+built: its phases name *roles*, and `roles` says what each of them is: a place, or memory that the step keeps (packed
+weights, tables).  Workspace buffers have their own names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, TypeAlias
+
+from leanconv.arrays import Array, address_of
+from leanconv.host import Host
+from leanconv.memory import Block, Buffer, arena_bytes
+from leanconv.network.graph import Node, ValueType
+from leanconv.network.places import Place, channels_last, order_of, row_major
+from leanconv.program import Phase
+
+FLOATS = ("float32", "float64")
+Types: TypeAlias = Sequence[ValueType | None]
+Arrays: TypeAlias = Sequence[Array | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What all steps of a network share.
+
+    Attributes:
+        host: the machine.
+        threads: that the program runs on; workspace buffers of threads are counted by it.
+        limited: whether memory is limited, so that slower ways in fewer bytes are of interest.
+        algorithm: of convolutions, as in `leanconv.plan`; so are accuracy and deterministic.
+    """
+
+    host: Host
+    threads: int
+    limited: bool = False
+    algorithm: Any = "auto"
+    accuracy: str = "standard"
+    deterministic: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """An input of a node: where it lies, and its value if that is known beforehand."""
+
+    place: Place
+    constant: Array | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A node with the places of its values; None for those that are absent."""
+
+    node: Node
+    inputs: tuple[Operand | None, ...]
+    outputs: tuple[Place | None, ...]
+
+    def input(self, position: int) -> Operand | None:
+        """An input that may be absent."""
+        return self.inputs[position] if position < len(self.inputs) else None
+
+    def given(self, position: int) -> Place:
+        """The place of an input that must be there."""
+        found = self.inputs[position]
+        assert found is not None, f"{self.node.name}: input {position} is missing"
+        return found.place
+
+    @property
+    def output(self) -> Place:
+        """The first output."""
+        found = self.outputs[0]
+        assert found is not None
+        return found
+
+
+Memory: TypeAlias = Block | Array
+
+
+def address(memory: Memory) -> int:
+    """Where memory that a step keeps starts."""
+    return memory.address if isinstance(memory, Block) else address_of(memory)
+
+
+@dataclass(frozen=True, slots=True)
+class Built:
+    """A step ready to be linked.
+
+    Attributes:
+        phases: they name roles and workspace buffers.
+        roles: what each role is: a place, memory that is kept, or an address of something that exists already.
+        keep: what must stay alive besides.
+    """
+
+    phases: tuple[Phase, ...]
+    roles: Mapping[str, Place | Memory | int]
+    keep: tuple[object, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One way to compute a step.
+
+    Attributes:
+        name: for people: an algorithm, or what the kernel is.
+        seconds: predicted.
+        workspace: buffers that are needed while the step runs.
+        kept_bytes: memory that is kept for the step between runs, packed weights among it.
+        extra_bytes: what of it counts against a limit: all but the size of the plain weights.
+        build: makes the phases, packs weights and compiles nothing yet.
+    """
+
+    name: str
+    seconds: float
+    build: Callable[[], Built]
+    workspace: tuple[Buffer, ...] = ()
+    kept_bytes: int = 0
+    extra_bytes: int = 0
+
+    def workspace_bytes(self, threads: int) -> int:
+        """Bytes of the workspace, every rounding to cache lines counted."""
+        return arena_bytes(self.workspace, threads)
+
+
+class Lowerer:
+    """Knows how to compute some operators natively.
+
+    Attributes:
+        image: outputs of three and more axes lie channels last, whatever the inputs.
+        follows: otherwise the output lies as the first input does; or else in C order.
+        elementwise: each element of the output depends on the elements at its place only, so that the output may
+            take the place of an input that lies exactly so.
+        in_place: positions of inputs for which that holds too, in other operators.
+    """
+
+    image: ClassVar[bool] = False
+    follows: ClassVar[bool] = False
+    elementwise: ClassVar[bool] = False
+    in_place: ClassVar[tuple[int, ...]] = ()
+
+    def refusal(self, node: Node, types: Types, constants: Arrays) -> str | None:
+        """Why there are no kernels for a node, or None."""
+        if any(types[i] is not None and t.dtype not in FLOATS for i, t in enumerate(types) if t is not None):
+            return "kernels compute in float32 and float64"
+        return None
+
+    def view(self, node: Node, inputs: Sequence[Operand | None], out: Sequence[ValueType]) -> list[Place] | None:
+        """Places of the outputs as parts of the first input; None if they are values of their own."""
+        return None
+
+    def accepts(self, node: Node, position: int, place: Place) -> bool:
+        """Whether an input may be read where it lies; if not, it is copied to C order (images: channels last)."""
+        return True
+
+    def writes(self, node: Node, place: Place, types: Types) -> bool:
+        """Whether the output may be written there; if not, it is written as `accepts` says, and copied."""
+        return True
+
+    def order(self, node: Node, first: Place | None, rank: int) -> tuple[int, ...]:
+        """The order of axes in memory that suits the output best."""
+        if self.image:
+            return channels_last(rank)
+        if self.follows and first is not None and len(first.shape) == rank:
+            return order_of(first)
+        return row_major(rank)
+
+    def options(self, call: Call, setting: Setting) -> list[Option]:
+        """The ways to compute the node, fastest first; at least one."""
+        raise NotImplementedError
+
+
+@dataclass(slots=True)
+class Registry:
+    """Lowerers by operator."""
+
+    by_op: dict[str, Lowerer] = field(default_factory=dict)
+
+    def add(self, lowerer: Lowerer, *ops: str) -> None:
+        """Enter one for some operators."""
+        for op in ops:
+            assert op not in self.by_op, op
+            self.by_op[op] = lowerer
