@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from leanconv.network.graph import Graph, Node, ValueType
 class Rewriter:
     """A graph under change.  `graph.nodes` is brought up to date by `sweep`, between passes."""
 
-    def __init__(self, graph: Graph, derived: dict[str, Array], shared: Collection[str]) -> None:
+    def __init__(self, graph: Graph, derived: MutableMapping[str, Array], shared: Collection[str]) -> None:
         """`derived`: constants made of `shared` ones; both are the same in all graphs of one model."""
         self.graph = graph
         self.derived, self.shared = derived, shared
