@@ -86,6 +86,10 @@ class Constants(Mapping[str, Array]):
         self._all = dict(constants)
         self._read: WeakValueDictionary[str, Array] = WeakValueDictionary()
 
+    def with_more(self, arrays: Mapping[str, Array]) -> Constants:
+        """These and others, which are in memory."""
+        return Constants({**self._all, **arrays})
+
     def __getitem__(self, name: str) -> Array:
         found = self._all[name]
         if not isinstance(found, Stored):

@@ -12,7 +12,7 @@ from leanconv.errors import ArgumentTypeError, LeanconvError, MemoryLimitError, 
 from leanconv.network.ceiling import physical_memory
 from leanconv.network.graph import Node
 from leanconv.network.operators import operator
-from leanconv.network.operators.creation import ELEMENT_TYPES
+from leanconv.network.operators.creation import ELEMENT_TYPES, constant_value
 from leanconv.onnx.constants import Constants, Stored, stamp_of
 from leanconv.onnx.model import Model, Port
 from leanconv.onnx.package import onnx_package
@@ -100,6 +100,8 @@ def _convert(onnx: Any, proto: Any, folder: Path | None, places: dict[int, Place
     inputs = _ports(graph.input, "input", constants, reasons)
     outputs = _ports(graph.output, "output", {}, reasons)
     nodes = _nodes(onnx, proto, graph, version, folder, reasons)
+    if not reasons:
+        nodes, constants = _without_constants(nodes, inputs, constants)
     if reasons:
         raise UnsupportedModelError(list(dict.fromkeys(reasons)))
     _check_order(nodes, {*inputs, *constants}, outputs)
@@ -218,6 +220,23 @@ def _nodes(onnx: Any, proto: Any, graph: Any, version: int, folder: Path | None,
             reasons.append(f"node {name!r} ({node.op}): {reason}")
         nodes.append(node)
     return nodes
+
+
+def _without_constants(
+    nodes: list[Node], inputs: Collection[str], constants: Constants
+) -> tuple[list[Node], Constants]:
+    """Constants that are written as nodes become constants; each graph of the model would compute them again."""
+    rest, found = [], {}
+    for node in nodes:
+        name = node.outputs[0] if node.outputs else ""
+        if node.op != "Constant" or not name or name in found or name in inputs or name in constants:
+            rest.append(node)  # also what computes a value twice, which is told later
+            continue
+        try:
+            found[name] = constant_value(node)
+        except ValueError as error:
+            raise ModelError(f"node {node.name!r} (Constant): {error}") from error
+    return rest, constants.with_more(found)
 
 
 def _attribute(attribute: Any, node: str, folder: Path | None, reasons: list[str]) -> Any:
