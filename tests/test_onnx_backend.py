@@ -46,9 +46,7 @@ UNSUPPORTED = {
         r"operator (RNN|LSTM|GRU|Attention|LinearAttention|RotaryEmbedding|TensorScatter|SwiGLU) "
     ),
     "signals": r"operator (DFT|STFT|MelWeightMatrix|\w+Window) ",
-    "detection, and sampling at computed places": (
-        r"operator (NonMaxSuppression|RoiAlign|GridSample|AffineGrid|DeformConv|Col2Im|Unique|BitCast) "
-    ),
+    "detection": (r"operator (NonMaxSuppression|RoiAlign|Col2Im|Unique|BitCast) "),
 }
 
 # Tests of operators that are supported, and why they cannot pass.
