@@ -29,6 +29,7 @@ from leanconv.plan import Plan, arena_for
 from leanconv.planning.choice import choose as choose_plan
 from leanconv.planning.limits import get_memory_limit, resolve_limit
 from leanconv.problem import Problem
+from leanconv.registry import forget_with
 from leanconv.threads import get_num_threads
 
 _BATCH_LAST = ("CHWN", "CHWN8", "CWN", "CWN8")  # layouts in which an array without a batch would be another
@@ -49,6 +50,7 @@ class _Call:
 
 _calls: dict[Any, _Call] = {}
 _calls_lock = new_lock()
+forget_with(_calls.clear)
 
 
 def _hashable(value: Any) -> Any:

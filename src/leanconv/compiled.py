@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
 from leanconv.codegen.targets import Target
+from leanconv.foreign import sources
 from leanconv.locks import new_lock
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def kernel(spec: KernelSpec) -> Kernel:
         with _lock:
             found = _kernels.get(spec)
             if found is None:
-                fields, linked = _obtain(spec.target, repr(spec), lambda module: spec.emit(module, _NAME), (_NAME,))
+                identity = repr(spec) + sources(spec)
+                fields, linked = _obtain(spec.target, identity, lambda module: spec.emit(module, _NAME), (_NAME,))
                 found = _kernels[spec] = Kernel(linked.addresses[_NAME], fields, linked)
     return found
 

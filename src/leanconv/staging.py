@@ -111,10 +111,10 @@ def around_copies(
         assert outside is not None and inside is not None
         if name == "out":
             roles = {"source": "dense out", "target": "out"}
-            after.append(_copy(p, host, shape, inside, outside, roles))
+            after.append(copy_phase(p, host, shape, inside, outside, roles))
         else:
             roles = {"source": name, "target": f"dense {name}"}
-            before.append(_copy(p, host, shape, outside, inside, roles))
+            before.append(copy_phase(p, host, shape, outside, inside, roles))
     names = {name: f"dense {name}" for name in moved}
     return replace(
         low,
@@ -128,7 +128,7 @@ def around_copies(
     )
 
 
-def _copy(
+def copy_phase(
     problem: Problem,
     host: Host,
     shape: tuple[int, ...],

@@ -40,7 +40,7 @@ from leanconv.algorithms.winograd import (
     WinogradF6OnTheFly,
 )
 
-REGISTRY: tuple[Algorithm, ...] = (
+PUBLISHED: tuple[Algorithm, ...] = (
     Depthwise(),
     Grouped(),
     DirectBand(),
@@ -83,4 +83,7 @@ REGISTRY: tuple[Algorithm, ...] = (
     FftWhole(),
     FftDepthwise(),
 )
-"""Every algorithm, the one preferred where several apply first."""
+"""The algorithms of this package, the one preferred where several apply first."""
+
+REGISTRY: list[Algorithm] = list(PUBLISHED)
+"""Every algorithm; `leanconv.register_algorithm` adds to it."""

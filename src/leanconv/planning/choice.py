@@ -13,10 +13,12 @@ from leanconv.planning.pins import active, decided, question
 from leanconv.planning.tuning import fastest
 from leanconv.planning.wanted import CHOICES, wanted
 from leanconv.problem import Problem
+from leanconv.registry import forget_with
 from leanconv.staging import refusal
 
 KEPT = 4096  # decisions of the model that a process remembers
 _decided: dict[tuple[Problem, tuple[str, ...], int, int | None, bool, bool], tuple[str, int]] = {}
+forget_with(_decided.clear)
 
 
 def choose(

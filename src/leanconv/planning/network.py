@@ -22,6 +22,7 @@ from leanconv.planning.candidates import Candidate, algorithm_named, candidates
 from leanconv.planning.figures import figures
 from leanconv.planning.wanted import wanted
 from leanconv.problem import BATCH_LAST, Problem, dense_strides
+from leanconv.registry import forget_with
 from leanconv.staging import refusal
 
 LAYOUTS = ("NHWC", "NCHW")
@@ -242,6 +243,9 @@ def layer_options(
 def _candidates(problem: Problem, names: tuple[str, ...], threads: int, budget: int | None) -> list[Candidate]:
     """Kept, because a frontier asks again and again."""
     return candidates(problem, names, threads, budget, bound=True)
+
+
+forget_with(_candidates.cache_clear)
 
 
 def in_layout(problem: Problem, layout: str) -> Problem:

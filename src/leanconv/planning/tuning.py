@@ -13,11 +13,13 @@ from numpy.lib.stride_tricks import as_strided
 
 from leanconv.arrays import Array, address_of
 from leanconv.bound import Runner
+from leanconv.foreign import sources
 from leanconv.outputs import new_output
 from leanconv.plan import Plan
 from leanconv.planning.candidates import Candidate, algorithm_named, candidate, fits
 from leanconv.planning.records import machine_key, records, sources_digest
 from leanconv.problem import Problem, to_user
+from leanconv.registry import added
 
 FEW, NEAR = 4, 1.6  # how many of the best by the model are timed, and how far they may be behind the first
 SAMPLE = 1e-3  # seconds that a sample lasts at least
@@ -83,7 +85,8 @@ def signature(plan: Plan) -> str:
 
 
 def _key(problem: Problem, *, bound: bool) -> dict[str, str]:
-    return machine_key("times", code=sources_digest(), problem=repr(problem), bound=str(bound))
+    code = sources_digest() + sources(*added())
+    return machine_key("times", code=code, problem=repr(problem), bound=str(bound))
 
 
 def _settings(problem: Problem, fitting: Sequence[Candidate], limit: int | None, *, bound: bool) -> list[Candidate]:

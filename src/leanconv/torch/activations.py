@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from leanconv.problem import Activation
 
@@ -56,16 +56,25 @@ def slope(activation: Activation, *, before: Tensor | None = None, after: Tensor
     if after is not None:
         return _BY_OUTPUT[activation.name](after)
     assert before is not None
-    table: dict[str, Any] = {**_BY_INPUT, **{name: _through(name) for name in _BY_OUTPUT}}
-    return table[activation.name](before, *activation.params)
+    if activation.name in _BY_OUTPUT:
+        return _BY_OUTPUT[activation.name](apply(activation, before))
+    return _BY_INPUT[activation.name](before, *activation.params)
 
 
-def _through(name: str) -> Callable[[Tensor], Tensor]:
-    functions: dict[str, Callable[[Tensor], Tensor]] = {
-        "relu": torch.relu,
-        "relu6": torch.nn.functional.relu6,
-        "sigmoid": torch.sigmoid,
-        "tanh": torch.tanh,
-        "hardsigmoid": torch.nn.functional.hardsigmoid,
-    }
-    return lambda a: _BY_OUTPUT[name](functions[name](a))
+def apply(activation: Activation, tensor: Tensor) -> Tensor:
+    """The activation by PyTorch's own operator."""
+    return _FUNCTIONS[activation.name](tensor, *activation.params)
+
+
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {
+    "relu": torch.relu,
+    "relu6": F.relu6,
+    "clip": torch.clamp,
+    "leaky_relu": F.leaky_relu,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "hardsigmoid": F.hardsigmoid,
+    "gelu": F.gelu,
+    "tanh": torch.tanh,
+}

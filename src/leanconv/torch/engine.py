@@ -139,7 +139,7 @@ def problem_of(
     """
     single = x.dim() == options.ndim + 1
     shape, strides = batched(x, single)
-    last = is_channels_last(shape, strides)
+    last = is_channels_last(shape, strides) if options.channels_last is None else options.channels_last
     layout = "NHWC" if last else "NCHW"
     out = (shape[0], weight.shape[0], *options.output_size(shape[2:], weight.shape[2:]))
     extra = None

@@ -104,7 +104,7 @@ class _Lean:
         packed = self.__dict__.get("_packed")
         if packed is None:
             packed = self.__dict__["_packed"] = PackedWeights()
-        return packed.run(chosen, input, weight, bias)
+        return packed.run(chosen, input, (weight, bias))
 
     def _as_function(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         me: Any = self

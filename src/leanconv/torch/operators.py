@@ -18,7 +18,7 @@ from leanconv.torch.tensors import check_tensors, dense_strides, is_channels_las
 
 OPTIONS = (
     "int[] stride, int[] pads, int[] dilation, int groups, str pad_mode, str activation, str residual_order, "
-    "str algorithm, str accuracy, bool deterministic, str choose, int? memory_limit, int? threads"
+    "str algorithm, str accuracy, bool deterministic, str choose, int? memory_limit, int? threads, bool? channels_last"
 )
 COUNT = OPTIONS.count(",") + 1
 
@@ -63,7 +63,7 @@ def _fake_forward(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tens
         lambda: f"input has {shape[1]} channels, weight and groups want {weight.shape[1] * options.groups}",
     )
     out = (shape[0], weight.shape[0], *options.output_size(shape[2:], weight.shape[2:]))
-    last = is_channels_last(shape, strides)
+    last = is_channels_last(shape, strides) if options.channels_last is None else options.channels_last
     if single:
         return x.new_empty_strided(out[1:], dense_strides(out, last)[1:])
     return _empty(x, out, last)

@@ -22,6 +22,7 @@ class LayerOptions:
 
     Attributes:
         ndim: spatial axes.
+        channels_last: whether outputs are channels last whatever the image is; None for the image's format.
         stride: for each axis.
         pads: (low, high) for each axis.
         dilation: for each axis.
@@ -43,6 +44,7 @@ class LayerOptions:
         "activation",
         "algorithm",
         "calls",
+        "channels_last",
         "choose",
         "deterministic",
         "dilation",
@@ -73,6 +75,7 @@ class LayerOptions:
         choose: str = "model",
         memory_limit: int | str | None = None,
         threads: int | None = None,
+        channels_last: bool | None = None,
     ) -> None:
         """Check the options; `kernel` is needed where padding is "same"."""
         self.ndim = ndim
@@ -93,6 +96,7 @@ class LayerOptions:
         else:
             self.memory_limit = None if memory_limit is None else resolve_limit(memory_limit)
         self.threads = None if threads is None else integer("threads", threads, 1)
+        self.channels_last = channels_last
         self.calls: dict[Any, Any] = {}
 
     def output_size(self, in_size: Sequence[int], kernel: Sequence[int]) -> list[int]:
@@ -120,6 +124,7 @@ class LayerOptions:
             self.choose,
             self.memory_limit,
             self.threads,
+            self.channels_last,
         )
 
     def plain(self) -> LayerOptions:
