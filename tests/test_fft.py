@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import leanconv
@@ -17,7 +17,7 @@ from guard import GuardedAllocator
 from leanconv import oracle
 from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.fft import Fft
-from leanconv.algorithms.fft_windows import LONGEST, SIZES, tile_count, windows_along
+from leanconv.algorithms.fft_windows import LONGEST, SIZES, extent, windows_along
 from leanconv.codegen import jit
 from leanconv.codegen.targets import TARGETS
 from leanconv.errors import NotApplicableError
@@ -25,7 +25,7 @@ from leanconv.kernels.fft_grid import Grid, Window
 from leanconv.kernels.fft_program import forward, inverse, reals, root
 from leanconv.kernels.linear import Linear
 from strategies import Case, Geometry, check_untouched, convolve
-from test_algorithms import run_every_way
+from test_algorithms import ENGINE, run_every_way
 from test_assembly import lowered, multiplying, typical
 
 DENSE = ["fft", "fft_whole"]
@@ -77,6 +77,7 @@ def test_programs_are_the_transforms(n: int) -> None:
     np.testing.assert_allclose(evaluate(inverse(n, n, real=False), bins), n * parts(z), atol=1e-13 * n * n)
 
 
+@settings(ENGINE, max_examples=60)
 @given(st.sampled_from([n for n in EVERY_SIZE if n < 41]), st.booleans(), st.data())
 def test_what_is_zero_or_not_wanted_is_left_out(n: int, real: bool, data: st.DataObject) -> None:
     """Any places given and any number of results: the same numbers, by no more steps."""
@@ -130,7 +131,7 @@ def test_windows_hold_what_they_are_for(size: int, taps: int, low: int, high: in
         want = [behind[i : i + taps].sum() for i in range(window.outputs)]
         if window.shift or window.filled == window.outputs + taps - 1:
             np.testing.assert_allclose(got, want, atol=1e-12)
-        assert tile_count(problem, Grid((window,))) * window.outputs >= out
+        assert extent(problem, Grid((window,))).tiles * window.outputs >= out
 
 
 @pytest.mark.parametrize("sizes", [(8,), (16, 12), (1, 20), (12, 1), (8, 6, 4)])
@@ -140,6 +141,22 @@ def test_bins_are_numbered_once(sizes: tuple[int, ...]) -> None:
     places, real = math.prod(sizes), math.prod(reals(n) for n in sizes if n > 1)
     assert grid.points(False) == places
     assert grid.points(True) == real + 3 * (places - real) // 2
+    for three in (False, True):
+        at = 0
+        for region in grid.last_regions(three):
+            assert region.first == at
+            at += region.points * math.prod(count for _, _, count, _ in region.loops)
+        assert at == grid.points(three)
+    problem = Case(
+        (1, 1, *(n + 1 for n in sizes)),
+        (1, 1, *sizes),
+        Geometry(sizes, *((1,) * len(sizes),) * 2, ((0, 0),) * len(sizes)),
+    ).problem
+    assert extent(problem, grid)[:3] == (
+        places,
+        pytest.approx(sum(n for n in sizes if n > 1) / len(grid.active)),
+        grid.points(True),
+    )
 
 
 # -- the algorithms ----------------------------------------------------------------------------------------------

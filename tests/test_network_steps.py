@@ -213,3 +213,20 @@ def test_products() -> None:
         b.add("MatMul", b.add("Transpose", b.input(3, 2, 12), perm=(1, 0, 2)), w),
     ]
     compare(b, *ends)
+
+
+def test_transposed_convolutions() -> None:
+    for shape, kernel, more in (
+        ((1, 16, 5, 6), (2, 2), {"strides": (2, 2)}),
+        ((2, 8, 5, 4), (3, 3), {"strides": (2, 1), "pads": (1, 1, 0, 1), "output_padding": (1, 0)}),
+        ((1, 8, 9), (4,), {"strides": (3,), "group": 4}),
+        ((1, 6, 4, 5), (3, 3), {"strides": (2, 2), "output_shape": (8, 10), "dilations": (1, 2)}),
+    ):
+        for last in (True, False):
+            b = Builder()
+            x = image(b, *shape, last=last)
+            w, bias = b.weights(shape[1], 6 // more.get("group", 1) or 1, *kernel), b.weights(6)
+            if more.get("group", 1) > 1:
+                bias = b.weights(b.types[w].shape[1] * 4)
+            y = b.add("leanconv.ConvTranspose", x, w, bias, activation=("relu",), **more)
+            compare(b, b.add("MaxPool", y, kernel_shape=(1,) * (len(shape) - 2)), y)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 from leanconv.kernels.fft_grid import Grid, Window
-from leanconv.kernels.fft_program import radix_of
+from leanconv.kernels.fft_program import radix_of, reals
 from leanconv.problem import Problem
 
 LONGEST_TILE = 64  # places along an axis of a tile
@@ -50,23 +51,47 @@ def windows_along(problem: Problem, d: int, *, whole: bool, longest: int) -> lis
     for n in places:
         outputs = min(n - taps + 1, out)
         found.append(Window(n, outputs, taps, min(n, outputs + taps - 1), 0))
-    tiles: dict[int, Window] = {}
+    # A longer window is of use only if all windows together are shorter: fewer products, for more weights.
+    kept: list[Window] = []
     for window in sorted(found, key=lambda w: w.size):
-        tiles.setdefault(-(-out // window.outputs), window)
-    return list(tiles.values())
+        if not kept or _all_places(out, window) < _all_places(out, kept[-1]):
+            kept.append(window)
+    return kept
 
 
-def tile_count(problem: Problem, grid: Grid) -> int:
-    """Tiles of all images."""
-    counts = []
+def _all_places(out: int, window: Window) -> int:
+    return -(-out // window.outputs) * window.size
+
+
+class Extent(NamedTuple):
+    """What a grid's cost depends on: its places, their mean number along an axis, points, and tiles of all images."""
+
+    places: int
+    length: float
+    points: int
+    tiles: int
+
+
+def extent(problem: Problem, grid: Grid) -> Extent:
+    """The extent of a grid."""
+    active = [n for n in grid.sizes if n > 1]
+    places, real = math.prod(active), math.prod(map(reals, active))
+    tiles = problem.batch
     for out, step, window in zip(problem.out_size, problem.dilation, grid.windows, strict=True):
         whole, rest = divmod(out, window.outputs * step)
-        counts.append(whole * step + min(step, rest))
-    return problem.batch * math.prod(counts)
+        tiles *= whole * step + min(step, rest)
+    return Extent(places, sum(active) / len(active), real + 3 * (places - real) // 2, tiles)
 
 
-def best_grid(problem: Problem, slots: Callable[[Grid], float], *, whole: bool, longest: int) -> Grid | None:
+def best_grid(problem: Problem, slots: Callable[[Extent], float], *, whole: bool, longest: int) -> Grid | None:
     """The windows of least cost, or None if there are none."""
     choices = [windows_along(problem, d, whole=whole, longest=longest) for d in range(problem.ndim)]
-    grids = [Grid(windows) for windows in itertools.product(*choices)]
-    return min((grid for grid in grids if math.prod(grid.sizes) <= MOST_PLACES), key=slots, default=None)
+    best, least = None, math.inf
+    for windows in itertools.product(*choices):
+        if math.prod(window.size for window in windows) > MOST_PLACES:
+            continue
+        grid = Grid(windows)
+        cost = slots(extent(problem, grid))
+        if cost < least:
+            best, least = grid, cost
+    return best

@@ -118,8 +118,8 @@ class Grid:
 
     def points(self, gauss: bool) -> int:
         """All points."""
-        last = self.last_regions(gauss)[-1]
-        return last.first + last.points * math.prod(count for _, _, count, _ in last.loops)
+        places, real = math.prod(self.sizes), math.prod(reals(n) for n in self.sizes if n > 1)
+        return real + self.points_a_bin(gauss) * (places - real) // 2
 
     def each_line(
         self, fn: Function, region: Region, plane: Value, width: int, to: Value, step: Index, body: LineBody

@@ -158,7 +158,9 @@ def _extent(name: str, extent: Any) -> int | str | None:
             # Some exporters write -1 for a free extent.
             return None
         return int(extent.dim_value)
-    return text(extent.dim_param) or None if kind == "dim_param" else None
+    # Some exporters write a question mark for every free extent, whether or not they are equal.
+    name = text(extent.dim_param) if kind == "dim_param" else ""
+    return None if name in ("", "?") else name
 
 
 def _nodes(onnx: Any, proto: Any, graph: Any, version: int, folder: Path | None, reasons: list[str]) -> list[Node]:

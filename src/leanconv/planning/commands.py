@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from leanconv.errors import LeanconvError
@@ -114,6 +114,7 @@ def _arguments(options: argparse.Namespace) -> tuple[Any, int, int | None]:
 
 def _explain(options: argparse.Namespace) -> int:
     from leanconv.planning.explain import explain_problem
+    from leanconv.planning.torch_backend import torch_backend
 
     if options.why_im2col:
         from leanconv.planning.lesson import lesson
@@ -134,6 +135,7 @@ def _explain(options: argparse.Namespace) -> int:
         found_ = explain_problem(
             problem, algorithm, threads, limit, accuracy=options.accuracy, measure=options.measure, budget=60.0
         )
+        found_ = replace(found_, torch_backend=torch_backend(problem, load=True))
         if options.json:
             several.append({"name": name, **explanation_data(found_)})
         else:

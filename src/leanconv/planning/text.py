@@ -63,6 +63,8 @@ def explanation_text(found: Explanation) -> str:
     for offer in found.offers:
         text = f">= {format_bytes(offer.needed_bytes)}: {offer.name}, {offer.speedup:.2f} times as fast"
         after.append(("if the limit were", text))
+    if found.torch_backend:
+        after.append(("PyTorch takes", found.torch_backend))
     return "\n".join([_pairs(facts), _render(table), _pairs(after)])
 
 

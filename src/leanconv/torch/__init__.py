@@ -8,9 +8,11 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError("leanconv.torch needs PyTorch: pip install 'leanconv[torch]'", name="torch") from error
 
+from leanconv.torch.compile import backend
 from leanconv.torch.functional import conv1d, conv2d, conv3d
 from leanconv.torch.modules import Conv1d, Conv2d, Conv3d
 from leanconv.torch.network import ChangedModelError
+from leanconv.torch.patch import patch
 from leanconv.torch.report import SwappedLayer, SwapReport
 from leanconv.torch.swap import is_swapped, swap, unswap
 
@@ -21,10 +23,12 @@ __all__ = [
     "Conv3d",
     "SwapReport",
     "SwappedLayer",
+    "backend",
     "conv1d",
     "conv2d",
     "conv3d",
     "is_swapped",
+    "patch",
     "swap",
     "unswap",
 ]

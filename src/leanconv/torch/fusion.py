@@ -54,7 +54,7 @@ class Chain:
     Attributes:
         conv: its node.
         nodes: all of the chain, the convolution first.
-        norm: name of the batch-norm module, or None.
+        norm: the node of its batch norm, or None.
         activation: as leanconv spells it, or None.
         residual: the node that is added, or None.
         residual_order: "before" or "after" the activation.
@@ -62,7 +62,7 @@ class Chain:
 
     conv: fx.Node
     nodes: list[fx.Node]
-    norm: str | None = None
+    norm: fx.Node | None = None
     activation: Any = None
     residual: fx.Node | None = None
     residual_order: str = "before"
@@ -78,41 +78,59 @@ class Chain:
         return "+".join(word for word in words if word)
 
 
-def chains(graph: fx.Graph, modules: dict[str, nn.Module], convolutions: dict[str, nn.Module]) -> list[Chain]:
-    """The chains of a graph, in its order.
+class Modules:
+    """Reads a graph whose nodes call modules."""
 
-    Args:
-        graph: of a network in evaluation mode.
-        modules: by name.
-        convolutions: those of `modules` that are to be computed here.
-    """
+    def __init__(self, modules: dict[str, nn.Module], convolutions: dict[str, nn.Module]) -> None:
+        """`convolutions`: those of `modules` that are to be computed here."""
+        self.modules, self.convolutions = modules, convolutions
+
+    def is_convolution(self, node: fx.Node) -> bool:
+        """Whether a chain may begin here."""
+        known = node.op == "call_module" and node.target in self.convolutions
+        return known and len(node.args) == 1 and not node.kwargs
+
+    def is_norm(self, node: fx.Node, conv: fx.Node) -> bool:
+        """Whether a node is a batch norm that can be folded into a convolution."""
+        module: Any = self.modules[str(node.target)] if node.op == "call_module" else None
+        theirs: Any = self.modules[str(conv.target)]
+        return (
+            type(module) is _NORMS[len(theirs.kernel_size)]
+            and not module.training
+            and module.running_mean is not None
+            and module.running_mean.dtype == theirs.weight.dtype
+            and not hooked(module)
+        )
+
+
+def chains(graph: fx.Graph, reader: Any) -> list[Chain]:
+    """The chains of a graph of a network in evaluation, in its order; `reader`: `Modules`, or what is like it."""
     order = {node: position for position, node in enumerate(graph.nodes)}
     found: list[Chain] = []
     taken: set[fx.Node] = set()
     for node in graph.nodes:
-        if node.op == "call_module" and node.target in convolutions and len(node.args) == 1 and not node.kwargs:
+        if reader.is_convolution(node):
             chain = Chain(node, [node])
-            while _extend(chain, modules, order, taken):
+            while _extend(chain, reader, order, taken):
                 pass
             taken |= set(chain.nodes)
             found.append(chain)
     return found
 
 
-def _extend(chain: Chain, modules: dict[str, nn.Module], order: dict[fx.Node, int], taken: set[fx.Node]) -> bool:
+def _extend(chain: Chain, reader: Any, order: dict[fx.Node, int], taken: set[fx.Node]) -> bool:
     """Take the next node into the chain, if it can be."""
     last = chain.nodes[-1]
     users = list(last.users)
     if len(users) != 1 or users[0] in taken or users[0].all_input_nodes.count(last) != 1:
         return False
     node = users[0]
-    if not _untouched(chain, node, modules, order):
+    if not _untouched(chain, node, reader.modules, order):
         return False
-    conv = modules[str(chain.conv.target)]
-    if node.op == "call_module" and "norm" not in chain.done and not chain.done and _is_norm(modules, node, conv):
-        chain.norm = str(node.target)
+    if not chain.done and reader.is_norm(node, chain.conv):
+        chain.norm = node
         chain.done.add("norm")
-    elif "activation" not in chain.done and (name := _activation(node, modules)) is not None:
+    elif "activation" not in chain.done and (name := _activation(node, reader.modules)) is not None:
         chain.activation = name
         chain.done |= {"norm", "activation"}
     elif "residual" not in chain.done and (other := _addend(node, last)) is not None:
@@ -127,23 +145,12 @@ def _extend(chain: Chain, modules: dict[str, nn.Module], order: dict[fx.Node, in
     return True
 
 
-def _is_norm(modules: dict[str, nn.Module], node: fx.Node, conv: Any) -> bool:
-    module: Any = modules[str(node.target)]
-    return (
-        type(module) is _NORMS[len(conv.kernel_size)]
-        and not module.training
-        and module.running_mean is not None
-        and module.running_mean.dtype == conv.weight.dtype
-        and not hooked(module)
-    )
-
-
 def _activation(node: fx.Node, modules: dict[str, nn.Module]) -> Any:
     if node.op == "call_module":
         module = modules[str(node.target)]
         make = _MODULES.get(type(module))
         return None if make is None or hooked(module) else make(module)
-    if set(node.kwargs) - {"inplace"} or len(node.args) != 1:
+    if set(node.kwargs) - {"inplace"} or not (len(node.args) == 1 or node.args[1:] in ((True,), (False,))):
         return None
     if node.op == "call_function":
         return _FUNCTIONS.get(node.target)
@@ -165,8 +172,16 @@ def _addend(node: fx.Node, mine: fx.Node) -> fx.Node | None:
 
 def _same_shape(mine: fx.Node, other: fx.Node) -> bool:
     """Whether two nodes have one shape and element type, as was seen when the network ran on its example."""
-    a, b = mine.meta.get("tensor_meta"), other.meta.get("tensor_meta")
-    return a is not None and b is not None and a[0] == b[0] and a[1] == b[1]
+    a, b = (node.meta.get("tensor_meta", node.meta.get("example_value")) for node in (mine, other))
+    kinds = [(getattr(value, "shape", None), getattr(value, "dtype", None)) for value in (a, b)]
+    return kinds[0] == kinds[1] and None not in kinds[0]
+
+
+def views_as_reshapes(graph: fx.Graph) -> None:
+    """Let `view` copy where it must: what it is given may be channels last now, which some views do not allow."""
+    for node in graph.nodes:
+        if node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
+            node.target = "reshape"
 
 
 def hooked(module: nn.Module) -> bool:
@@ -188,7 +203,6 @@ def _in_place(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
     if node.op == "call_function":
         name = getattr(node.target, "__name__", "")
         operators = {operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.setitem}
-        return bool(node.kwargs.get("inplace") or node.kwargs.get("out") is not None or name.endswith("_")) or (
-            node.target in operators
-        )
+        asked = node.kwargs.get("inplace") or (node.target in _FUNCTIONS and node.args[1:2] == (True,))
+        return bool(asked or node.kwargs.get("out") is not None or name.endswith("_")) or (node.target in operators)
     return node.op == "call_method" and str(node.target).endswith("_")

@@ -41,7 +41,7 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
         self.conv, self.norm = conv, norm
         self.options = options
         self.network = network
-        self.packed = PackedWeights(_Fold(None if norm is None else norm.eps))
+        self.packed = PackedWeights(Fold(None if norm is None else norm.eps))
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """The layer, channels last inside and out."""
@@ -74,13 +74,14 @@ class FusedLayer(nn.Module):  # type: ignore[misc]
         return x.new_empty_strided(shape, strides)
 
 
-class _Fold:
+class Fold:
     """Batch norm folded into weights and bias: w * scale and (bias - mean) * scale + shift, in double precision."""
 
     def __init__(self, eps: float | None) -> None:
         self.eps = eps
 
     def __call__(self, sources: Sequence[Any]) -> tuple[Tensor, Tensor | None]:
+        """Weights and bias of (weight, bias), or of these and the norm's gain, shift, mean and variance."""
         weight, bias, *norm = sources
         if self.eps is None:
             return weight, bias

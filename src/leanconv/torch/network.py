@@ -14,7 +14,7 @@ from leanconv.plan import arena_for
 from leanconv.planning.network import NetworkPlan, plan_layers
 from leanconv.torch.engine import limit_of
 from leanconv.torch.functional import unobserved
-from leanconv.torch.fusion import Chain, hooked
+from leanconv.torch.fusion import Chain, hooked, views_as_reshapes
 from leanconv.torch.layer import FusedLayer, Network
 from leanconv.torch.options import LayerOptions
 from leanconv.torch.threads import num_threads
@@ -171,6 +171,7 @@ def build(
         for old in reversed(chain.nodes):
             graph.erase_node(old)
         layers.append((chain, name, layer))
+    views_as_reshapes(graph)
     for node in graph.nodes:
         node.type = None  # annotations that are texts cannot be pickled
     graph.lint()

@@ -12,7 +12,7 @@ from torch.fx.passes.shape_prop import ShapeProp
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.torch import modules, timing
 from leanconv.torch.engine import limit_of
-from leanconv.torch.fusion import Chain, chains, hooked
+from leanconv.torch.fusion import Chain, Modules, chains, hooked
 from leanconv.torch.layer import FusedLayer, Network
 from leanconv.torch.network import Fused, Tracer, build
 from leanconv.torch.options import LayerOptions, options
@@ -187,10 +187,10 @@ def _fused(
             channels_last=True if ndim > 1 else None,
             **settings,
         )
-        return FusedLayer(conv, None if chain.norm is None else named[chain.norm], chosen, shared)
+        return FusedLayer(conv, None if chain.norm is None else named[str(chain.norm.target)], chosen, shared)
 
     plain = {name: module for name, module in found.items() if not hooked(module)}
-    module, layers = build(model, graph, chains(graph, named, plain), make)
+    module, layers = build(model, graph, chains(graph, Modules(named, plain)), make)
     return Fused(model, module, shared, common), layers
 
 

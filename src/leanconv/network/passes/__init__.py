@@ -12,6 +12,7 @@ import numpy as np
 from leanconv.arrays import Array
 from leanconv.network.graph import Graph
 from leanconv.network.passes.activations import fuse_activations
+from leanconv.network.passes.affine import split_norms
 from leanconv.network.passes.base import Pass, Rewriter
 from leanconv.network.passes.chains import join_chains
 from leanconv.network.passes.composites import join_composites
@@ -29,6 +30,7 @@ PASSES: tuple[Pass, ...] = (
     # Before factors and summands go into weights: some of them are parts of an activation.
     join_composites,
     fold_scales,
+    split_norms,
     use_global_pool,
     use_gemm,
     # Activations first: a convolution with one takes a residual after it.  Then those that follow a residual.

@@ -19,7 +19,8 @@ class Rewriter:
         """`derived`: constants made of `shared` ones; both are the same in all graphs of one model."""
         self.graph = graph
         self.derived, self.shared = derived, shared
-        self._slots: dict[int, Node] = dict(enumerate(graph.nodes))
+        # Places in the order; fractions, so that there is always one between two.
+        self._slots: dict[float, Node] = dict(enumerate(graph.nodes))
         self._slot_of = {node.name: slot for slot, node in self._slots.items()}
         self._producer: dict[str, Node] = {}
         self._users: dict[str, dict[str, Node]] = {}
@@ -61,7 +62,7 @@ class Rewriter:
         """Type of a value."""
         return self.graph.types[value]
 
-    def position(self, node: Node) -> int:
+    def position(self, node: Node) -> float:
         """Grows along the order in which nodes run."""
         return self._slot_of[node.name]
 
@@ -83,6 +84,15 @@ class Rewriter:
         self.graph.constants[name] = array
         self.graph.types[name] = ValueType(array.shape, array.dtype.name)
         return name
+
+    def insert_before(self, node: Node, new: Node) -> None:
+        """Put a new node right before another."""
+        slot = self._slot_of[node.name]
+        before = max((other for other in self._slots if other < slot), default=slot - 2)
+        self._slots[(before + slot) / 2] = new
+        self._slot_of[new.name] = (before + slot) / 2
+        self._slots = dict(sorted(self._slots.items()))
+        self._add(new)
 
     def replace(self, old: Node, new: Node, *removed: Node) -> None:
         """Put a node in the place of another, and take out others that it stands for as well."""

@@ -1,0 +1,126 @@
+"""`leanconv.torch.patch` and the backend of `torch.compile`: code that knows nothing of leanconv."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import leanconv
+
+torch = pytest.importorskip("torch")
+nn, F = torch.nn, torch.nn.functional
+lt = pytest.importorskip("leanconv.torch")
+
+from leanconv.bench.models import make_model  # noqa: E402 - needs PyTorch
+
+
+def images(*shape: int) -> Any:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(5))
+
+
+def close(ours: Any, theirs: Any, bound: float = 1e-4) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= bound * theirs.abs().max()
+
+
+def test_patch_computes() -> None:
+    model, x = make_model("resnet18", classes=10, width=8), images(1, 3, 32, 32)
+    with torch.no_grad():
+        wanted = model(x)
+        with lt.patch(memory_limit="1MiB", algorithm="!winograd") as found:
+            for _ in range(3):
+                close(model(x), wanted)
+            model[0].weight.mul_(2)
+            changed = model(x)
+        close(changed, model(x))
+    assert found.computed == 4 * 20 and not found.passed_on
+
+
+def test_patch_passes_on() -> None:
+    """What leanconv does not compute is PyTorch's, and is told."""
+    with lt.patch() as found:
+        x, w = images(1, 2, 5, 5), images(3, 2, 3, 3)
+        close(F.conv2d(x, w), lt.conv2d(x, w))
+        close(torch.conv2d(input=x, weight=w, padding="same"), lt.conv2d(x, w, padding=1))
+        F.conv1d(images(1, 2, 5), images(3, 2, 3)), F.conv3d(images(1, 2, 5, 5, 5), images(3, 2, 3, 3, 3))
+        assert F.conv2d(x.bfloat16(), w.bfloat16()).dtype == torch.bfloat16
+        assert F.conv2d(x.cfloat(), w.cfloat()).dtype == torch.complex64
+        with pytest.raises(leanconv.ArgumentValueError, match="weight="):
+            F.conv2d(x, images(3, 3, 3, 3))
+    assert found.computed == 5
+    assert found.passed_on == {"element type torch.bfloat16": 1, "element type torch.complex64": 1}
+    with pytest.raises(leanconv.ArgumentValueError, match="algorithm"):
+        lt.patch(algorithm="none")
+
+
+def test_patch_trains() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 3)), images(2, 3, 9, 9)
+    wanted = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    with lt.patch() as found:
+        ours = torch.autograd.grad(model(x).square().sum(), list(model.parameters()))
+    assert found.computed == 2
+    for a, b in zip(ours, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+class Viewer(nn.Module):  # type: ignore[misc]
+    """Flattens by `view`, which channels-last tensors may not allow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU6(inplace=True))
+        self.last = nn.Linear(6 * 16, 4)
+
+    def forward(self, x: Any) -> Any:
+        y = self.body(x)
+        return self.last((y + y.flip(3)).view(x.shape[0], -1))
+
+
+def models() -> list[Any]:
+    torch.manual_seed(0)
+    viewer = Viewer()
+    viewer.body[1].running_var.uniform_(0.5, 2)
+    return [(viewer.eval(), images(2, 3, 4, 4)), (make_model("resnet18", classes=10, width=8), images(2, 3, 32, 32))]
+
+
+def test_views() -> None:
+    model, x = models()[0]
+    with torch.no_grad():
+        wanted = model(x)
+        lt.swap(model, example_input=x, measure=False)
+        close(model(x), wanted)
+
+
+def test_compiled() -> None:
+    """In evaluation, with changed weights, other shapes, and in training."""
+    model, x = models()[0]
+    compiled = torch.compile(model, backend=lt.backend)
+    with torch.no_grad():
+        for scale in (1.0, 2.0):
+            next(model.parameters()).mul_(scale)
+            close(compiled(x), model(x))
+            close(compiled(x), model(x))
+        close(compiled(x[:1]), model(x[:1]))
+    grads = [torch.autograd.grad(f(x).square().sum(), list(model.parameters())) for f in (compiled, model)]
+    for a, b in zip(*grads, strict=True):
+        close(a, b, 1e-3)
+    model.train()
+    close(compiled(x), model(x), 1e-3)
+    torch._dynamo.reset()
+
+
+def test_compiled_layers_are_fused() -> None:
+    model, x = models()[1]
+    seen: list[Any] = []
+
+    def watch(module: Any, inputs: Any) -> Any:
+        run = lt.backend(module, inputs)
+        seen.extend(getattr(node.target, "__name__", "") for node in module.graph.nodes if node.op == "call_function")
+        return run
+
+    with torch.no_grad():
+        close(torch.compile(model, backend=watch)(x), model(x))
+    assert seen.count("conv_bn_relu") == 9 and seen.count("conv_bn_add_relu") == 8 and seen.count("conv_bn") == 3
+    torch._dynamo.reset()
