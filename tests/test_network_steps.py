@@ -221,6 +221,20 @@ def test_products() -> None:
     compare(b, *ends)
 
 
+def test_products_of_computed_matrices() -> None:
+    b = Builder()
+    q, k = b.input(2, 4, 9, 6), b.input(2, 4, 6, 11)
+    keys = b.add("Transpose", b.input(2, 11, 4, 6), perm=(0, 2, 3, 1))
+    ends = [
+        b.add("MatMul", q, k),
+        b.add("MatMul", b.add("Softmax", b.add("MatMul", q, keys)), b.input(11, 5)),
+        b.add("MatMul", b.input(3, 4), b.input(2, 1, 4, 5)),
+        b.add("MatMul", b.add("Transpose", b.input(7, 9), perm=(1, 0)), b.input(7, 1)),
+        b.add("MatMul", q, b.constant(b.rng.standard_normal((4, 6, 3)).astype("f4"))),
+    ]
+    compare(b, *ends)
+
+
 def test_transposed_convolutions() -> None:
     for shape, kernel, more in (
         ((1, 16, 5, 6), (2, 2), {"strides": (2, 2)}),

@@ -17,6 +17,7 @@ from leanconv.arrays import Array, address_of
 from leanconv.checks import integer, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.host import this_host
+from leanconv.locks import new_lock
 from leanconv.memory import Block, allocate
 from leanconv.network.arrange import CONSTANT, INPUT, OUTPUT, Arrangement
 from leanconv.network.choose import Choice, plan_network
@@ -84,7 +85,7 @@ class CompiledNetwork:
         peak_bytes: of the arena of a run, exactly: values between the layers, and workspace.  What the caller gives and
             gets is not in it.
         bound_bytes: what is alive at once at the worst step; no arena could be smaller with the steps chosen.
-        kept_bytes: memory kept between runs: packed weights, tables.
+        kept_bytes: memory kept between runs: packed weights, tables, constants that are read as they are.
         extra_bytes: what of it is beyond the size of the plain weights.
         predicted_seconds: of a run, by the cost model.
     """
@@ -105,6 +106,7 @@ class CompiledNetwork:
             CONSTANT + name: np.require(graph.constants[name], requirements=["C", "A"])
             for name in {name for step in found.steps for name in _constant_operands(step.storages)}
         }
+        self.kept_bytes += sum(array.nbytes for array in self._constants.values())
         self._regions = [ABSOLUTE, *(region.name for region in choice.arena.regions)]
         self._ends = [*(INPUT + name for name in self.inputs), *(OUTPUT + name for name in self.outputs)]
         names = [*self._regions, *self._ends, *self._constants]
@@ -114,7 +116,7 @@ class CompiledNetwork:
             for i, (step, option) in enumerate(zip(found.steps, choice.options, strict=True))
         ]
         self._segments = self._cut(self._linked)
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._idle: list[_Context] = []
         # Concurrent calls share a limit: each has an arena, and those that find none free wait.
         most = None

@@ -8,6 +8,7 @@ from leanconv.network.steps import (
     elementwise,
     normalization,
     pooling,
+    products,
     resampling,
     shaping,
     softmax,
@@ -15,7 +16,7 @@ from leanconv.network.steps import (
 from leanconv.network.steps.base import Lowerer, Registry
 
 REGISTRY = Registry()
-for _module in (shaping, convolution, elementwise, pooling, softmax, resampling, normalization, blocks):
+for _module in (shaping, convolution, elementwise, pooling, softmax, resampling, normalization, blocks, products):
     _module.register(REGISTRY)
 
 COPY = REGISTRY.by_op["leanconv.Copy"]

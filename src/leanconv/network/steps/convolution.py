@@ -1,4 +1,4 @@
-"""Convolutions, and products with constant matrices, by the plans of single layers."""
+"""Convolutions, by the plans of single layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from leanconv.network.graph import Node
 from leanconv.network.operators.base import ints
 from leanconv.network.operators.convolution import conv_groups, conv_windows
 from leanconv.network.operators.transposed import scatter
-from leanconv.network.places import Place, reshaped
+from leanconv.network.places import Place
 from leanconv.network.steps.base import FLOATS, Arrays, Built, Call, Lowerer, Memory, Option, Registry, Setting, Types
 from leanconv.options import make_problem
 from leanconv.plan import Plan
@@ -177,84 +177,7 @@ def _output_padding(node: Node, ndim: int) -> tuple[int, ...]:
     return ints(node.attributes.get("output_padding", (0,) * ndim))
 
 
-class Product(Lowerer):
-    """Gemm and MatMul with a constant matrix on the right: a pointwise convolution, a row being a pixel."""
-
-    def refusal(self, node: Node, types: Types, constants: Arrays) -> str | None:
-        """A constant matrix, and a summand that is a constant row or nothing."""
-        a, b = types[0], types[1]
-        if a is None or b is None or a.dtype not in FLOATS:
-            return "kernels compute in float32 and float64"
-        if constants[1] is None or len(b.shape) != 2:
-            return "the matrix on the right is not a constant"
-        if len(a.shape) < 2:
-            return "a vector on the left"
-        if node.op == "Gemm" and len(types) > 2 and types[2] is not None:
-            c = constants[2]
-            if c is None or c.size not in (1, _columns(node, b.shape)) or any(n != 1 for n in c.shape[:-1]):
-                return "a summand that is not a constant row"
-        if 0 in a.shape or 0 in b.shape:
-            return "an empty matrix"
-        return None
-
-    def accepts(self, node: Node, position: int, place: Place) -> bool:
-        """Rows that are evenly spaced."""
-        return position > 0 or _rows(place, bool(node.op == "Gemm" and node.attributes.get("transA", 0))) is not None
-
-    def writes(self, node: Node, place: Place, types: Types) -> bool:
-        """Rows that are evenly spaced."""
-        return _rows(place, False) is not None
-
-    def options(self, call: Call, setting: Setting) -> list[Option]:
-        """The plans of a one-dimensional layer."""
-        node, a, out = call.node, call.given(0), call.output
-        gemm = node.op == "Gemm"
-        b = _constant(call, 1)
-        assert b is not None
-        w = b if gemm and node.attributes.get("transB", 0) else b.T
-        alpha, beta = (float(node.attributes.get(key, 1.0)) if gemm else 1.0 for key in ("alpha", "beta"))
-        if alpha != 1.0:
-            w = w * w.dtype.type(alpha)
-        c = _constant(call, 2) if gemm else None
-        bias = None
-        if c is not None:
-            bias = np.ascontiguousarray(np.broadcast_to(c.reshape(-1), (w.shape[0],)) * c.dtype.type(beta))
-        rows = _rows(a, bool(gemm and node.attributes.get("transA", 0)))
-        target = _rows(out, False)
-        assert rows is not None and target is not None, "see accepts"
-        (count, step, depth, inner), (_, to, _, across) = rows, target
-        problem = make_problem(
-            1,
-            (1, count, depth),
-            (w.shape[0], depth, 1),
-            dtype=a.dtype,
-            bias=bias is not None,
-            layout="NHWC",
-            activation=node.attributes.get("activation"),
-            x_strides=(count * max(step, 1), step, inner),
-            out_strides=(count * max(to, 1), to, across),
-        )
-        weights = w[:, :, None]
-        roles = {"x": a, "out": out}
-        return plan_options(problem, weights, bias, roles, setting)
-
-
-def _columns(node: Node, shape: tuple[int, ...]) -> int:
-    return shape[0] if node.op == "Gemm" and node.attributes.get("transB", 0) else shape[1]
-
-
-def _rows(place: Place, turned: bool) -> tuple[int, int, int, int] | None:
-    """A value as a matrix: rows, elements between them, columns, elements between them; None if it is no such."""
-    if turned:
-        return place.shape[1], place.strides[1], place.shape[0], place.strides[0]
-    flat = reshaped(place, (int(np.prod(place.shape[:-1])), place.shape[-1]))
-    if flat is None:
-        return None
-    return flat.shape[0], flat.strides[0], flat.shape[1], flat.strides[1]
-
-
 def register(registry: Registry) -> None:
     """Enter what this module knows."""
     registry.add(Convolution(), "Conv", "leanconv.Conv")
     registry.add(TransposedConvolution(), "ConvTranspose", "leanconv.ConvTranspose")
-    registry.add(Product(), "Gemm", "MatMul")
