@@ -33,7 +33,7 @@ def sections(docstring: str) -> tuple[str, dict[str, str], str]:
         found = next((name for name in PARTS if line.startswith(name + " ")), None)
         if found:
             part, line = found, line[len(found) :]
-        elif not line.startswith("  "):
+        elif not part or not line.startswith("  "):
             return " ".join(title.split()), {}, body
         table[part] = f"{table.get(part, '')} {line.strip()}".strip()
     return " ".join(title.split()), table, rest

@@ -264,6 +264,7 @@ MMACS = {
     "wav2vec2": 2449.0,
     "conv_tasnet": 19575.0,
     "large_kernels": 1215.0,
+    "survey": 52066.0,
 }
 
 

@@ -109,7 +109,23 @@ def test_other_summands_are_not_folded(inputs: str, shape: tuple[int, ...]) -> N
 
 def test_what_others_read_is_not_folded() -> None:
     nodes = [n("Conv", "x w b", "c"), n("BatchNormalization", "c s t m v", "y")]
-    check(graph_of(nodes, {**W, **NORM}, "y c"), "Conv", "BatchNormalization")
+    check(graph_of(nodes, {**W, **NORM}, "y c"), "Conv", "leanconv.Pointwise")
+
+
+def test_batch_norms_without_a_convolution() -> None:
+    """As DenseNet writes them: norm, factor and summand apart, an activation."""
+    constants = {name: value[:4] for name, value in NORM.items()}
+    more = {"k": array(4, 1, 1), "l": array(4, 1, 1)}
+    nodes = [
+        n("BatchNormalization", "x s t m v", "a"),
+        n("Mul", "a k", "b"),
+        n("Add", "b l", "c"),
+        n("Relu", "c", "y"),
+    ]
+    graph = check(graph_of(nodes, {**constants, **more}), "leanconv.Pointwise")
+    assert [step[0] for step in graph.nodes[0].attributes["steps"]] == ["Mul", "Add", "Relu"]
+    check(graph_of(nodes, {**constants, **more}, "y a"), "leanconv.Pointwise", "leanconv.Pointwise")
+    check(graph_of(nodes[:1], constants, "a"), "leanconv.Pointwise")
 
 
 ACTIVATIONS = {

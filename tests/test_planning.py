@@ -373,7 +373,7 @@ def test_the_path_through_a_chain_is_the_shortest() -> None:
     for _ in range(50):
         rows = [
             [
-                network._Option(None, layout, 0, draw.randrange(4), draw.random() * 1e-4)  # type: ignore[arg-type]
+                network.LayerOption(None, layout, 0, draw.randrange(4), draw.random() * 1e-4)  # type: ignore[arg-type]
                 for layout in network.LAYOUTS
                 for _ in range(2)
             ]

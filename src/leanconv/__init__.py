@@ -12,7 +12,19 @@ from leanconv.bandwidth import memory_bandwidth
 from leanconv.blocks import inverted_residual, separable_conv2d
 from leanconv.bound import BoundPlan
 from leanconv.compiled import cache_clear, cache_info
-from leanconv.decomp import Cp, cp, separable, shift_conv2d
+from leanconv.decomp import (
+    Cp,
+    FusedFilter,
+    Separable,
+    box_filter,
+    cp,
+    flipped,
+    fuse_filters,
+    separable,
+    shift_conv2d,
+    shuffle_channels,
+    shuffle_inputs,
+)
 from leanconv.errors import (
     AllocationError,
     ArgumentError,
@@ -66,6 +78,7 @@ __all__ = [
     "CompileError",
     "Cp",
     "Explanation",
+    "FusedFilter",
     "LeanconvError",
     "MemoryLimitError",
     "MissingPackageError",
@@ -74,9 +87,11 @@ __all__ = [
     "NotApplicableError",
     "Plan",
     "Problem",
+    "Separable",
     "UnsupportedModelError",
     "__version__",
     "algorithms",
+    "box_filter",
     "cache_clear",
     "cache_info",
     "conv1d",
@@ -94,7 +109,9 @@ __all__ = [
     "cp",
     "empty",
     "explain",
+    "flipped",
     "fma_peak",
+    "fuse_filters",
     "get_memory_limit",
     "get_num_threads",
     "inverted_residual",
@@ -117,6 +134,8 @@ __all__ = [
     "set_memory_limit",
     "set_num_threads",
     "shift_conv2d",
+    "shuffle_channels",
+    "shuffle_inputs",
     "threads",
     "to_layout",
     "unregister_algorithm",

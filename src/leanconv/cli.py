@@ -335,6 +335,6 @@ _COMMANDS = {
     "cache": _cache,
     **results_cli.HANDLERS,
     **dict.fromkeys(("run", "warmup"), _model),
-    **dict.fromkeys(("explain", "tune", "network", "records", "model-error"), _plan),
+    **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas"), _plan),
     **results_cli.HANDLERS,
 }

@@ -6,6 +6,11 @@ Workspace   rows * (W + pads) * C/g elements a thread, rows as the cache or the 
             of which a thread would get less than a row's share are copied whole, before, by all threads
 Good for    channels first with many channels; few channels with padding
 Bad for     1x1 with few output channels
+
+    image [C][H][W]            band [rows][W + pads][C], a thread's own
+    channel 0   a0 b0 c0 ...   0 0 0 ... | a0 a1 a2 ... | b0 b1 b2 ... | c0 c1 c2 ... | ... | 0 0 0 ...
+    channel 1   a1 b1 c1 ...   the rows that a block of output rows reads, each element once
+    channel 2   a2 b2 c2 ...
 """
 
 from __future__ import annotations

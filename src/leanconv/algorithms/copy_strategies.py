@@ -5,6 +5,12 @@ Idea        one matrix, copied in runs of other lengths: elements (scan), rows o
 Workspace   taps * C * P * Q elements, the whole matrix of one image
 Good for    comparing what staging costs: copy-long where rows are short, copy-self where a plane stays in the cache
 Bad for     scan is slow everywhere; memory
+
+    image        rows of the im2col matrix        (0, 0)   a b c e f g          (1, 0)   e f g i j k
+    a b c d      scan         a, then b, then c, ...: each element is looked for on its own
+    e f g h      copy-short   a b c, then e f g: a run for each row of the output
+    i j k l      copy-self    e f g of (1, 0) from (0, 0), where they are written already; i j k from the image
+                 copy-long    all of a plane at once, where rows of the output are as long as those of the image
 """
 
 from __future__ import annotations

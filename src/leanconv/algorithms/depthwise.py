@@ -9,6 +9,9 @@ Workspace   Channels last: none. Channels first: the rows under a band of output
 Good for    One input channel a group, any number of outputs of it.
 Bad for     Nothing else is accepted.
 
+    channels last     pixel   c0 c1 ... c7    *   weights of a tap   c0 c1 ... c7    added to   c0 c1 ... c7
+    channels first    a row   x0 x1 ... x7    *   one weight of the channel          added to   y0 y1 ... y7
+
 L. Sifre, S. Mallat: Rigid-Motion Scattering for Texture Classification, 2014 (the layer).
 """
 

@@ -7,6 +7,11 @@ Workspace   none; packed weights K * C/g * taps elements (and a bias), K filled 
 Good for    nearly everything dense with channels last
 Bad for     channels first (a line of cache an element); groups with few channels, where vectors stay partly empty
 
+    pixels, where they lie      weights, packed                 sums of a tile, in registers
+    x0   c0 c1 c2 ...           tap 0   c0   k0 ... k15         x0   k0 ... k15
+    x1   c0 c1 c2 ...       *           c1   k0 ... k15    ->   x1   k0 ... k15
+    ...                         tap 1   ...                     ...      (6 x 16 on AVX2)
+
 Images of so few output pixels that they do not fill a tile share tiles, if the pixels of all of them are evenly spaced
 in the output: channels last, or one pixel an image.
 

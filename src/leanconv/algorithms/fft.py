@@ -2,8 +2,8 @@
 
 Idea        the discrete Fourier transform turns correlation into products, one a bin: a window of n x n pixels gives
             (n - R + 1) x (n - S + 1) outputs for n * n / 2 complex products, each of three real ones; windows overlap
-            (overlap-save), and are as large as costs least: 8 to 64, any product of 2, 3 and 5; blocks of them go
-            through all steps while they are in the cache
+            (overlap-save), and are as large as costs least: 4 to 64, any product of 2, 3 and 5; longer ones where the
+            kernel has one axis, folded to two; blocks of them go through all steps while they are in the cache
 Workspace   a thread: points * block * (C/g + NR) elements and one window of NR, where points is 3/2 of the window's
             pixels and block the windows staged at one time
 Weights     3/2 of the window's pixels for each filter: 384 elements for 16 x 16
@@ -18,12 +18,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from leanconv.algorithms.base import Algorithm, Lowering
-from leanconv.algorithms.fft_windows import LONGEST, LONGEST_TILE, MOST_PLACES, best_grid, tile_count, windows_along
+from leanconv.algorithms.fft_windows import (
+    LONGEST,
+    LONGEST_TILE,
+    MOST_PLACES,
+    Extent,
+    best_grid,
+    extent,
+    longest_window,
+    windows_along,
+)
 from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
@@ -48,45 +56,35 @@ _ROWS, _FEWEST = 6, 4
 BLOCK = 16  # tiles that weights are read for at least
 
 
-def transform_slots(grid: Grid) -> float:
+def transform_slots(of: Extent) -> float:
     """Slots of one transform of a vector of windows."""
-    mean = sum(grid.sizes[d] for d in grid.active) / len(grid.active)
-    return math.prod(grid.sizes) * (_PLACE + _LENGTH * mean)
+    return of.places * (_PLACE + _LENGTH * of.length)
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a layer takes: counts, and bytes of weights and of transformed windows as they are read."""
+class Work(NamedTuple):
+    """What a layer takes: counts, and bytes of weights and of transformed windows that are read."""
 
-    counts: Mapping[str, float]
+    multiply: float
+    vector: float
     weights: float
-    blocks: int
     windows: float
 
     @staticmethod
-    def of(problem: Problem, grid: Grid, lanes: int, blocks: int) -> Work:
-        """That of tiles in so many blocks."""
-        p, points, tiles = problem, grid.points(True), tile_count(problem, grid)
-        inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
-        block = -(-tiles // max(1, blocks))
+    def of(problem: Problem, lanes: int, of: Extent, blocks: int) -> Work:
+        """That of tiles in so many blocks; weights of one block."""
+        p, inner, outer = problem, -(-problem.group_in // lanes), -(-problem.group_out // lanes)
+        block = -(-of.tiles // max(1, blocks))
         rows = blocks * max(block, _FEWEST * -(-block // _ROWS))
-        counts = {
-            "multiply": p.groups * rows * points * p.group_in * outer,
-            "vector": p.groups * tiles * (inner + outer) * transform_slots(grid),
-        }
-        weights = p.groups * points * p.group_in * outer * lanes * p.itemsize
-        windows = p.groups * tiles * points * inner * lanes * -(-outer // 2) * p.itemsize
-        return Work(counts, weights, blocks, windows)
+        multiply = p.groups * rows * of.points * p.group_in * outer
+        vector = p.groups * of.tiles * (inner + outer) * transform_slots(of)
+        weights = p.groups * of.points * p.group_in * outer * lanes * p.itemsize
+        windows = p.groups * of.tiles * of.points * inner * lanes * -(-outer // 2) * p.itemsize
+        return Work(multiply, vector, weights, windows)
 
-    def stream(self, host: Host) -> float:
-        """How many times as much of a weight's time shows."""
-        return next(factor for part, factor in _WEIGHTS if self.weights <= part * host.l3)
 
-    def slots(self, host: Host) -> float:
-        """All of it."""
-        byte = _READ if self.weights <= 0.8 * host.l3 else _READ_MEMORY
-        read = self.blocks * self.weights * self.stream(host) * byte + self.windows * _WINDOWS * _READ
-        return sum(self.counts.values()) + read
+def stream(weights: float, host: Host) -> float:
+    """How many times as much of a byte's time shows, of so many bytes of weights."""
+    return next(factor for part, factor in _WEIGHTS if weights <= part * host.l3)
 
 
 @lru_cache(maxsize=512)
@@ -94,8 +92,12 @@ def grid_of(problem: Problem, host: Host, whole: bool) -> Grid | None:
     """The windows of least cost; they depend on neither layout nor threads, as bits must not."""
     lanes = host.target.lanes(problem.dtype)
 
-    def slots(grid: Grid) -> float:
-        return Work.of(problem, grid, lanes, -(-tile_count(problem, grid) // BLOCK)).slots(host)
+    def slots(of: Extent) -> float:
+        blocks = -(-of.tiles // BLOCK)
+        work = Work.of(problem, lanes, of, blocks)
+        byte = _READ if work.weights <= 0.8 * host.l3 else _READ_MEMORY
+        read = blocks * work.weights * stream(work.weights, host) * byte + work.windows * _WINDOWS * _READ
+        return work.multiply + work.vector + read
 
     return best_grid(problem, slots, whole=whole, longest=LONGEST if whole else LONGEST_TILE)
 
@@ -115,7 +117,7 @@ def steps_of(
     problem: Problem, target: Target, tiling: FftTiling, padded: bool, tail: int
 ) -> tuple[FftInput, FftOutput]:
     """How windows are read and outputs written; `tail` channels are left over by whole vectors."""
-    p, d = problem, tiling.grid.rows
+    p, d = problem, tiling.grid.axis
     outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
 
     def runs(strides: tuple[int, ...]) -> bool:
@@ -147,11 +149,12 @@ class Fft(Algorithm):
     tunables: ClassVar[Mapping[str, str]] = {"tiles": "tiles that a thread takes through all steps at one time"}
     whole: ClassVar[bool] = False
     longest: ClassVar[int] = LONGEST_TILE
-    fewest: ClassVar[int] = 25  # taps below which others always win; finding windows takes milliseconds
+    fewest: ClassVar[tuple[int, int]] = (7, 25)  # taps of one axis, and of several, below which others always win
 
     def weighed(self, problem: Problem) -> bool:
-        """Only for large kernels."""
-        return self.automatic and problem.taps >= self.fewest
+        """Only for large kernels: to find windows takes a millisecond."""
+        axes = sum(taps > 1 for taps in problem.kernel)
+        return self.automatic and problem.taps >= self.fewest[axes > 1]
 
     def refusal(self, problem: Problem) -> str | None:
         """Several taps, no stride, and windows that straight-line transforms can be."""
@@ -163,7 +166,8 @@ class Fft(Algorithm):
         for d, taps in enumerate(p.kernel):
             if not windows_along(p, d, whole=self.whole, longest=self.longest):
                 need = f"all {p.out_size[d]} outputs" if self.whole else "more"
-                return f"an axis has {taps} taps, a window of at most {self.longest} has no room for {need}"
+                most = longest_window(p, self.longest)
+                return f"an axis has {taps} taps, a window of at most {most} has no room for {need}"
         shortest = [windows_along(p, d, whole=self.whole, longest=self.longest)[0].size for d in range(p.ndim)]
         if math.prod(shortest) > MOST_PLACES:
             return f"a window would have {math.prod(shortest)} places, at most {MOST_PLACES} are supported"
@@ -177,13 +181,15 @@ class Fft(Algorithm):
         """Products, transforms, weights that each block of tiles reads once, and windows that each panel does."""
         p, grid, lanes = problem, grid_of(problem, host, self.whole), host.target.lanes(problem.dtype)
         assert grid is not None
-        work = Work.of(p, grid, lanes, int(lowering.parameters["blocks"]))
+        blocks = int(lowering.parameters["blocks"])
+        work = Work.of(p, lanes, extent(p, grid), blocks)
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
         reads = (
-            (work.stream(host) * work.blocks * work.weights, work.weights),
+            (stream(work.weights, host) * blocks * work.weights, work.weights),
             (_WINDOWS * work.windows, lowering.workspace[0].nbytes),
         )
-        return Cost(work.counts, reads, ((out, out),), lowering.phases[-1].chunks)
+        counts = {"multiply": work.multiply, "vector": work.vector}
+        return Cost(counts, reads, ((out, out),), lowering.phases[-1].chunks)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
@@ -219,14 +225,20 @@ class _Lowered(BlocksOfTiles):
         self.padded = reaches_outside(p, self.tiling)
         self.grid = grid
 
+    @property
+    def heavy(self) -> bool:
+        """Windows are large: more of them at a time would not stay in a cache either."""
+        return False
+
     def scratch(self, tiles: int) -> tuple[dict[str, int], int]:
         """Where everything lies in a thread's scratch for blocks of so many tiles, and its bytes."""
+        width = self.host.target.vector_bytes
         point, product = odd_lines(tiles * self.row), odd_lines(tiles * self.width)
         m_at = self.tiling.points * point
         plane_at = m_at + self.tiling.points * product
         fields = {"v_point": point, "m_point": product, "v_row": self.row, "v_at": 0, "m_at": m_at}
         fields |= {"plane_at": plane_at, "plane_back": plane_at - m_at}
-        return fields, plane_at + (math.prod(self.grid.sizes) + self.grid.longest) * self.host.target.vector_bytes
+        return fields, plane_at + self.grid.plane_bytes(width) + self.grid.longest * width
 
     def weight_step(self) -> FftWeightStep:
         """How filters are transformed."""

@@ -22,7 +22,7 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.fft import Fft, reaches_outside, steps_of, transform_slots
-from leanconv.algorithms.fft_windows import LONGEST, best_grid, tile_count
+from leanconv.algorithms.fft_windows import LONGEST, Extent, best_grid, extent
 from leanconv.algorithms.winograd import tile_fields
 from leanconv.host import Host
 from leanconv.kernels.cost import Cost
@@ -40,8 +40,8 @@ from leanconv.program import Phase
 def depthwise_grid(problem: Problem) -> Grid | None:
     """The windows of least cost, tiles or whole axes."""
 
-    def slots(grid: Grid) -> float:
-        return tile_count(problem, grid) * transform_slots(grid) * 2 + math.prod(grid.sizes)
+    def slots(of: Extent) -> float:
+        return of.tiles * transform_slots(of) * 2 + of.places
 
     return best_grid(problem, slots, whole=False, longest=LONGEST)
 
@@ -57,7 +57,7 @@ class FftDepthwise(Fft):
     )
     tunables: ClassVar[Mapping[str, str]] = {}
     longest: ClassVar[int] = LONGEST
-    fewest: ClassVar[int] = 121
+    fewest: ClassVar[tuple[int, int]] = (31, 121)
 
     def refusal(self, problem: Problem) -> str | None:
         """One channel in and out of each group, and what all FFTs want."""
@@ -70,12 +70,12 @@ class FftDepthwise(Fft):
         """Two transforms of each window."""
         p, grid = problem, depthwise_grid(problem)
         assert grid is not None
-        chunks = lowering.phases[0].chunks
-        places = math.prod(grid.sizes) * host.target.vector_bytes
+        of = extent(p, grid)
         vectors = -(-p.groups // host.target.lanes(p.dtype))
-        counts = {"vector": tile_count(p, grid) * vectors * transform_slots(grid) * 2}
+        weights = vectors * of.places * host.target.vector_bytes
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
-        return Cost(counts, ((tile_count(p, grid) * vectors * places, vectors * places),), ((out, out),), chunks)
+        counts = {"vector": of.tiles * vectors * transform_slots(of) * 2}
+        return Cost(counts, ((of.tiles * weights, weights),), ((out, out),), lowering.phases[0].chunks)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
@@ -102,7 +102,7 @@ class FftDepthwise(Fft):
             "w_panel": panel,
         }
         chunks = tiles["tile_count"] * runs
-        scratch = Buffer("scratch", (group * math.prod(grid.sizes) + grid.longest) * width, per_thread=True)
+        scratch = Buffer("scratch", group * grid.plane_bytes(width) + grid.longest * width, per_thread=True)
         sizes = "x".join(map(str, grid.sizes))
         return Lowering(
             (Phase("fft depthwise", FftLanesSpec(target, p.dtype, tiling, read, write, group), fields, chunks),),

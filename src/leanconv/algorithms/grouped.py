@@ -9,6 +9,11 @@ Workspace   Channels last: none. Channels first: the rows under a band of output
 Good for    Groups of 2 to 8 channels (ResNeXt has 4 to 32), whatever their number.
 Bad for     Groups that fill two vectors; they run on the register-tiled core as they are.
 
+    channels last, 2 channels in and 4 out of each group, vectors of 8 lanes:
+    outputs       k0 k1 k2 k3 | k4 k5 k6 k7
+    channel 0     c0 c0 c0 c0 | c2 c2 c2 c2        times the weights of these lanes
+    channel 1     c1 c1 c1 c1 | c3 c3 c3 c3
+
 S. Xie et al.: Aggregated Residual Transformations for Deep Neural Networks, CVPR 2017 (the layer).
 """
 

@@ -4,6 +4,12 @@ Idea        row = tap and channel, column = pixel; with channels first rows of t
 Workspace   taps * C * P * Q elements whole (one image), taps * C * strip per thread in strips
 Good for    channels first, many output channels
 Bad for     1x1 (a plain copy), depthwise, memory
+
+    image        matrix [R * S * C][P * Q], 2 x 2 taps, one channel
+    a b c d      tap (0, 0)   | a b c e f g |
+    e f g h          (0, 1)   | b c d f g h |
+    i j k l          (1, 0)   | e f g i j k |
+                     (1, 1)   | f g h j k l |
 """
 
 from __future__ import annotations

@@ -4,6 +4,14 @@ Idea        row = pixel, columns = taps, then channels; with channels last a win
 Workspace   taps * C * P * Q elements whole (one image), taps * C * strip per thread in strips
 Good for    channels last, many output channels
 Bad for     1x1 (a plain copy), depthwise, memory
+
+    image        matrix [P * Q][R * S * C], 2 x 2 taps, one channel
+    a b c d      pixel 0   | a b e f |
+    e f g h            1   | b c f g |
+    i j k l            2   | c d g h |
+                       3   | e f i j |
+                       4   | f g j k |
+                       5   | g h k l |
 """
 
 from __future__ import annotations

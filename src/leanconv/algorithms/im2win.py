@@ -10,6 +10,11 @@ Good for    kernels wider than their stride: im2row needs S / stride times as mu
             channels, a plane apart, adjacent
 Bad for     1x1 kernels and strides as large as the kernel, where nothing overlaps
 
+    image        tensor [P][W][R][C], 2 x 2 taps, one channel
+    a b c d      row 0   | a e b f c g d h |      windows a e b f, b f c g, c g d h: one column further on each
+    e f g h          1   | e i f j g k h l |
+    i j k l
+
 Bands have the order [P][W][R][C] with channels first as well: they are transposed while they are copied.
 """
 

@@ -5,6 +5,12 @@ Idea        a GEMM packs blocks of its operand into panels that stay in the cach
 Workspace   taps * C/g * block elements a thread (and a vector), block pixels as the cache or the limit has room for
 Good for    channels first (pixels of a channel are packed in runs), odd geometries; no edges in the core
 Bad for     1x1 with few output channels, where packing is a large part of the work
+
+    image        a tile of three pixels, packed [tap, channel][pixel of the tile], 2 x 2 taps, one channel
+    a b c d      a b c    tap (0, 0)
+    e f g h      b c d        (0, 1)
+    i j k l      e f g        (1, 0)
+                 f g h        (1, 1)
 """
 
 from __future__ import annotations

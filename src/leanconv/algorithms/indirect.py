@@ -6,6 +6,11 @@ Workspace   P * Q * taps offsets of 4 bytes (8 in an image of 2 GiB and more) an
             plan and kept with it, the same for all images of the batch and all groups
 Good for    channels last with many channels, ragged geometries, padding of any mode
 Bad for     few channels, which share the cost of an entry; large images, for whose table the cache is too small
+
+    image        table [P * Q][R * S] of offsets, 2 x 2 taps      at each offset: channels c0 c1 c2 ...
+    a b c d      pixel 0   &a &b &e &f
+    e f g h            1   &b &c &f &g
+    i j k l            2   &c &d &g &h        (where a tap lies outside the image: &zeros)
 """
 
 from __future__ import annotations

@@ -7,6 +7,11 @@ Workspace   taps * K * H * W elements, the maps of one image (a residual after t
 Good for    many channels, small kernels; the image is never copied
 Bad for     memory, and few channels: every map is written and read once
 
+    image        maps [tap][K][H * W]: of each tap and output channel, one number for each pixel
+    a b c d      output 0, whose window is a b e f, is the sum of
+    e f g h          map (0, 0) at a     map (0, 1) at b
+    i j k l          map (1, 0) at e     map (1, 1) at f
+
 A. Vasudevan, A. Anderson, D. Gregg: Parallel Multi Channel Convolution using General Matrix Multiplication, 2017.
 """
 

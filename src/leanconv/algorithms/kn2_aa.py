@@ -10,6 +10,10 @@ Workspace   S * W elements, the table (a residual after the activation: also par
 Good for    many channels, and memory for almost nothing else
 Bad for     narrow images, where most tiles have a hole; the output must be as wide as the image
 
+    rows of four pixels; the tap to the right of the middle adds to output pixel i what image pixel i + 1 gives
+    output   0 1 2 3 | 4 5 6 7 | ...
+    reads    1 2 3 . | 5 6 7 . | ...       . is a hole: pixel 4 is none of the row of pixel 3, and zero is read
+
 A. Anderson, A. Vasudevan, C. Keane, D. Gregg: Low-memory GEMM-based convolution algorithms for deep neural
 networks, 2017.
 """

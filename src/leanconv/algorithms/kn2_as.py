@@ -8,6 +8,9 @@ Workspace   K * P * W elements, which is K * H * W for "same" padding (P * Q whe
 Good for    many channels and little memory
 Bad for     few channels: a map is written, read and added for C multiply-adds an element
 
+    for each tap     weights [K][C]   *   rows of the image [C][P * W]   ->   map [K][P * W]
+                     map, shifted by the tap's place   ->   added to the output
+
 A. Anderson, A. Vasudevan, C. Keane, D. Gregg: Low-memory GEMM-based convolution algorithms for deep neural
 networks, 2017.
 """

@@ -7,6 +7,11 @@ Workspace   none (a residual after the activation: partial sums of a block and a
 Good for    many channels, no memory at all; wide padding, for which nothing is computed
 Bad for     few channels: an output is read and written for C multiply-adds
 
+    outputs (x) that taps of a 3 x 3 kernel reach, padding of 1:
+    tap (0, 0)   . . . .        (1, 1)   x x x x        (2, 2)   x x x .
+                 . x x x                 x x x x                 x x x .
+                 . x x x                 x x x x                 . . . .
+
 The exact form of the accumulating algorithm of A. Anderson, A. Vasudevan, C. Keane, D. Gregg: Low-memory GEMM-based
 convolution algorithms for deep neural networks, 2017.
 """

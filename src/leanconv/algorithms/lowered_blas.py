@@ -1,5 +1,8 @@
 """im2col + BLAS and im2row + BLAS, as the papers measure them: the whole matrix of an image, then SciPy's ?GEMM.
 
+    im2row   matrix [P * Q][R * S * C]   *   weights [R * S * C][K]   ->   output [P * Q][K]
+    im2col   weights [K][R * S * C]   *   matrix [R * S * C][P * Q]   ->   output [K][P * Q]
+
 The baseline that most papers compare with.  BLAS uses as many threads as it is set to (OPENBLAS_NUM_THREADS,
 threadpoolctl), which is not ours to change in a user's process.
 """

@@ -7,6 +7,11 @@ Good for    channels last, kernels higher than their stride: im2row needs R / st
             batches of images with few output pixels and many weights (fully connected layers run as convolutions)
 Bad for     1x1 kernels and strides as large as the kernel, where nothing overlaps
 
+    image        tensor [Q][H][S][C], 2 x 2 taps, one channel
+    a b c d      column 0   | a b e f i j |      windows a b e f, and one row further on e f i j
+    e f g h             1   | b c f g j k |
+    i j k l             2   | c d g h k l |
+
 The paper's solution A takes the batch as one matrix, which leaves rows of the images interleaved in the output; they
 are put in order through the tensor's memory.  Here every tile is stored at its place, so nothing is left to reorder and
 the two differ in what they hold: solution A fetches weights once for many images, solution B needs the memory of one.

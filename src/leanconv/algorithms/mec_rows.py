@@ -5,6 +5,11 @@ Idea        the window tensor of im2win, [P][W][R][C], multiplied as MEC multipl
 Workspace   N * P * W * R * C elements (W with padding), the batch in one tensor
 Good for    channels last, kernels wider than their stride, many output rows
 Bad for     few output rows; neighbouring windows of a row share most of their elements and are read apart: see im2win
+
+    image        tensor [P][W][R][C], 2 x 2 taps, one channel
+    a b c d      row 0   | a e b f c g d h |      column 0 of the output: a e b f of one row, e i f j of the next
+    e f g h          1   | e i f j g k h l |
+    i j k l
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ Idea        with one tap every pixel is a row of the matrix to be multiplied: no
 Workspace   none; packed weights K * C/g elements (and a bias), K filled up to whole vectors in each group
 Good for    every 1x1 layer
 Bad for     nothing else is accepted
+
+    image [H * W][C], where it lies   *   weights [C][K]   ->   output [H * W][K]         channels last
+    weights [K][C]   *   image [C][H * W], where it lies   ->   output [K][H * W]         channels first
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Idea        seven loops, no blocking: what every other algorithm is compared wit
 Workspace   none, and weights are read as they are
 Good for    checking
 Bad for     speed
+
+    output [n][k][p][q]   =   sum over c, r, s of image [n][c][p + r][q + s] * weights [k][c][r][s]
 """
 
 from __future__ import annotations

@@ -10,6 +10,11 @@ Weights     points / taps times as large as plain ones (4 times for F(4, 3)), or
 Good for    3x3 and 5x5, stride 1, many channels in and out
 Bad for     few channels, images of few tiles (their time goes into reading weights); rounding grows with m
 
+    F(2, 3) along a row          image     0 1 2 3 4 5 6 7 ...
+                                 tile 0    0 1 2 3           ->   outputs 0 1
+                                 tile 1        2 3 4 5       ->   outputs 2 3
+    V [point][tile][C/g]   *   U [point][C/g][K]   ->   M [point][tile][K]        16 points in two dimensions
+
 S. Winograd: Arithmetic Complexity of Computations, 1980; A. Lavin, S. Gray: Fast Algorithms for Convolutional Neural
 Networks, CVPR 2016.
 """

@@ -36,6 +36,7 @@ NETWORKS = {
     "r3d18": "ResNet-18 with 3-D convolutions, 16 frames of 112 x 112",
     "large_kernels": "single layers with kernels of 7 to 31 taps a side",
     "mec": "the twelve layers of the MEC and im2win papers",
+    "survey": "single layers of all kinds, by which leanconv is steered; some with batch 8",
 }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from leanconv.arrays import Array, as_array
 from leanconv.checks import integer
 from leanconv.decomp.base import WHOLE, Decomposed, Way
+from leanconv.decomp.box import Boxes
 from leanconv.decomp.factors import Float64, factorise
 from leanconv.decomp.passes import Passes
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
@@ -78,7 +79,7 @@ class Separable(Decomposed):
         vertical: (K * rank, 1, R, 1), those of a filter one after another; dense: (rank, C, R, 1).  float64.
         horizontal: (K, rank, 1, S).  float64.
         error: norm of what is left out, relative to that of the filters.
-        constants: the value of each filter if all its taps are the same, or None: then `box_filter` does it.
+        constants: the value of each filter if all its taps are the same, else None; "box" is then a method.
     """
 
     def __init__(self, w: Array, tol: float, rank: int | None) -> None:
@@ -96,7 +97,7 @@ class Separable(Decomposed):
     @property
     def methods(self) -> tuple[str, ...]:
         """The ways to compute them, besides "whole"."""
-        return ("two_passes",)
+        return ("two_passes",) if self.constants is None else ("two_passes", "box")
 
     @property
     def multiplications(self) -> tuple[int, int]:
@@ -137,10 +138,17 @@ class Separable(Decomposed):
         return filters, channels
 
     def _way(self, name: str, whole: Problem) -> Way:
+        if name == "box":
+            return Boxes(whole, uniform=len(set(self.constants or ())) == 1)
         return Passes(whole, self.rank, self.shared, self._uniform)
 
     def _weights(self, name: str, whole: Problem) -> list[Array]:
-        layers: list[Array] = [self._filters] if name == WHOLE else [self.vertical, self.horizontal]
+        layers: list[Array] = [self.vertical, self.horizontal]
+        if name == WHOLE:
+            layers = [self._filters]
+        elif name == "box":
+            values = np.reshape(self.constants or (), (-1, 1, 1, 1))
+            layers = [np.broadcast_to(values, self._filters.shape)]
         copies = whole.out_channels // len(self._filters)  # one filter for every channel
         return [np.tile(layer, (copies, 1, 1, 1)) for layer in layers]
 

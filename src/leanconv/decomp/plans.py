@@ -53,7 +53,7 @@ class FilterPlan:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of what is computed."""
+        """Multiplications and additions of the definitions of what is computed; of boxes those of the whole filters."""
         return self.inner.flops if isinstance(self.inner, BlockPlan) else self.problem.flops
 
     @property

@@ -1,4 +1,4 @@
-"""`leanconv explain`, `leanconv tune`, `leanconv records` and `leanconv network`."""
+"""`leanconv explain`, `leanconv tune`, `leanconv formulas`, `leanconv records` and `leanconv network`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 from leanconv.errors import LeanconvError
@@ -56,6 +56,14 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "that the model takes needs than the fastest that was measured.",
     )
     error.add_argument("report", metavar="REPORT")
+    formulas = commands.add_parser(
+        "formulas",
+        help="show the workspace that papers state beside what a call takes",
+        description="For each algorithm whose paper states its memory: the formula and its bytes for a layer, what the "
+        "plan declares, and what was asked of the system while weights were bound and a call ran.",
+    )
+    formulas.add_argument("layers", nargs="+", metavar="LAYERS", help="as for leanconv bench")
+    _add_common(formulas)
     records = commands.add_parser(
         "records",
         help="show, export, merge or delete what was measured",
@@ -79,6 +87,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
     steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": _error}
+    steps["formulas"] = _formulas
     try:
         return steps[options.command](options)
     except LeanconvError as error:
@@ -105,6 +114,7 @@ def _arguments(options: argparse.Namespace) -> tuple[Any, int, int | None]:
 
 def _explain(options: argparse.Namespace) -> int:
     from leanconv.planning.explain import explain_problem
+    from leanconv.planning.torch_backend import torch_backend
 
     if options.why_im2col:
         from leanconv.planning.lesson import lesson
@@ -125,6 +135,7 @@ def _explain(options: argparse.Namespace) -> int:
         found_ = explain_problem(
             problem, algorithm, threads, limit, accuracy=options.accuracy, measure=options.measure, budget=60.0
         )
+        found_ = replace(found_, torch_backend=torch_backend(problem, load=True))
         if options.json:
             several.append({"name": name, **explanation_data(found_)})
         else:
@@ -212,6 +223,24 @@ def _error(options: argparse.Namespace) -> int:
     from leanconv.planning.error import error_text, model_error
 
     print(error_text(model_error(options.report)))
+    return 0
+
+
+def _formulas(options: argparse.Namespace) -> int:
+    from leanconv.bench.catalogue import resolve
+    from leanconv.planning.formulas import rows
+    from leanconv.planning.text import formulas_text
+
+    threads = _arguments(options)[1]
+    several = []
+    for layer in resolve(options.layers):
+        problem = layer.problem(options.layout)
+        found = rows(problem, threads)
+        if not options.json:
+            print(f"{layer.name}: {formulas_text(problem, found)}\n")
+        several.append({"name": layer.name, "rows": [{**asdict(row), "formula": row.formula.text} for row in found]})
+    if options.json:
+        print(json.dumps(several, indent=1))
     return 0
 
 

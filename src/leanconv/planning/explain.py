@@ -10,6 +10,7 @@ from leanconv.plan import Plan
 from leanconv.planning.candidates import Candidate, candidates, fits
 from leanconv.planning.choice import choose
 from leanconv.planning.figures import figures
+from leanconv.planning.torch_backend import torch_backend
 from leanconv.planning.tuning import measured, remembered, signature
 from leanconv.planning.wanted import wanted
 from leanconv.problem import Problem
@@ -73,6 +74,7 @@ class Explanation:
         roofline_gflops: what peak and memory allow for that intensity.
         rows: one for each algorithm; the chosen one first, then the fastest first, then those that cannot run.
         offers: what the next bytes would buy, the fewest bytes first.
+        torch_backend: the back end that PyTorch would take, such as "Mkldnn"; None if PyTorch is not loaded.
     """
 
     problem: Problem
@@ -86,6 +88,7 @@ class Explanation:
     roofline_gflops: float
     rows: tuple[Verdict, ...]
     offers: tuple[Offer, ...]
+    torch_backend: str | None = None
 
     def __str__(self) -> str:
         """The text, at most 100 columns wide but for long reasons."""
@@ -160,6 +163,7 @@ def explain_problem(
         roofline_gflops=min(peak, intensity * known.memory),
         rows=tuple(rows),
         offers=_offers(problem, plan, able, threads, limit, allowed.refused),
+        torch_backend=torch_backend(problem),
     )
 
 

@@ -15,7 +15,9 @@ from leanconv.sizes import format_bytes
 
 if TYPE_CHECKING:
     from leanconv.planning.explain import Explanation
+    from leanconv.planning.formulas import Row
     from leanconv.planning.network import NetworkPlan
+    from leanconv.problem import Problem
 
 WIDTH = 120
 
@@ -61,6 +63,8 @@ def explanation_text(found: Explanation) -> str:
     for offer in found.offers:
         text = f">= {format_bytes(offer.needed_bytes)}: {offer.name}, {offer.speedup:.2f} times as fast"
         after.append(("if the limit were", text))
+    if found.torch_backend:
+        after.append(("PyTorch takes", found.torch_backend))
     return "\n".join([_pairs(facts), _render(table), _pairs(after)])
 
 
@@ -87,6 +91,15 @@ def network_text(found: NetworkPlan) -> str:
     return _render(table) + "\n" + _pairs(totals)
 
 
+def formulas_text(problem: Problem, found: Sequence[Row]) -> str:
+    """The workspace that papers state, beside what is declared and what a call takes, in bytes."""
+    table = _table("algorithm", "paper's formula", "stated", "declared", "measured", "what differs")
+    for row in found:
+        numbers = (f"{nbytes:,}" for nbytes in (row.stated, row.declared, row.measured))
+        table.add_row(row.name, row.formula.text, *numbers, row.formula.note)
+    return f"{problem.describe()}\n{_render(table)}"
+
+
 def frontier_text(points: Sequence[tuple[int, float]]) -> str:
     """Bytes and seconds, with a bar for the speed."""
     table = _table("bytes", "needed", "predicted", "speed")
@@ -103,6 +116,7 @@ def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="")
     for number, title in enumerate(titles):
         right = title in ("workspace", "packed", "threads", "predicted", "measured", "needed", "bytes", "converts")
+        right = right or title in ("stated", "declared")
         table.add_column(title, justify="right" if right and number + 1 < len(titles) else "left", no_wrap=True)
     return table
 

@@ -5,13 +5,14 @@ They run in the order of `PASSES`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, MutableMapping
 
 import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.network.graph import Graph
 from leanconv.network.passes.activations import fuse_activations
+from leanconv.network.passes.affine import split_norms
 from leanconv.network.passes.base import Pass, Rewriter
 from leanconv.network.passes.chains import join_chains
 from leanconv.network.passes.composites import join_composites
@@ -29,6 +30,7 @@ PASSES: tuple[Pass, ...] = (
     # Before factors and summands go into weights: some of them are parts of an activation.
     join_composites,
     fold_scales,
+    split_norms,
     use_global_pool,
     use_gemm,
     # Activations first: a convolution with one takes a residual after it.  Then those that follow a residual.
@@ -42,7 +44,7 @@ PASSES: tuple[Pass, ...] = (
 def run_passes(
     graph: Graph,
     passes: tuple[Pass, ...] = PASSES,
-    derived: dict[str, Array] | None = None,
+    derived: MutableMapping[str, Array] | None = None,
     shared: Collection[str] = (),
 ) -> None:
     """Run passes one after the other.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -15,11 +15,12 @@ from leanconv.network.graph import Graph, Node, ValueType
 class Rewriter:
     """A graph under change.  `graph.nodes` is brought up to date by `sweep`, between passes."""
 
-    def __init__(self, graph: Graph, derived: dict[str, Array], shared: Collection[str]) -> None:
+    def __init__(self, graph: Graph, derived: MutableMapping[str, Array], shared: Collection[str]) -> None:
         """`derived`: constants made of `shared` ones; both are the same in all graphs of one model."""
         self.graph = graph
         self.derived, self.shared = derived, shared
-        self._slots: dict[int, Node] = dict(enumerate(graph.nodes))
+        # Places in the order; fractions, so that there is always one between two.
+        self._slots: dict[float, Node] = dict(enumerate(graph.nodes))
         self._slot_of = {node.name: slot for slot, node in self._slots.items()}
         self._producer: dict[str, Node] = {}
         self._users: dict[str, dict[str, Node]] = {}
@@ -61,7 +62,7 @@ class Rewriter:
         """Type of a value."""
         return self.graph.types[value]
 
-    def position(self, node: Node) -> int:
+    def position(self, node: Node) -> float:
         """Grows along the order in which nodes run."""
         return self._slot_of[node.name]
 
@@ -84,6 +85,15 @@ class Rewriter:
         self.graph.types[name] = ValueType(array.shape, array.dtype.name)
         return name
 
+    def insert_before(self, node: Node, new: Node) -> None:
+        """Put a new node right before another."""
+        slot = self._slot_of[node.name]
+        before = max((other for other in self._slots if other < slot), default=slot - 2)
+        self._slots[(before + slot) / 2] = new
+        self._slot_of[new.name] = (before + slot) / 2
+        self._slots = dict(sorted(self._slots.items()))
+        self._add(new)
+
     def replace(self, old: Node, new: Node, *removed: Node) -> None:
         """Put a node in the place of another, and take out others that it stands for as well."""
         slot = self._slot_of[old.name]
@@ -100,6 +110,15 @@ class Rewriter:
         """Take out a node whose outputs nobody reads."""
         self._take(node)
         del self._slots[self._slot_of.pop(node.name)]
+
+    def prune(self, values: Iterable[str]) -> None:
+        """Take out the nodes that compute these values, and those before them, as far as nobody reads what they do."""
+        pending = list(values)
+        while pending:
+            node = self.producer(pending.pop())
+            if node is not None and not any(self.users(v) or v in self.graph.outputs for v in node.outputs if v):
+                self.remove(node)
+                pending.extend(node.inputs)
 
     def substitute(self, value: str, other: str) -> None:
         """Let everyone who reads a value read another; the value must not be an output of the graph."""

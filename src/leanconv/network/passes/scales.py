@@ -39,7 +39,7 @@ def _plain(rewriter: Rewriter, conv: Node) -> bool:
 def _fold_next(rewriter: Rewriter, conv: Node) -> Node | None:
     """Fold the one node that reads the convolution; the new convolution, or None if nothing could be folded."""
     node = rewriter.only_user(conv.outputs[0])
-    affine = None if node is None else _affine(rewriter, conv, node)
+    affine = None if node is None else affine_of(rewriter, conv.outputs[0], node)
     if node is None or affine is None:
         return None
     factor, summand = affine
@@ -77,9 +77,9 @@ def _scaled(conv: Node, weights: Array, factor: Array) -> Array:
     return np.asarray((grouped * factors.reshape(groups, 1, -1, *(1,) * (weights.ndim - 2))).reshape(weights.shape))
 
 
-def _affine(rewriter: Rewriter, conv: Node, node: Node) -> tuple[Array | None, Array | None] | None:
-    """Factor and summand of each channel, in float64, that a node applies to the output of a convolution."""
-    value, rank = conv.outputs[0], len(rewriter.type_of(conv.outputs[0]).shape)
+def affine_of(rewriter: Rewriter, value: str, node: Node) -> tuple[Array | None, Array | None] | None:
+    """Factor and summand of each channel, in float64, that a node applies to a value (N, C, ...); None if not so."""
+    rank = len(rewriter.type_of(value).shape)
     if node.op == "BatchNormalization":
         if node.inputs[0] != value or node.attributes.get("training_mode", 0) or any(node.outputs[1:]):
             return None

@@ -8,13 +8,16 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.network.graph import Node
+from leanconv.network.operators.base import ints
 from leanconv.network.operators.convolution import conv_groups, conv_windows
+from leanconv.network.operators.transposed import scatter
 from leanconv.network.places import Place, reshaped
 from leanconv.network.steps.base import FLOATS, Arrays, Built, Call, Lowerer, Memory, Option, Registry, Setting, Types
 from leanconv.options import make_problem
 from leanconv.plan import Plan
 from leanconv.planning.network import layer_options
 from leanconv.problem import Problem
+from leanconv.transposed_options import make_transposed_problem
 
 
 class Convolution(Lowerer):
@@ -117,6 +120,63 @@ def _built(plan: Plan, w: Array, bias: Array | None, places: dict[str, Place]) -
     return Built(plan.lowering.phases, memory | dict(plan.compiled.program.addresses), (plan,))
 
 
+class TransposedConvolution(Convolution):
+    """ConvTranspose, and `leanconv.ConvTranspose`."""
+
+    def refusal(self, node: Node, types: Types, constants: Arrays) -> str | None:
+        """As a convolution; the output must not reach beyond all products."""
+        reason = super().refusal(node, types, constants)
+        x, w = types[0], types[1]
+        if reason is not None or x is None or w is None:
+            return reason
+        if len(x.shape) > 5:
+            return "more than three spatial axes"
+        place, extra = scatter(node, x.shape, w.shape), _output_padding(node, len(x.shape) - 2)
+        highs = [high + e for high, e in zip(place.high, extra, strict=True)]
+        if min((*place.low, *highs)) < 0 or any(
+            e >= max(s, d) for e, s, d in zip(extra, place.stride, place.dilation, strict=True)
+        ):
+            return "an output that reaches beyond all products"
+        return None
+
+    def options(self, call: Call, setting: Setting) -> list[Option]:
+        """The plans of which none is both slower and larger than another."""
+        node, x, out, w, bias = call.node, call.given(0), call.output, _constant(call, 1), _constant(call, 2)
+        assert w is not None
+        residual = call.input(3)
+        place, extra = scatter(node, x.shape, w.shape), _output_padding(node, len(x.shape) - 2)
+        last = x.strides[1] == 1 and x.shape[1] > 1
+
+        def user(values: tuple[int, ...]) -> tuple[int, ...]:
+            return (values[0], *values[2:], values[1]) if last else values
+
+        problem = make_transposed_problem(
+            len(x.shape) - 2,
+            user(x.shape),
+            w.shape,
+            dtype=x.dtype,
+            bias=bias is not None,
+            stride=place.stride,
+            padding=tuple((a, b + e) for a, b, e in zip(place.low, place.high, extra, strict=True)),
+            output_padding=extra,
+            dilation=place.dilation,
+            groups=conv_groups(node),
+            layout="NHWC" if last else "NCHW",
+            activation=node.attributes.get("activation"),
+            residual=residual is not None,
+            residual_order=node.attributes.get("residual") or "before",
+            x_strides=user(x.strides),
+            out_strides=user(out.strides),
+            residual_strides=None if residual is None else user(residual.place.strides),
+        )
+        roles = {"x": x, "out": out} | ({"residual": residual.place} if residual else {})
+        return plan_options(problem, w, bias, roles, setting)
+
+
+def _output_padding(node: Node, ndim: int) -> tuple[int, ...]:
+    return ints(node.attributes.get("output_padding", (0,) * ndim))
+
+
 class Product(Lowerer):
     """Gemm and MatMul with a constant matrix on the right: a pointwise convolution, a row being a pixel."""
 
@@ -196,4 +256,5 @@ def _rows(place: Place, turned: bool) -> tuple[int, int, int, int] | None:
 def register(registry: Registry) -> None:
     """Enter what this module knows."""
     registry.add(Convolution(), "Conv", "leanconv.Conv")
+    registry.add(TransposedConvolution(), "ConvTranspose", "leanconv.ConvTranspose")
     registry.add(Product(), "Gemm", "MatMul")
