@@ -51,7 +51,7 @@ from leanconv.planning.pins import pinned, record_plans
 from leanconv.problem import Activation, Problem
 from leanconv.registry import register_algorithm, unregister_algorithm
 from leanconv.select import AlgorithmInfo
-from leanconv.threads import get_num_threads, set_num_threads, threads
+from leanconv.threads import get_num_threads, set_flush_denormals, set_num_threads, threads
 from leanconv.transposed_api import (
     conv1d_backward_data,
     conv2d_backward_data,
@@ -130,6 +130,7 @@ __all__ = [
     "regular_map",
     "separable",
     "separable_conv2d",
+    "set_flush_denormals",
     "set_memory_limit",
     "set_num_threads",
     "shift_conv2d",

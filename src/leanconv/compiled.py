@@ -135,15 +135,16 @@ def _keep(spec: KernelSpec, fields: tuple[str, ...], code: bytes) -> None:
 
 
 @functools.cache
-def runtime_functions() -> tuple[jit.Linked, int, int]:
-    """The thread pool's native side: what keeps it in memory, then the addresses of submit and worker."""
+def runtime_functions() -> tuple[jit.Linked, int, int, int]:
+    """The thread pool's native side: what keeps it in memory, then the addresses of submit, worker and share."""
     from leanconv.kernels.runtime import emit_runtime
 
     target = jit.host_target()
-    names = ("leanconv_submit", "leanconv_worker")
+    names = ("leanconv_submit", "leanconv_worker", "leanconv_share")
     with _lock:
         _, linked = _obtain(target, f"runtime {target!r}", lambda module: emit_runtime(module, target), names)
-    return linked, linked.addresses[names[0]], linked.addresses[names[1]]
+    submit, worker, share = (linked.addresses[name] for name in names)
+    return linked, submit, worker, share
 
 
 def _obtain(

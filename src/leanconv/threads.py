@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
+from leanconv.checks import flag as check_flag
 from leanconv.checks import integer
 from leanconv.kernels import runtime
 from leanconv.locks import new_lock
@@ -80,11 +81,12 @@ class Pool:
     def __init__(self) -> None:
         from leanconv.compiled import runtime_functions
 
-        self._linked, submit, worker = runtime_functions()
+        self._linked, submit, worker, self._share = runtime_functions()
         self._block = AlignedBlock(runtime.POOL_BYTES)
         ctypes.memset(self._block.address, 0, runtime.POOL_BYTES)
         self.address = self._block.address
         self._keep = _install_semaphore(self.address)
+        self.flush_denormals(_flush)
         self.submit: Callable[[int, int, int], None] = ctypes.CFUNCTYPE(
             None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
         )(submit)
@@ -122,6 +124,10 @@ class Pool:
                 self._calm += 1
                 if self._calm >= CALM_CALLS:
                     self._rest = SHORTEST_REST
+
+    def flush_denormals(self, flush: bool) -> None:
+        """Whether numbers below the normal range count as 0 in jobs that begin from now on."""
+        ctypes.c_int64.from_address(self.address + runtime.FLUSH).value = int(flush)
 
     def _spread(self) -> None:
         """Keep workers that are about to wake off the caller's core.
@@ -214,6 +220,7 @@ def _current_cpu() -> Callable[[], int] | None:
     return getattr(ctypes.CDLL(None), "sched_getcpu", None)
 
 
+_flush = False
 _pool: Pool | None = None
 _pool_lock = new_lock()
 
@@ -226,6 +233,31 @@ def pool() -> Pool:
             if _pool is None:
                 _pool = Pool()
     return _pool
+
+
+def set_flush_denormals(flush: bool) -> None:
+    """Let numbers below the normal range (2^-126 in single precision) count as 0, in the whole process.
+
+    Older processors take a hundred times as long for sums in which they occur, as weights of trained networks may. The
+    mode of the calling thread is as before after each call.
+
+    Args:
+        flush: whether to; off at the start.
+
+    Raises:
+        ArgumentTypeError: not a bool.
+    """
+    global _flush
+    _flush = check_flag("flush", flush)
+    pool().flush_denormals(_flush)
+
+
+def use_pool(other: Pool | None) -> None:
+    """Let a pool of another kind run what is called from now on; None for one of our own."""
+    global _pool
+    with _pool_lock:
+        _abandoned.append(_pool)
+        _pool = other
 
 
 def _after_fork() -> None:

@@ -14,6 +14,8 @@ microseconds, then sleep in the kernel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from leanconv.codegen.ir import I32, I64, PTR, Function, Module, Value
 from leanconv.codegen.targets import Target
 
@@ -35,8 +37,12 @@ STATE, JOB, MOST, LEFT, SLEEPERS, BUSY, STOP, SEMAPHORE, WAIT, POST, YIELD = (
     456,
     464,
 )
+FLUSH = 472  # not 0: numbers below the normal range count as 0 while a job runs
 STALLED = 328  # set by a caller that has waited long for the last chunk of a worker: workers take no more then
 POOL_BYTES = 512
+
+# A team's record, in bytes: what threads of another library are given to run a job.
+TEAM_POOL, TEAM_JOB, TEAM_FORK, TEAM_COUNT, TEAM_NEXT, TEAM_BYTES = 0, 8, 16, 24, 64, 128
 
 _NEVER = 1 << 62  # of the clock
 _OPEN = 1 << 16
@@ -135,11 +141,12 @@ def _wait_for(
 
 
 def emit_runtime(module: Module, target: Target) -> tuple[str, ...]:
-    """Emit `submit(pool, job, helpers)` and `worker(pool)`; returns their names."""
+    """Emit `submit(pool, job, helpers)`, `worker(pool)` and `share(team)`; returns their names."""
     _run_job(module, target)
     _submit(module, target)
     _worker(module, target)
-    return ("leanconv_submit", "leanconv_worker")
+    _share(module)
+    return ("leanconv_submit", "leanconv_worker", "leanconv_share")
 
 
 def _run_job(module: Module, target: Target) -> None:
@@ -147,6 +154,7 @@ def _run_job(module: Module, target: Target) -> None:
     pool, job, thread = fn.args
     phases = fn.load(I64, job, JOB_PHASES)
     buffers = fn.load(PTR, job, JOB_BUFFERS)
+    restore = _flush_denormals(fn, target, fn.load(I64, pool, FLUSH))
 
     def phase(index: Value, _: list[Value]) -> list[Value]:
         blocks = _Blocks(fn)
@@ -180,13 +188,44 @@ def _run_job(module: Module, target: Target) -> None:
         return []
 
     fn.loop(0, phases, 1, [], phase, guard=True, hint="phase")
+    restore()
     fn.ret()
 
 
-def _submit(module: Module, target: Target) -> None:
-    """Run a job on the calling thread and at most `helpers` workers; alone if another caller has the workers."""
-    fn = module.function("leanconv_submit", [(PTR, "pool"), (PTR, "job"), (I64, "helpers")])
-    pool, job, helpers = fn.args
+def _flush_denormals(fn: Function, target: Target, wanted: Value) -> Callable[[], None]:
+    """Set the thread's mode for numbers below the normal range if it is wanted; returns what restores it.
+
+    MXCSR's bits 15 and 6 (results and operands count as 0) on x86, FPCR's bit 24 on ARM.
+    """
+    arm = target.triple.startswith(("aarch64", "arm64"))
+    if not arm and not target.triple.startswith("x86_64"):
+        return lambda: None
+    kept, changed = fn.alloca(8), fn.alloca(8)
+    flush = fn.cmp("ne", wanted, 0)
+    if arm:
+        before = fn.op(I64, f"call i64 @{fn.module.declare('llvm.aarch64.get.fpcr', I64, [])}()")
+        fn.store(before, kept)
+    else:
+        fn.do(f"call void @{fn.module.declare('llvm.x86.sse.stmxcsr', 'void', [PTR])}(ptr {kept.name})")
+        before = fn.load(I32, kept)
+    bits = fn.op(before.type, f"or {before.type} {before.name}, {1 << 24 if arm else 0x8040}")
+    fn.store(
+        fn.op(before.type, f"select i1 {flush.name}, {before.type} {bits.name}, {before.type} {before.name}"), changed
+    )
+
+    def put(place: Value) -> None:
+        if arm:
+            value = fn.load(I64, place)
+            fn.do(f"call void @{fn.module.declare('llvm.aarch64.set.fpcr', 'void', [I64])}(i64 {value.name})")
+        else:
+            fn.do(f"call void @{fn.module.declare('llvm.x86.sse.ldmxcsr', 'void', [PTR])}(ptr {place.name})")
+
+    put(changed)
+    return lambda: put(kept)
+
+
+def _reset(fn: Function, job: Value) -> None:
+    """Hand out every phase's chunks from the first again."""
 
     def reset(index: Value, _: list[Value]) -> list[Value]:
         record = fn.gep(job, fn.add(fn.mul(index, RECORD_BYTES), JOB_RECORDS))
@@ -195,6 +234,31 @@ def _submit(module: Module, target: Target) -> None:
         return []
 
     fn.loop(0, fn.load(I64, job, JOB_PHASES), 1, [], reset, guard=True, hint="reset")
+
+
+def _share(module: Module) -> None:
+    """Run a job on threads of an OpenMP runtime: `fork(function, record, count, 0)` calls the function on each."""
+    fn = module.function("leanconv_team", [(PTR, "team")])
+    (team,) = fn.args
+    pool, job = fn.load(PTR, team, TEAM_POOL), fn.load(PTR, team, TEAM_JOB)
+    ticket = _atomic(fn, "add", fn.gep(team, TEAM_NEXT), 1)
+    fn.do(f"call void @run_job(ptr {pool.name}, ptr {job.name}, i64 {ticket.name})")
+    fn.ret()
+    fn = module.function("leanconv_share", [(PTR, "team")])
+    (team,) = fn.args
+    _reset(fn, fn.load(PTR, team, TEAM_JOB))
+    _atomic_store(fn, 0, fn.gep(team, TEAM_NEXT))
+    fork, count = fn.load(PTR, team, TEAM_FORK), fn.load(I32, team, TEAM_COUNT)
+    fn.do(f"call void {fork.name}(ptr @leanconv_team, ptr {team.name}, i32 {count.name}, i32 0)")
+    fn.ret()
+
+
+def _submit(module: Module, target: Target) -> None:
+    """Run a job on the calling thread and at most `helpers` workers; alone if another caller has the workers."""
+    fn = module.function("leanconv_submit", [(PTR, "pool"), (PTR, "job"), (I64, "helpers")])
+    pool, job, helpers = fn.args
+
+    _reset(fn, job)
     busy, state = fn.gep(pool, BUSY), fn.gep(pool, STATE)
     run = f"call void @run_job(ptr {pool.name}, ptr {job.name}, i64 0)"
 

@@ -15,6 +15,7 @@ from leanconv.torch.network import ChangedModelError
 from leanconv.torch.patch import patch
 from leanconv.torch.report import SwappedLayer, SwapReport
 from leanconv.torch.swap import is_swapped, swap, unswap
+from leanconv.torch.threads import share_threads
 from leanconv.torch.transposed import conv_transpose1d, conv_transpose2d, conv_transpose3d
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "conv_transpose3d",
     "is_swapped",
     "patch",
+    "share_threads",
     "swap",
     "unswap",
 ]
