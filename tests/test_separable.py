@@ -25,7 +25,7 @@ from leanconv.memory import ALIGNMENT, Arena
 from leanconv.options import make_problem
 
 Array = np.ndarray[Any, Any]
-ENGINE = settings(settings.get_profile("engine"), max_examples=40)
+ENGINE = settings(settings.get_profile("engine"), max_examples=25)
 
 
 def low_rank(rng: np.random.Generator, shape: tuple[int, ...], rank: int) -> Array:
@@ -275,6 +275,14 @@ def test_auto_takes_two_passes_where_they_save() -> None:
     assert np.allclose(gauss.conv2d(x, bias, padding=4), y + bias[:, None, None], atol=1e-5)
     bias += 1
     assert np.allclose(gauss.conv2d(x, bias, padding=4), y + bias[:, None, None], atol=1e-5)
+
+
+def test_limits_of_a_with_block_hold() -> None:
+    filters, x = separable(W), np.ones((1, 2, 9, 9), "f4")
+    y = filters.conv2d(x, method="two_passes")
+    with leanconv.memory_limit(1), pytest.raises(MemoryLimitError):
+        filters.conv2d(x, method="two_passes")
+    assert filters.conv2d(x, method="two_passes").tobytes() == y.tobytes()
 
 
 def test_what_lies_between_is_never_whole() -> None:

@@ -24,7 +24,7 @@ from leanconv.memory import ALIGNMENT, Arena
 from leanconv.options import make_problem
 
 Array = np.ndarray[Any, Any]
-ENGINE = settings(settings.get_profile("engine"), max_examples=40)
+ENGINE = settings(settings.get_profile("engine"), max_examples=25)
 NUMPY_MODE = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 

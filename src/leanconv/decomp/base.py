@@ -211,7 +211,8 @@ class Decomposed(ABC):
         """The plan bound to the factors, kept if there is no bias, which may have changed."""
         threads = options.get("threads")
         fixed = {**options, "threads": get_num_threads() if threads is None else threads}
-        key = (image.shape, image.strides, str(image.dtype), residual, repr(sorted(fixed.items(), key=str)))
+        limit = resolve_limit(options.get("memory_limit"))  # which may be that of a `with` block
+        key = (image.shape, image.strides, str(image.dtype), residual, limit, repr(sorted(fixed.items(), key=str)))
         if bias is None:
             with self._lock:
                 found = self._bound.get(key)

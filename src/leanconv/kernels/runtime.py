@@ -35,9 +35,10 @@ STATE, JOB, MOST, LEFT, SLEEPERS, BUSY, STOP, SEMAPHORE, WAIT, POST, YIELD = (
     456,
     464,
 )
-STALLED = 328  # set by a thread that has waited long for the last chunk of another
+STALLED = 328  # set by a caller that has waited long for the last chunk of a worker: workers take no more then
 POOL_BYTES = 512
 
+_NEVER = 1 << 62  # of the clock
 _OPEN = 1 << 16
 _SEQUENCE = 1 << 17
 SPINS_IDLE = 2000  # turns of a worker before it sleeps: about 40 us at 65 cycles a pause
@@ -153,11 +154,15 @@ def _run_job(module: Module, target: Target) -> None:
         function, fields = fn.load(PTR, record, RECORD_FUNCTION), fn.load(PTR, record, RECORD_FIELDS)
         chunks = fn.load(I64, record, RECORD_CHUNKS)
         following, done = fn.gep(record, RECORD_NEXT), fn.gep(record, RECORD_DONE)
-        take, work, end = (fn.new_label(hint) for hint in ("take", "work", "end"))
+        look, take, work, end = (fn.new_label(hint) for hint in ("look", "take", "work", "end"))
         own = fn.alloca(8)
         fn.store(fn.i64(0), own)
         begin = _clock(fn, target)
-        blocks.jump(take)
+        blocks.jump(look)
+        blocks.at(look)
+        # A worker whose core is somebody else's would hold up every phase that is left.
+        resting = fn.cmp("ne", fn.mul(thread, _atomic_load(fn, fn.gep(pool, STALLED), "monotonic")), 0)
+        blocks.branch(resting, end, take)
         blocks.at(take)
         chunk = _atomic(fn, "add", following, 1)
         blocks.branch(fn.cmp("slt", chunk, chunks), work, end)
@@ -165,10 +170,12 @@ def _run_job(module: Module, target: Target) -> None:
         fn.do(f"call void {function.name}(ptr {buffers.name}, ptr {fields.name}, i64 {chunk.name}, i64 {thread.name})")
         _atomic(fn, "add", done, 1, "acq_rel")
         fn.store(fn.i64(fn.add(fn.load(I64, own), 1)), own)
-        blocks.jump(take)
+        blocks.jump(look)
         blocks.at(end)
         spent = fn.mul(fn.sub(_clock(fn, target), begin), CHUNKS_STALLED)
         patience = fn.udiv(spent, fn.smax(fn.load(I64, own), 1))
+        # Workers do not judge: the core they wait for is the caller's, which has to go on in any case.
+        patience = fn.select(fn.cmp("eq", thread, 0), patience, fn.i64(_NEVER))
         _wait_for(fn, target, pool, done, chunks, patience)
         return []
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from leanconv.arrays import Array
 from leanconv.checks import integer, one_of
-from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError, ModelError
+from leanconv.errors import ArgumentTypeError, ArgumentValueError, LeanconvError, MemoryLimitError, ModelError
 from leanconv.locks import new_lock
 from leanconv.network.ceiling import physical_memory
 from leanconv.network.compile import CompiledNetwork, compile_graph
@@ -189,7 +189,13 @@ class Session:
         alone = max((type_.nbytes for type_ in graph.types.values()), default=0)
         if alone > machine:
             raise MemoryLimitError(machine, alone, "one value of the network, on a machine of so much memory,")
-        network = compile_graph(graph, threads=self.threads, memory_limit=self.memory_limit, accuracy=self.accuracy)
+        try:
+            network = compile_graph(graph, threads=self.threads, memory_limit=self.memory_limit, accuracy=self.accuracy)
+        except LeanconvError:
+            raise
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+            # Attributes that no operator's types depend on, and that make no sense.
+            raise ModelError(f"the model cannot be compiled: {error}") from error
         needed = network.peak_bytes + network.kept_bytes
         if needed > machine:
             raise MemoryLimitError(machine, needed, "the network, on a machine of so much memory,")

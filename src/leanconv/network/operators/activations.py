@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from leanconv.arrays import Array
-from leanconv.network.graph import Node
-from leanconv.network.operators.base import Arrays, Operator, axis_of, given, maybe, same_type
+from leanconv.network.graph import Node, ValueType
+from leanconv.network.operators.base import Arrays, Operator, Types, axis_of, given, maybe, present, same_type
 from leanconv.network.operators.elementwise import erf
 
 Number = Callable[[str, float], float]
@@ -48,6 +48,26 @@ def clip_bounds(node: Node, arrays: Arrays) -> tuple[Any, Any]:
     if node.version < 11 and not any(array is not None for array in arrays[1:]):
         return node.attributes.get("min"), node.attributes.get("max")
     return maybe(arrays, 1), maybe(arrays, 2)
+
+
+def _along_axis(node: Node, types: Types, constants: Arrays) -> tuple[ValueType, ...]:
+    """The type of the operand; its axis must be there."""
+    x = present(types, 0)
+    if node.version >= 13:
+        axis_of(int(node.attributes.get("axis", -1)), len(x.shape))
+    else:
+        axis_of(int(node.attributes.get("axis", 1)), len(x.shape), beyond=1)
+    return (x,)
+
+
+def _prelu_infer(node: Node, types: Types, constants: Arrays) -> tuple[ValueType, ...]:
+    x, slope = present(types, 0), present(types, 1)
+    shape = slope.shape
+    if node.version < 7 and len(shape) == 1 and len(x.shape) > 2:
+        shape = (*shape, *(1,) * (len(x.shape) - 2))
+    if np.broadcast_shapes(x.shape, shape) != x.shape:
+        raise ValueError(f"slopes of shape {slope.shape} for a tensor of shape {x.shape}")
+    return (x,)
 
 
 def _prelu(node: Node, arrays: Arrays) -> tuple[Array, ...]:
@@ -129,8 +149,8 @@ OPERATORS = (
     _of_numbers("Shrink", _shrink, (9,)),
     Operator("Gelu", same_type, _gelu, since=(20,)),
     Operator("Clip", same_type, _clip, since=(1, 6, 11)),
-    Operator("PRelu", same_type, _prelu, since=(1, 6, 7)),
-    Operator("Softmax", same_type, _softmax(_soft), since=(1, 11, 13)),
-    Operator("LogSoftmax", same_type, _softmax(_log_soft), since=(1, 11, 13)),
-    Operator("Hardmax", same_type, _softmax(_hard_max), since=(1, 11, 13)),
+    Operator("PRelu", _prelu_infer, _prelu, since=(1, 6, 7)),
+    Operator("Softmax", _along_axis, _softmax(_soft), since=(1, 11, 13)),
+    Operator("LogSoftmax", _along_axis, _softmax(_log_soft), since=(1, 11, 13)),
+    Operator("Hardmax", _along_axis, _softmax(_hard_max), since=(1, 11, 13)),
 )

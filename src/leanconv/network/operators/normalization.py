@@ -12,12 +12,12 @@ from leanconv.network.operators.base import (
     Arrays,
     Operator,
     Types,
+    axes_of,
     axis_of,
     given,
     ints,
     maybe,
     present,
-    same_type,
 )
 
 
@@ -72,6 +72,33 @@ def _instance(node: Node, arrays: Arrays) -> tuple[Array, ...]:
 def _standard(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
     mean = x.mean(axis=axes, keepdims=True)
     return np.asarray((x - mean) / np.sqrt(x.var(axis=axes, keepdims=True) + epsilon))
+
+
+def _scaled_infer(node: Node, types: Types, constants: Arrays) -> tuple[ValueType, ...]:
+    """The type of the operand; scale and bias must have one number a channel, or (GroupNormalization) a group."""
+    x = present(types, 0)
+    if len(x.shape) < 2:
+        raise ValueError(f"a tensor of shape {x.shape} has no channels")
+    counts = [x.shape[1]]
+    if node.op == "GroupNormalization":
+        groups = int(node.attributes["num_groups"])
+        if groups < 1 or x.shape[1] % groups:
+            raise ValueError(f"{x.shape[1]} channels in {groups} groups")
+        counts.append(groups)
+    if present(types, 1).size not in counts or present(types, 2).size != present(types, 1).size:
+        shapes = f"{present(types, 1).shape} and {present(types, 2).shape}"
+        raise ValueError(f"scale and bias of shapes {shapes} for {x.shape[1]} channels")
+    return (x,)
+
+
+def _axes_infer(node: Node, types: Types, constants: Arrays) -> tuple[ValueType, ...]:
+    """The type of the operand; the axes that attributes name must be there."""
+    x = present(types, 0)
+    if "axes" in node.attributes or node.op == "MeanVarianceNormalization":
+        axes_of(ints(node.attributes.get("axes", (0, 2, 3))), len(x.shape))
+    else:
+        axis_of(int(node.attributes.get("axis", -1)), len(x.shape))
+    return (x,)
 
 
 def _group(node: Node, arrays: Arrays) -> tuple[Array, ...]:
@@ -146,11 +173,11 @@ def _lp(node: Node, arrays: Arrays) -> tuple[Array, ...]:
 
 OPERATORS = (
     Operator("BatchNormalization", _batch_infer, _batch, since=(1, 6, 7, 9, 14), check=_check_batch),
-    Operator("InstanceNormalization", same_type, _instance, since=(1, 6)),
-    Operator("GroupNormalization", same_type, _group, since=(18, 21)),
+    Operator("InstanceNormalization", _scaled_infer, _instance, since=(1, 6)),
+    Operator("GroupNormalization", _scaled_infer, _group, since=(18, 21)),
     Operator("LayerNormalization", _layer_infer, _layer, since=(17,)),
-    Operator("RMSNormalization", same_type, _rms, since=(23,)),
-    Operator("MeanVarianceNormalization", same_type, _mean_variance, since=(9,)),
+    Operator("RMSNormalization", _axes_infer, _rms, since=(23,)),
+    Operator("MeanVarianceNormalization", _axes_infer, _mean_variance, since=(9,)),
     Operator("LRN", _lrn_infer, _lrn),
-    Operator("LpNormalization", same_type, _lp),
+    Operator("LpNormalization", _axes_infer, _lp),
 )
