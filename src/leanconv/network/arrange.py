@@ -8,47 +8,18 @@ reads any more; an output of the network is written where the caller gets it.  W
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
+from leanconv.network.arrangement import ARENA, CONSTANT, INPUT, OUTPUT, Arrangement, Step, lifetimes, live, live_bytes
 from leanconv.network.graph import Graph, Node, ValueType
+from leanconv.network.joins import concat_slots
 from leanconv.network.places import Place, channels_last, dense, order_of, row_major, sliced
 from leanconv.network.steps import COPY, lowerer
 from leanconv.network.steps.base import Call, Lowerer, Operand
 from leanconv.network.steps.convolution import Convolution
 from leanconv.network.steps.shaping import Concat, concat_axis
 
-ARENA, INPUT, OUTPUT, CONSTANT = "v:", "in:", "out:", "const:"
-"""How names of storages begin."""
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A node, or a copy, on its places; computed by NumPy if nothing has kernels for it (`reason` says why)."""
-
-    name: str
-    call: Call
-    lowerer: Lowerer | None
-    reason: str = ""
-
-    @property
-    def op(self) -> str:
-        """The operator."""
-        return self.call.node.op
-
-    @property
-    def storages(self) -> set[str]:
-        """All that it reads or writes."""
-        places = [o.place for o in self.call.inputs if o is not None] + [p for p in self.call.outputs if p is not None]
-        return {place.storage for place in places}
-
-
-@dataclass(slots=True)
-class Arrangement:
-    """Steps in order, the place of every value, and the bytes of each storage in the arena."""
-
-    steps: list[Step] = field(default_factory=list)
-    places: dict[str, Place] = field(default_factory=dict)
-    sizes: dict[str, int] = field(default_factory=dict)
+__all__ = ["Arrangement", "arrange"]
 
 
 def arrange(graph: Graph, *, joined: bool = True) -> Arrangement:
@@ -61,7 +32,7 @@ def arrange(graph: Graph, *, joined: bool = True) -> Arrangement:
     plain = _Arranger(graph, {}).run()
     if not joined:
         return plain
-    slots = _concat_slots(graph, plain)
+    slots = concat_slots(graph, plain)
     if not slots:
         return plain
     found = _Arranger(graph, slots).run()
@@ -75,35 +46,6 @@ def arrange(graph: Graph, *, joined: bool = True) -> Arrangement:
         if live_bytes(other) < least:
             slots, found, least = fewer, other, live_bytes(other)
     return found
-
-
-def lifetimes(found: Arrangement) -> dict[str, tuple[int, int]]:
-    """First and last step of each storage in the arena."""
-    result: dict[str, tuple[int, int]] = {}
-    for number, step in enumerate(found.steps):
-        for name in step.storages:
-            if name in found.sizes:
-                first, _ = result.get(name, (number, number))
-                result[name] = first, number
-    return result
-
-
-def live(found: Arrangement) -> list[int]:
-    """Bytes of all storages in the arena that are alive at each step."""
-    change = [0] * (len(found.steps) + 1)
-    for name, (first, last) in lifetimes(found).items():
-        change[first] += found.sizes[name]
-        change[last + 1] -= found.sizes[name]
-    total, result = 0, []
-    for step in change[:-1]:
-        total += step
-        result.append(total)
-    return result
-
-
-def live_bytes(found: Arrangement) -> int:
-    """Bytes that no plan of the arena can go below."""
-    return max(live(found), default=0)
 
 
 def _at_peak(found: Arrangement, storage: str) -> bool:
@@ -322,53 +264,3 @@ class _Arranger:
 def _usual(found: Lowerer, rank: int) -> tuple[int, ...]:
     """The order of axes that a step can read and write in any case."""
     return channels_last(rank) if found.image else row_major(rank)
-
-
-def _concat_slots(graph: Graph, plain: Arrangement) -> dict[str, Place]:
-    """Parts of Concat outputs that the values they consist of can be written to; the last Concat first.
-
-    Values of an earlier Concat that a later one joins too, in the same sequence, have a place already: the earlier
-    output is then a part of the later one.
-    """
-    produced = {name: node for node in graph.nodes for name in node.outputs if name}
-    steps = {step.call.node.name for step in plain.steps}
-    slots: dict[str, Place] = {}
-    for node in reversed([node for node in graph.nodes if node.op == "Concat"]):
-        name = node.outputs[0]
-        type_, rank = graph.types[name], len(graph.types[name].shape)
-        if not isinstance(lowerer("Concat"), Concat) or name not in plain.places or not type_.size:
-            continue
-        axis = concat_axis(node, rank)
-        starts = [0]
-        for part in node.inputs:
-            starts.append(starts[-1] + graph.types[part].shape[axis])
-        whole = slots.get(name) or _around(node, starts, axis, type_, slots)
-        if whole is None:
-            natural = plain.places[name]
-            if not natural.storage.startswith(ARENA):
-                continue
-            whole = replace(natural, storage=ARENA + name, offset=0)
-            whole = dense(ARENA + name, type_, order_of(natural))
-        else:
-            slots[name] = whole
-        for first, part in zip(starts, node.inputs, strict=False):
-            maker = produced.get(part)
-            fixed = maker is None or part in graph.outputs or part in slots or node.inputs.count(part) > 1
-            if fixed or (maker is not None and maker.op != "Concat" and maker.name not in steps):
-                continue
-            at = [first if a == axis else 0 for a in range(rank)]
-            slots[part] = sliced(whole, at, (1,) * rank, graph.types[part].shape)
-    return slots
-
-
-def _around(node: Node, starts: Sequence[int], axis: int, type_: ValueType, slots: Mapping[str, Place]) -> Place | None:
-    """The part of a storage that a Concat's inputs fill already, in their sequence."""
-    if not all(part in slots for part in node.inputs):
-        return None
-    head = slots[node.inputs[0]]
-    whole = Place(head.storage, head.offset, type_.shape, head.strides, head.dtype)
-    for first, part in zip(starts, node.inputs, strict=False):
-        at = [first if a == axis else 0 for a in range(len(type_.shape))]
-        if not sliced(whole, at, (1,) * len(at), slots[part].shape).same_elements(slots[part]):
-            return None
-    return whole

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from leanconv.errors import MemoryLimitError
 from leanconv.network.arena import ArenaPlan, Region, plan_arena
-from leanconv.network.arrange import Arrangement, arrange, lifetimes, live
+from leanconv.network.arrange import arrange
+from leanconv.network.arrangement import Arrangement, lifetimes, live
 from leanconv.network.fusion import FoundBlock, find_blocks, with_blocks
 from leanconv.network.graph import Graph
 from leanconv.network.native import workspace_region

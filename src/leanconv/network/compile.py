@@ -19,7 +19,7 @@ from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.host import this_host
 from leanconv.locks import new_lock
 from leanconv.memory import Block, allocate
-from leanconv.network.arrange import CONSTANT, INPUT, OUTPUT, Arrangement
+from leanconv.network.arrangement import CONSTANT, INPUT, OUTPUT, Arrangement, live_bytes
 from leanconv.network.choose import Choice, plan_network
 from leanconv.network.graph import Graph, ValueType
 from leanconv.network.native import ABSOLUTE, Linked, LinkedStep, NativeJob, NumpyStep, link_step
@@ -148,8 +148,6 @@ class CompiledNetwork:
     @property
     def activation_bytes(self) -> int:
         """Bytes of values between the layers that are alive at once at the worst step."""
-        from leanconv.network.arrange import live_bytes
-
         return live_bytes(self._found)
 
     @property

@@ -16,7 +16,7 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.memory import Layout, layout_of
-from leanconv.network.arrange import Step
+from leanconv.network.arrangement import Step
 from leanconv.network.operators import evaluate_node, operator
 from leanconv.network.places import Place
 from leanconv.network.steps.base import Built, Option, address

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leanconv.arrays import Array
-from leanconv.network.arrange import Arrangement, live
+from leanconv.network.arrangement import Arrangement, live
 from leanconv.network.choose import Choice
 from leanconv.network.native import Linked, LinkedStep, NativeJob
 

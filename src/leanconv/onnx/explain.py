@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from leanconv.errors import MemoryLimitError
 from leanconv.host import this_host
-from leanconv.network.arrange import Arrangement, arrange
-from leanconv.network.choose import Choice, choose, options_of
-from leanconv.network.graph import ValueType
+from leanconv.network.choose import Choice, plan_network
+from leanconv.network.graph import Graph, ValueType
 from leanconv.network.profile import StepInfo, describe
 from leanconv.network.steps.base import Setting
 from leanconv.sizes import format_bytes
@@ -134,10 +133,9 @@ def explain_model(
     graph = session.graph({name: ValueType(tuple(shape), str(ports[name].dtype)) for name, shape in shapes.items()})
     count = threads or session.threads or get_num_threads()
     limit = session.memory_limit
-    found = arrange(graph)
     # As under a limit, so that leaner ways to compute each step are among the options.
-    rows = options_of(found, Setting(this_host(), count, True, "auto", session.accuracy, False))
-    choice = choose(found, rows, count, limit)
+    setting = Setting(this_host(), count, True, "auto", session.accuracy, False)
+    found, choice = plan_network(graph, setting, limit)
     return ModelExplanation(
         inputs={name: type_.shape for name, type_ in graph.inputs.items()},
         outputs={name: graph.types[name].shape for name in graph.outputs},
@@ -147,22 +145,22 @@ def explain_model(
         extra_bytes=choice.extra_bytes,
         memory_limit=limit,
         predicted_seconds=choice.seconds,
-        frontier=_frontier(found, rows, count),
+        frontier=_frontier(graph, setting),
         threads=count,
     )
 
 
-def _frontier(found: Arrangement, rows: Any, threads: int) -> list[tuple[int, float]]:
+def _frontier(graph: Graph, setting: Setting) -> list[tuple[int, float]]:
     """Ever lower limits, down to the least that does, and the time of each."""
     points: list[tuple[int, float]] = []
     limit: int | None = None
     while len(points) < _POINTS:
         try:
-            choice: Choice = choose(found, rows, threads, limit)
+            choice: Choice = plan_network(graph, setting, limit)[1]
         except MemoryLimitError as error:
             if not points or error.needed >= points[-1][0]:
                 break
-            choice = choose(found, rows, threads, error.needed)
+            choice = plan_network(graph, setting, error.needed)[1]
             limit = 0
         points.append((choice.needed_bytes, choice.seconds))
         if limit == 0:

@@ -1,0 +1,70 @@
+"""What arranging a network gives: steps on places, the storages in the arena, and when each of them is alive."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from leanconv.network.places import Place
+from leanconv.network.steps.base import Call, Lowerer
+
+ARENA, INPUT, OUTPUT, CONSTANT = "v:", "in:", "out:", "const:"
+"""How names of storages begin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A node, or a copy, on its places; computed by NumPy if nothing has kernels for it (`reason` says why)."""
+
+    name: str
+    call: Call
+    lowerer: Lowerer | None
+    reason: str = ""
+
+    @property
+    def op(self) -> str:
+        """The operator."""
+        return self.call.node.op
+
+    @property
+    def storages(self) -> set[str]:
+        """All that it reads or writes."""
+        places = [o.place for o in self.call.inputs if o is not None] + [p for p in self.call.outputs if p is not None]
+        return {place.storage for place in places}
+
+
+@dataclass(slots=True)
+class Arrangement:
+    """Steps in order, the place of every value, and the bytes of each storage in the arena."""
+
+    steps: list[Step] = field(default_factory=list)
+    places: dict[str, Place] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+def lifetimes(found: Arrangement) -> dict[str, tuple[int, int]]:
+    """First and last step of each storage in the arena."""
+    result: dict[str, tuple[int, int]] = {}
+    for number, step in enumerate(found.steps):
+        for name in step.storages:
+            if name in found.sizes:
+                first, _ = result.get(name, (number, number))
+                result[name] = first, number
+    return result
+
+
+def live(found: Arrangement) -> list[int]:
+    """Bytes of all storages in the arena that are alive at each step."""
+    change = [0] * (len(found.steps) + 1)
+    for name, (first, last) in lifetimes(found).items():
+        change[first] += found.sizes[name]
+        change[last + 1] -= found.sizes[name]
+    total, result = 0, []
+    for step in change[:-1]:
+        total += step
+        result.append(total)
+    return result
+
+
+def live_bytes(found: Arrangement) -> int:
+    """Bytes that no plan of the arena can go below."""
+    return max(live(found), default=0)
