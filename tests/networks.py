@@ -195,7 +195,24 @@ def branching_network(size: int = 16, seed: int = 0) -> Builder:
     return b
 
 
+def mobile_network(size: int = 32, seed: int = 0) -> Builder:
+    """The parts of MobileNets: separable convolutions and inverted residuals."""
+    b = Builder(seed)
+    six = ("clip", 0.0, 6.0)
+    y = b.conv(b.input(1, 3, size, size), 8, 3, 2, activation=six)
+    y = b.conv(b.conv(y, 8, group=8, activation=six), 16, 1)
+    for channels, stride in ((16, 1), (24, 2), (24, 1)):
+        x, middle = y, 6 * b.types[y].shape[1]
+        y = b.conv(y, middle, 1, activation=six)
+        y = b.conv(y, middle, 3, stride, group=middle, activation=six)
+        y = b.conv(y, channels, 1, residual=x if stride == 1 else "")
+    z = b.conv(b.conv(y, 24, 5, group=24), 24, 1, residual=y, activation=("relu",))
+    b.add("Flatten", b.add("GlobalAveragePool", z))
+    return b
+
+
 NETWORKS = {
+    "mobile": mobile_network,
     "residual": residual_network,
     "fire": fire_network,
     "dense": dense_network,

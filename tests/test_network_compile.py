@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from guard import GuardedAllocator, check_canaries, guarded, guarded_copy
 from leanconv.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, MemoryLimitError
 from leanconv.network.compile import CompiledNetwork, compile_graph
+from leanconv.network.fusion import find_blocks, with_blocks
 from networks import NETWORKS, Builder, check, graphs, reference
 
 Array = np.ndarray[Any, Any]
@@ -208,3 +209,36 @@ def test_errors() -> None:
     ):
         with pytest.raises(kind):
             compile_graph(graph, **options)
+
+
+def test_blocks_of_layers_take_less_memory() -> None:
+    b = NETWORKS["mobile"](64)
+    graph, inputs = b.graph(b.nodes[-1].outputs[0]), b.arrays()
+    free = compile_graph(graph, threads=2, algorithm=["auto"])
+    assert not [step for step in free.steps if "Residual" in step.op or "Separable" in step.op]
+    with pytest.raises(MemoryLimitError) as caught:
+        compile_graph(graph, threads=2, memory_limit=1)
+    least = caught.value.needed
+    assert least < 0.6 * (free.peak_bytes + free.extra_bytes)
+    wanted = reference(graph, inputs)
+    ops = set()
+    for limit in (least, 2 * least, 3 * least):
+        network = compile_graph(graph, threads=2, memory_limit=limit)
+        ops |= {step.op for step in network.steps}
+        check(guarded_run(network, inputs), wanted)
+    assert "leanconv.InvertedResidual" in ops
+
+
+def test_blocks_that_are_none() -> None:
+    b = Builder()
+    x = b.input(1, 8, 9, 9)
+    wide = b.conv(x, 16, 1)
+    deep = b.conv(wide, 16, group=16)
+    one = b.conv(deep, 8, 1)
+    other = b.conv(b.conv(one, 8, group=8), 8, 1, residual=one)
+    graph = b.graph(wide, other)
+    found = find_blocks(graph)
+    assert [(block.op, block.residual) for block in found] == [("leanconv.Separable", ""), ("leanconv.Separable", one)]
+    assert len(with_blocks(graph, found).nodes) == 3
+    inputs = b.arrays()
+    check(compile_graph(with_blocks(graph, found)).run(inputs), reference(graph, inputs))

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from leanconv.codegen import jit
+from leanconv.codegen.ir import Module
+from leanconv.codegen.targets import TARGETS, Target
+from leanconv.host import Host
+from leanconv.network.arrange import arrange
 from leanconv.network.compile import compile_graph
+from leanconv.network.steps.base import Setting
 from networks import Builder, check, reference
 from test_network_compile import guarded_run
 
@@ -230,3 +236,46 @@ def test_transposed_convolutions() -> None:
                 bias = b.weights(b.types[w].shape[1] * 4)
             y = b.add("leanconv.ConvTranspose", x, w, bias, activation=("relu",), **more)
             compare(b, b.add("MaxPool", y, kernel_shape=(1,) * (len(shape) - 2)), y)
+
+
+# -- machine code of other targets -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+def test_kernels_compile_for_every_target(target: Target) -> None:
+    host = Host(target, 32 << 10, 512 << 10, 8 << 20)
+    seen = set()
+    for dtype in ("float32", "float64"):
+        for last in (True, False):
+            b = Builder(dtype=dtype)
+            x = image(b, 1, 37, 9, 11, last=last)
+            empty = b.constant(np.array([], "f4"))
+            up = b.constant(np.array([1, 1, 2, 2], "f4"))
+            ends = [
+                b.add("AveragePool", x, kernel_shape=(3, 3), count_include_pad=1, pads=(1, 1, 1, 1)),
+                b.add("Softmax", x, axis=1),
+                b.add("LogSoftmax", x, axis=3),
+                b.add("LRN", x, size=5),
+                b.add("Resize", x, empty, up, mode="linear"),
+                b.add("Resize", x, empty, up, mode="nearest"),
+                b.add("Gelu", b.add("Softplus", b.add("Mul", x, b.weights(1, 37, 1, 1))), version=20),
+                b.add("Pad", x, b.constant(np.array([0, 0, 1, 1, 0, 0, 1, 1])), mode="edge", version=19),
+            ]
+            found = arrange(b.graph(*ends))
+            setting = Setting(host, 2)
+            for step in found.steps:
+                assert step.lowerer is not None
+                for phase in step.lowerer.options(step.call, setting)[0].build().phases:
+                    if phase.spec not in seen:
+                        seen.add(phase.spec)
+                        module = Module()
+                        phase.spec.emit(module, "kernel")
+                        assert "kernel" in jit.compile_assembly(module.text(), target)
+    assert {type(spec).__name__ for spec in seen} >= {
+        "MapSpec",
+        "TurnSpec",
+        "PoolSpec",
+        "SoftmaxSpec",
+        "GatherSpec",
+        "LrnSpec",
+    }

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 
 import leanconv.onnx
 from leanconv.errors import ArgumentTypeError, LeanconvError, ModelError
+from leanconv.onnx import wire
 from onnx_models import model, small_network
 
 node = helper.make_node
@@ -190,6 +191,44 @@ def test_deep_nesting(depth: int) -> None:
         leanconv.onnx.load(_field(7, graph) + _field(8, bytes([2 << 3, 17])))
 
 
+def _large() -> Any:
+    weights = np.random.default_rng(0).standard_normal((64, 64, 32, 32)).astype(np.float32)  # 16 MiB
+    return model([node("Conv", ["x", "w"], ["y"])], {"x": [1, 64, 32, "W"]}, ["y"], {"w": weights})
+
+
+def test_weights_stay_in_the_file(tmp_path) -> None:
+    proto = _large()
+    path = tmp_path / "large.onnx"
+    path.write_bytes(proto.SerializeToString())
+    tracemalloc.start()
+    try:
+        session = leanconv.onnx.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
+    x = np.random.default_rng(1).standard_normal((1, 64, 32, 33)).astype(np.float32)
+    wanted = leanconv.onnx.load(proto).run({"x": x})["y"]
+    np.testing.assert_array_equal(session.run({"x": x})["y"], wanted)
+
+
+def test_files_that_change_after_loading(tmp_path) -> None:
+    path = tmp_path / "large.onnx"
+    for change in (lambda: path.write_bytes(b""), lambda: os.truncate(path, 1000), path.unlink):
+        path.write_bytes(_large().SerializeToString())
+        session = leanconv.onnx.load(path)
+        change()
+        with pytest.raises(ModelError, match=r"changed|read"):
+            session.run({"x": np.zeros((1, 64, 32, 33), np.float32)})
+
+
+def test_a_file_of_tiny_fields(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(wire, "MOST_FIELDS", 1000)
+    path = tmp_path / "tiny.onnx"
+    path.write_bytes(bytes([8, 1]) * (wire.MOST_FIELDS + 1))
+    with pytest.raises(ModelError, match="fields"):
+        leanconv.onnx.load(path)
+
+
 def _mutated(data: bytes, rng: np.random.Generator) -> bytes:
     """Some bytes changed, cut out, doubled, or the end lost."""
     found = bytearray(data)
@@ -211,16 +250,20 @@ def _mutated(data: bytes, rng: np.random.Generator) -> bytes:
     return bytes(found)
 
 
-def test_mutated_files() -> None:
+@pytest.mark.parametrize("by", ["bytes", "file"])
+def test_mutated_files(by: str, tmp_path, monkeypatch) -> None:
     """Whatever happens to a file: it runs, or a typed error says why not.  LEANCONV_FUZZ_CASES sets how many."""
+    monkeypatch.setattr(wire, "LEAST_LIFTED", 16)
     rng = np.random.default_rng(2024)
-    proto = small_network(rng)
-    # Without most of the weights' bytes, among which a change would not be noticed.
-    data = proto.SerializeToString()
+    data = small_network(rng).SerializeToString()
     seen = {"ran": 0, "refused": 0}
     for _ in range(CASES):
+        source: Any = _mutated(data, rng)
+        if by == "file":
+            (tmp_path / "model.onnx").write_bytes(source)
+            source = tmp_path / "model.onnx"
         try:
-            session = leanconv.onnx.load(_mutated(data, rng), memory_limit="64MiB", threads=1)
+            session = leanconv.onnx.load(source, memory_limit="64MiB", threads=1)
             inputs = {}
             for port in session.inputs:
                 shape = [min(n, 64) if isinstance(n, int) else 8 for n in port.shape or ()]

@@ -102,7 +102,7 @@ def defined(ndim: int, x: Any, w: Any, bias: Any, keywords: dict[str, Any]) -> A
     return THEIRS[ndim](x, w, bias, **options)
 
 
-@settings(settings.get_profile("engine"), max_examples=40)
+@settings(settings.get_profile("engine"), max_examples=20)
 @given(layer=layers(), data=st.data())
 def test_any_strides(layer: Any, data: st.DataObject) -> None:
     """Slices, transposed views and repeated images are read where they lie."""
@@ -162,7 +162,7 @@ def test_fused_and_its_gradients(activation: Any, order: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")  # PyTorch's own, at forward mode's first use
-@settings(settings.get_profile("engine"), max_examples=15)
+@settings(settings.get_profile("engine"), max_examples=6)
 @given(layer=layers())
 def test_gradients(layer: Any) -> None:
     """First and second derivatives, by differences."""

@@ -44,11 +44,12 @@ def test_patch_passes_on() -> None:
         close(F.conv2d(x, w), lt.conv2d(x, w))
         close(torch.conv2d(input=x, weight=w, padding="same"), lt.conv2d(x, w, padding=1))
         F.conv1d(images(1, 2, 5), images(3, 2, 3)), F.conv3d(images(1, 2, 5, 5, 5), images(3, 2, 3, 3, 3))
+        close(F.conv_transpose2d(x, images(2, 3, 2, 2), None, 2), lt.conv_transpose2d(x, images(2, 3, 2, 2), None, 2))
         assert F.conv2d(x.bfloat16(), w.bfloat16()).dtype == torch.bfloat16
         assert F.conv2d(x.cfloat(), w.cfloat()).dtype == torch.complex64
         with pytest.raises(leanconv.ArgumentValueError, match="weight="):
             F.conv2d(x, images(3, 3, 3, 3))
-    assert found.computed == 5
+    assert found.computed == 6
     assert found.passed_on == {"element type torch.bfloat16": 1, "element type torch.complex64": 1}
     with pytest.raises(leanconv.ArgumentValueError, match="algorithm"):
         lt.patch(algorithm="none")

@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike
 
 from leanconv.calls import convolve
 from leanconv.checks import flag, integer
+from leanconv.directions import algorithms_of, problem_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.plan import Plan
@@ -18,7 +19,7 @@ from leanconv.planning.limits import resolve_limit
 from leanconv.planning.network import NetworkPlan, frontier, plan_layers
 from leanconv.planning.wanted import AlgorithmLike
 from leanconv.problem import Problem
-from leanconv.select import AlgorithmInfo, list_algorithms
+from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads
 
 
@@ -195,6 +196,7 @@ def explain(
     x_shape: Sequence[int],
     w_shape: Sequence[int],
     *,
+    direction: str = "forward",
     dtype: DTypeLike = "float32",
     algorithm: AlgorithmLike = "auto",
     accuracy: str = "standard",
@@ -212,6 +214,8 @@ def explain(
         x_shape: as in `plan`; so are w_shape, dtype, algorithm, accuracy, deterministic, choose, memory_limit, threads
             and the further options that describe the problem.
         w_shape: see there.
+        direction: "forward", "transposed" (shapes and options as in `plan_transpose`) or "backward_data" (as in
+            `plan_backward_data`).
         dtype: see there.
         algorithm: see there.
         accuracy: see there.
@@ -229,7 +233,7 @@ def explain(
         NotApplicableError: the algorithm asked for cannot compute this; carries the reason.
         MemoryLimitError: nothing fits the limit; says the least that would do.
     """
-    problem = make_problem(_ndim(x_shape, options.get("layout")), x_shape, w_shape, dtype=dtype, **options)
+    problem = problem_of(direction, _ndim(x_shape, options.get("layout")), x_shape, w_shape, dtype, options)
     return explain_problem(
         problem,
         algorithm,
@@ -321,6 +325,7 @@ def algorithms(
     x_shape: Sequence[int],
     w_shape: Sequence[int],
     *,
+    direction: str = "forward",
     dtype: DTypeLike = "float32",
     threads: int | None = None,
     **options: Any,
@@ -331,6 +336,8 @@ def algorithms(
         x_shape: as in `plan`; so are w_shape, dtype, threads and the further options that describe the
         problem.
         w_shape: see there.
+        direction: "forward"; "transposed", "backward_data" or "backward_weights": shapes and options are then those of
+            `plan_transpose`, `plan_backward_data` or `plan_backward_weights`.
         dtype: see there.
         threads: see there; some workspaces are per thread.
         **options: bias, stride, padding, dilation, groups, layout, pad_mode, activation, residual,
@@ -340,5 +347,5 @@ def algorithms(
         ArgumentTypeError: an argument of the wrong type.
         ArgumentValueError: a value that is not allowed, or shapes that do not fit.
     """
-    problem = make_problem(_ndim(x_shape, options.get("layout")), x_shape, w_shape, dtype=dtype, **options)
-    return list_algorithms(problem, get_num_threads() if threads is None else integer("threads", threads, 1))
+    count = get_num_threads() if threads is None else integer("threads", threads, 1)
+    return algorithms_of(direction, _ndim(x_shape, options.get("layout")), x_shape, w_shape, dtype, options, count)

@@ -135,6 +135,10 @@ class ObjectCache:
         self._count("misses" if payload is None else "hits")
         return payload
 
+    def holds(self, key: str) -> bool:
+        """Whether there is a file for `key`, not whether it is sound."""
+        return self.mode != "off" and os.path.exists(self._path(key))
+
     def put(self, key: str, data: bytes, note: Mapping[str, object]) -> bool:
         """Store `data` under `key`; `note` is for people who look at the file.
 

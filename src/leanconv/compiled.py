@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -91,10 +91,47 @@ def kernel(spec: KernelSpec) -> Kernel:
         with _lock:
             found = _kernels.get(spec)
             if found is None:
-                identity = repr(spec) + sources(spec)
-                fields, linked = _obtain(spec.target, identity, lambda module: spec.emit(module, _NAME), (_NAME,))
+                emit = functools.partial(spec.emit, name=_NAME)
+                fields, linked = _obtain(spec.target, identity(spec), emit, (_NAME,))
                 found = _kernels[spec] = Kernel(linked.addresses[_NAME], fields, linked)
     return found
+
+
+def prepare(specs: Iterable[KernelSpec]) -> None:
+    """Compile the kernels of specifications, in several processes if many are new.
+
+    Raises:
+        CompileError: as `kernel`.
+    """
+    from leanconv import compilers
+
+    wanted = [spec for spec in dict.fromkeys(specs) if spec not in _kernels]
+    if len(wanted) < compilers.MANY or compilers.processes() == 1:
+        return  # `kernel` does it when it is asked
+    new = [spec for spec in wanted if not object_cache().holds(cache_key(identity(spec)))]
+    if len(new) >= compilers.MANY:
+        compilers.compile_together(new, _keep, kernel)
+
+
+def identity(spec: KernelSpec) -> str:
+    """What decides what a kernel's code is, beside the generator."""
+    return repr(spec) + sources(spec)
+
+
+def object_code(spec: KernelSpec) -> tuple[tuple[str, ...], bytes]:
+    """The names of a kernel's fields, and its object code, compiled anew."""
+    module = Module()
+    fields = spec.emit(module, _NAME)
+    return fields, jit.compile_object(module.text(), spec.target)
+
+
+def _keep(spec: KernelSpec, fields: tuple[str, ...], code: bytes) -> None:
+    """Link and store what another process has compiled."""
+    with _lock:
+        if spec not in _kernels:
+            linked = jit.Linked(code, (_NAME,))
+            _kernels[spec] = Kernel(linked.addresses[_NAME], fields, linked)
+            _store(spec.target, identity(spec), fields, code)
 
 
 @functools.cache
@@ -110,14 +147,10 @@ def runtime_functions() -> tuple[jit.Linked, int, int]:
 
 
 def _obtain(
-    target: Target, identity: str, emit: Callable[[Module], tuple[str, ...]], names: tuple[str, ...]
+    target: Target, named: str, emit: Callable[[Module], tuple[str, ...]], names: tuple[str, ...]
 ) -> tuple[tuple[str, ...], jit.Linked]:
     """Field names and linked code of one module, from the disk or from LLVM (then stored)."""
-    from leanconv.cache import make_key
-
-    store = object_cache()
-    key = make_key({"generator": generator_digest(), "llvm": jit.llvm_version(), "spec": identity})
-    stored = store.get(key)
+    stored = object_cache().get(cache_key(named))
     if stored is not None:
         head, _, code = stored.partition(b"\0")
         return tuple(head.decode().split()), jit.Linked(code, names)
@@ -125,5 +158,18 @@ def _obtain(
     fields = emit(module)
     code = jit.compile_object(module.text(), target)
     linked = jit.Linked(code, names)
-    store.put(key, " ".join(fields).encode() + b"\0" + code, {"target": target.name, "spec": identity[:2000]})
+    _store(target, named, fields, code)
     return fields, linked
+
+
+def cache_key(named: str) -> str:
+    """What a kernel is called in the cache."""
+    from leanconv.cache import make_key
+
+    return make_key({"generator": generator_digest(), "llvm": jit.llvm_version(), "spec": named})
+
+
+def _store(target: Target, named: str, fields: tuple[str, ...], code: bytes) -> None:
+    """Put object code into the cache."""
+    entry = " ".join(fields).encode() + b"\0" + code
+    object_cache().put(cache_key(named), entry, {"target": target.name, "spec": named[:2000]})

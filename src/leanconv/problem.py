@@ -26,6 +26,7 @@ BATCH_LAST = ("CHWN", "CHWN8")
 """Layouts with images innermost, which are planned with a spatial axis more: the images of a block."""
 
 _ITEMSIZE = {"float32": 4, "float64": 8}
+_FUNCTIONS = {"forward": "conv{}d", "transposed": "conv_transpose{}d", "backward_weights": "conv{}d_backward_weights"}
 _SHORT_DTYPE = {"float32": "f32", "float64": "f64"}
 
 
@@ -186,7 +187,7 @@ class Problem:
         axes = self.ndim - 1 if self.layout in BATCH_LAST else self.ndim
         batch = self.batch * math.prod(self.in_size[axes:])
         words = [
-            f"conv{'_transpose' if self.direction == 'transposed' else ''}{axes}d",
+            _FUNCTIONS[self.direction].format(axes),
             _SHORT_DTYPE[self.dtype],
             _by_x((batch, self.in_channels, *self.in_size[:axes])),
             "->",

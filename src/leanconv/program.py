@@ -11,7 +11,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from leanconv.compiled import Kernel, KernelSpec, kernel
+from leanconv.compiled import Kernel, KernelSpec, kernel, prepare
 from leanconv.kernels import runtime
 from leanconv.kernels.fields import pack_fields
 from leanconv.memory import AlignedBlock, Buffer, Layout, layout_of
@@ -77,6 +77,7 @@ class Compiled:
     def _link(self, slots: Mapping[str, int], strides: Mapping[str, int]) -> None:
         """Compile the kernels; `slots` are places in the table of addresses, `strides` those from thread to thread."""
         self.slots = slots
+        prepare(phase.spec for phase in self.program.phases)
         self.kernels: list[Kernel] = []
         self.fields: list[ctypes.Array[ctypes.c_int64]] = []
         for phase in self.program.phases:

@@ -17,7 +17,7 @@ from leanconv.planning.limits import resolve_limit
 from leanconv.planning.wanted import AlgorithmLike
 from leanconv.problem import Problem
 from leanconv.threads import get_num_threads
-from leanconv.transposed_options import make_backward_data_problem, make_transposed_problem
+from leanconv.transposed_options import backward_data_of, make_backward_data_problem, make_transposed_problem
 
 
 def conv_transpose1d(
@@ -219,11 +219,7 @@ def plan_backward_data(x_shape: Sequence[int], w_shape: Sequence[int], **options
         NotApplicableError: the algorithm asked for cannot compute a phase; carries the reason.
         MemoryLimitError: nothing fits the limit; says the least that would do.
     """
-    return _plan(_backward_of, (x_shape, w_shape), **options)
-
-
-def _backward_of(ndim: int, x_shape: Sequence[int], w_shape: Sequence[int], **options: Any) -> Problem:
-    return make_backward_data_problem(ndim, None, w_shape, x_shape=x_shape, **options)
+    return _plan(backward_data_of, (x_shape, w_shape), **options)
 
 
 def _plan(

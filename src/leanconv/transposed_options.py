@@ -211,6 +211,11 @@ def make_backward_data_problem(
     )
 
 
+def backward_data_of(ndim: int, x_shape: Sequence[int], w_shape: Sequence[int], **options: Any) -> Problem:
+    """`make_backward_data_problem` for a gradient whose shape is what it has to be."""
+    return make_backward_data_problem(ndim, None, w_shape, x_shape=x_shape, **options)
+
+
 def one_image_layout(layout: str, ndim: int) -> str:
     """Return "NCHW" or "NHWC"; images of a block in one line are for forward convolutions only."""
     name = layout_name(layout, ndim)

@@ -2,8 +2,8 @@
 
 Idea        the discrete Fourier transform turns correlation into products, one a bin: a window of n x n pixels gives
             (n - R + 1) x (n - S + 1) outputs for n * n / 2 complex products, each of three real ones; windows overlap
-            (overlap-save), and are as large as costs least: 8 to 64, any product of 2, 3 and 5; blocks of them go
-            through all steps while they are in the cache
+            (overlap-save), and are as large as costs least: 4 to 64, any product of 2, 3 and 5; longer ones where the
+            kernel has one axis, folded to two; blocks of them go through all steps while they are in the cache
 Workspace   a thread: points * block * (C/g + NR) elements and one window of NR, where points is 3/2 of the window's
             pixels and block the windows staged at one time
 Weights     3/2 of the window's pixels for each filter: 384 elements for 16 x 16
@@ -29,6 +29,7 @@ from leanconv.algorithms.fft_windows import (
     Extent,
     best_grid,
     extent,
+    longest_window,
     windows_along,
 )
 from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines
@@ -116,7 +117,7 @@ def steps_of(
     problem: Problem, target: Target, tiling: FftTiling, padded: bool, tail: int
 ) -> tuple[FftInput, FftOutput]:
     """How windows are read and outputs written; `tail` channels are left over by whole vectors."""
-    p, d = problem, tiling.grid.rows
+    p, d = problem, tiling.grid.axis
     outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
 
     def runs(strides: tuple[int, ...]) -> bool:
@@ -148,11 +149,12 @@ class Fft(Algorithm):
     tunables: ClassVar[Mapping[str, str]] = {"tiles": "tiles that a thread takes through all steps at one time"}
     whole: ClassVar[bool] = False
     longest: ClassVar[int] = LONGEST_TILE
-    fewest: ClassVar[int] = 25  # taps below which others always win; finding windows takes milliseconds
+    fewest: ClassVar[tuple[int, int]] = (7, 25)  # taps of one axis, and of several, below which others always win
 
     def weighed(self, problem: Problem) -> bool:
-        """Only for large kernels."""
-        return self.automatic and problem.taps >= self.fewest
+        """Only for large kernels: to find windows takes a millisecond."""
+        axes = sum(taps > 1 for taps in problem.kernel)
+        return self.automatic and problem.taps >= self.fewest[axes > 1]
 
     def refusal(self, problem: Problem) -> str | None:
         """Several taps, no stride, and windows that straight-line transforms can be."""
@@ -164,7 +166,8 @@ class Fft(Algorithm):
         for d, taps in enumerate(p.kernel):
             if not windows_along(p, d, whole=self.whole, longest=self.longest):
                 need = f"all {p.out_size[d]} outputs" if self.whole else "more"
-                return f"an axis has {taps} taps, a window of at most {self.longest} has no room for {need}"
+                most = longest_window(p, self.longest)
+                return f"an axis has {taps} taps, a window of at most {most} has no room for {need}"
         shortest = [windows_along(p, d, whole=self.whole, longest=self.longest)[0].size for d in range(p.ndim)]
         if math.prod(shortest) > MOST_PLACES:
             return f"a window would have {math.prod(shortest)} places, at most {MOST_PLACES} are supported"
@@ -229,12 +232,13 @@ class _Lowered(BlocksOfTiles):
 
     def scratch(self, tiles: int) -> tuple[dict[str, int], int]:
         """Where everything lies in a thread's scratch for blocks of so many tiles, and its bytes."""
+        width = self.host.target.vector_bytes
         point, product = odd_lines(tiles * self.row), odd_lines(tiles * self.width)
         m_at = self.tiling.points * point
         plane_at = m_at + self.tiling.points * product
         fields = {"v_point": point, "m_point": product, "v_row": self.row, "v_at": 0, "m_at": m_at}
         fields |= {"plane_at": plane_at, "plane_back": plane_at - m_at}
-        return fields, plane_at + (math.prod(self.grid.sizes) + self.grid.longest) * self.host.target.vector_bytes
+        return fields, plane_at + self.grid.plane_bytes(width) + self.grid.longest * width
 
     def weight_step(self) -> FftWeightStep:
         """How filters are transformed."""

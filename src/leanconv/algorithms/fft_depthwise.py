@@ -57,7 +57,7 @@ class FftDepthwise(Fft):
     )
     tunables: ClassVar[Mapping[str, str]] = {}
     longest: ClassVar[int] = LONGEST
-    fewest: ClassVar[int] = 121
+    fewest: ClassVar[tuple[int, int]] = (31, 121)
 
     def refusal(self, problem: Problem) -> str | None:
         """One channel in and out of each group, and what all FFTs want."""
@@ -102,7 +102,7 @@ class FftDepthwise(Fft):
             "w_panel": panel,
         }
         chunks = tiles["tile_count"] * runs
-        scratch = Buffer("scratch", (group * math.prod(grid.sizes) + grid.longest) * width, per_thread=True)
+        scratch = Buffer("scratch", group * grid.plane_bytes(width) + grid.longest * width, per_thread=True)
         sizes = "x".join(map(str, grid.sizes))
         return Lowering(
             (Phase("fft depthwise", FftLanesSpec(target, p.dtype, tiling, read, write, group), fields, chunks),),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 from leanconv.kernels.fft_grid import Grid, Window
@@ -28,26 +29,58 @@ def _smooth(n: int) -> bool:
 SIZES = tuple(n for n in range(4, LONGEST + 1, 2) if _smooth(n))
 
 
+def _folds() -> dict[int, tuple[int, int]]:
+    """Long windows as (odd, even) without a common factor, near enough to square; of lines above 64 only the longest.
+
+    Lines above 64 are slow, and take LLVM seconds.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    odd = [n for n in range(3, LONGEST, 2) if _smooth(n)]
+    for pair in itertools.product(odd, SIZES):
+        n = math.prod(pair)
+        if math.gcd(*pair) > 1 or max(pair) > 4 * min(pair) or not LONGEST_TILE < n <= MOST_PLACES:
+            continue
+        if max(pair) <= LONGEST_TILE or n > LONGEST_TILE * 45:
+            found[n] = min(pair, found.get(n, pair), key=max)
+    return found
+
+
+FOLDS = _folds()
+
+
+def longest_window(problem: Problem, longest: int) -> int:
+    """The most places along an axis: many, if there are taps along no other."""
+    return max(FOLDS) if sum(taps > 1 for taps in problem.kernel) == 1 else longest
+
+
+@lru_cache(maxsize=8)
+def _sizes(longest: int) -> tuple[int, ...]:
+    if longest <= LONGEST:
+        return tuple(n for n in SIZES if n <= longest)
+    return tuple(sorted({n for n in SIZES if n <= LONGEST_TILE} | set(FOLDS)))
+
+
 def windows_along(problem: Problem, d: int, *, whole: bool, longest: int) -> list[Window]:
     """The windows that an axis may be taken in, the shortest first; none if all would be too long."""
     p, taps, step = problem, problem.kernel[d], problem.dilation[d]
     if taps == 1:
         return [Window(1, 1, 1, 1, 0)]
     out = -(-p.out_size[d] // step)  # of the longest of the interleaved problems
+    sizes = _sizes(longest_window(p, longest))
     found = []
     least = out + taps - 1
     if p.pad_mode == "zeros" and step == 1:
         # Zeros behind the image are those before it as well: the window is cyclic.
-        low, high = p.pad_low[d], p.pad_high[d]
-        place = next((n for n in SIZES if n >= max(p.in_size[d] + max(low, high), taps, out)), LONGEST + 1)
-        if place <= longest:
-            found.append(Window(place, out, taps, p.in_size[d], low))
+        need = max(p.in_size[d] + max(p.pad_low[d], p.pad_high[d]), taps, out)
+        place = next((n for n in sizes if n >= need), None)
+        if place is not None:
+            found.append(Window(place, out, taps, p.in_size[d], p.pad_low[d]))
             least = min(least, place)
     if whole:
-        places = [n for n in SIZES if n >= out + taps - 1][: not found]
+        places = [n for n in sizes if n >= out + taps - 1][: not found]
     else:
-        places = [n for n in SIZES if taps < n <= longest and n < least]
-        places += [n for n in SIZES if n >= out + taps - 1 and n <= longest][: not found]
+        places = [n for n in sizes if taps < n < least]
+        places += [n for n in sizes if n >= out + taps - 1][: not found]
     for n in places:
         outputs = min(n - taps + 1, out)
         found.append(Window(n, outputs, taps, min(n, outputs + taps - 1), 0))
@@ -87,10 +120,11 @@ def best_grid(problem: Problem, slots: Callable[[Extent], float], *, whole: bool
     """The windows of least cost, or None if there are none."""
     choices = [windows_along(problem, d, whole=whole, longest=longest) for d in range(problem.ndim)]
     best, least = None, math.inf
+    folds = longest_window(problem, longest) > longest
     for windows in itertools.product(*choices):
         if math.prod(window.size for window in windows) > MOST_PLACES:
             continue
-        grid = Grid(windows)
+        grid = Grid(windows, next((FOLDS[w.size] for w in windows if w.size > LONGEST_TILE), None) if folds else None)
         cost = slots(extent(problem, grid))
         if cost < least:
             best, least = grid, cost

@@ -17,6 +17,7 @@ from leanconv.locks import new_lock
 from leanconv.options import Ints, Padding, make_problem
 from leanconv.planning.limits import get_memory_limit, resolve_limit
 from leanconv.problem import Problem, to_canonical
+from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads
 from leanconv.transposed_options import one_image_layout
 
@@ -121,12 +122,12 @@ def plan_backward_weights(
     """
     if not isinstance(x_shape, tuple | list) or not 3 <= len(x_shape) <= 5:
         raise ArgumentValueError("x_shape", x_shape, "must have a batch, a channel and 1 to 3 spatial axes")
-    problem = _problem(len(x_shape) - 2, x_shape, w_shape, dtype, options)
+    problem = weights_problem(len(x_shape) - 2, x_shape, w_shape, dtype, options)
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
     return _chosen(problem, algorithm, count, resolve_limit(memory_limit))
 
 
-def _problem(
+def weights_problem(
     ndim: int, x_shape: Sequence[int], w_shape: Sequence[int], dtype: DTypeLike, options: Mapping[str, Any]
 ) -> Problem:
     """The problem for dense arrays."""
@@ -138,6 +139,28 @@ def _problem(
             )
     one_image_layout(options.get("layout", "NCHW"), ndim)
     return replace(make_problem(ndim, x_shape, w_shape, dtype=dtype, **options), direction="backward_weights")
+
+
+def list_weight_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo]:
+    """One entry for each algorithm for gradients with respect to weights."""
+    result = []
+    for entry in WEIGHTS:
+        reason = entry.refusal(problem)
+        plan = None if reason else BackwardWeightsPlan(problem, entry, threads)
+        result.append(
+            AlgorithmInfo(
+                name=entry.name,
+                applies=plan is not None,
+                reason=reason,
+                workspace_bytes=plan.workspace_bytes if plan else None,
+                packed_weight_bytes=0 if plan else None,
+                title=entry.title,
+                paper=entry.paper,
+                error_class=entry.error_class,
+                error_bound=plan.error_bound if plan else None,
+            )
+        )
+    return result
 
 
 def _chosen(problem: Problem, algorithm: str, threads: int, limit: int | None) -> BackwardWeightsPlan:
@@ -211,7 +234,7 @@ def _gradient(
     plan = _plans.get(key)
     if plan is None:
         options = {"bias": wants_bias, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
-        problem = _problem(ndim, image.shape, w_shape, image.dtype, {**options, "layout": layout})
+        problem = weights_problem(ndim, image.shape, w_shape, image.dtype, {**options, "layout": layout})
         if grad.shape != problem.out_shape:
             raise ArgumentValueError("grad_out", grad, f"must have shape {problem.out_shape}")
         if result is not None and result.shape != problem.w_shape:

@@ -19,7 +19,8 @@ from typing import ClassVar
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.blocking import panels_of
 from leanconv.algorithms.dense import even_stride
-from leanconv.backward.boxes import box_sizes
+from leanconv.backward.boxes import PIXELS, box_sizes
+from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.backward_stage import GradientRows
 from leanconv.kernels.backward_weights import BackwardWeightsSpec
@@ -50,49 +51,68 @@ class DirectWeights(Algorithm):
 
     def error_bound(self, problem: Problem) -> float:
         """Of sums of boxes of some 256 pixels, added up one after the other."""
-        plain = super().error_bound(problem)
-        boxes = problem.batch * math.prod(problem.out_size) / 256
-        return plain * max(1.0, math.sqrt(boxes) / 8)
+        return weights_error_bound(super().error_bound(problem), problem)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase."""
-        p = merged(problem)
-        panels = panels_of(p, host)
-        boxes = box_sizes(p.batch, p.out_size)
-        cut = _cut(p, host, threads, workspace, panels, math.prod(boxes))
-        spec = BackwardWeightsSpec(
-            target=host.target,
-            dtype=p.dtype,
-            kernel=p.kernel,
-            stride=p.stride,
-            dilation=p.dilation,
-            pad_low=p.pad_low,
-            panels=panels.shape,
-            rows=(cut.kinds[0].rows, cut.kinds[1].rows),
-            short=(cut.kinds[0].short > 0, cut.kinds[1].short > 0),
-            unit_channel=p.x_strides[1] == 1,
-            unit_pixel=p.x_strides[-1] == 1 and p.stride[-1] == 1,
-            gradient=GradientRows(
-                host.target, p.dtype, p.ndim, p.out_strides[1] == 1, p.out_strides[-1] == 1 and p.out_size[-1] > 1
-            ),
-            bias=p.has_bias,
-        )
-        fields = _fields(p, panels, boxes, cut)
-        chunks = p.groups * fields["k_count"] * cut.tap_blocks * cut.channel_parts
-        tile = (
-            f"{cut.kinds[0].rows if panels.count else cut.kinds[1].rows}x{panels.vectors * host.target.lanes(p.dtype)}"
-        )
+        phase, buffers, parameters = gradient_phase(problem, host, threads, workspace)
         return Lowering(
-            phases=(Phase("backward weights", spec, fields, chunks),),
-            workspace=cut.buffers,
+            phases=(phase,),
+            workspace=buffers,
             steps=(
-                f"each thread stages the gradient of {math.prod(boxes)} pixels of a panel of output channels",
-                f"core {tile} reads the image in place, tap by tap, and adds to totals",
+                f"each thread stages the gradient of {parameters['box']} pixels of a panel of output channels",
+                f"core {parameters['tile']} reads the image in place, tap by tap, and adds to totals",
             ),
-            parameters={"tile": tile, "box": math.prod(boxes), "chunks": chunks},
+            parameters=parameters,
         )
+
+
+def gradient_phase(
+    problem: Problem, host: Host, threads: int, workspace: int | None, *, accumulate: bool = False
+) -> tuple[Phase, tuple[Buffer, ...], dict[str, int | str]]:
+    """The phase that sums over pixels of the image in place, its buffers, and the settings chosen.
+
+    `accumulate`: the sums are added to what the result holds.
+    """
+    p = merged(problem)
+    panels = panels_of(p, host)
+    boxes = box_sizes(p.batch, p.out_size)
+    cut = _cut(p, host, threads, workspace, panels, math.prod(boxes))
+    spec = BackwardWeightsSpec(
+        target=host.target,
+        dtype=p.dtype,
+        kernel=p.kernel,
+        stride=p.stride,
+        dilation=p.dilation,
+        pad_low=p.pad_low,
+        panels=panels.shape,
+        rows=(cut.kinds[0].rows, cut.kinds[1].rows),
+        short=(cut.kinds[0].short > 0, cut.kinds[1].short > 0),
+        unit_channel=p.x_strides[1] == 1,
+        unit_pixel=p.x_strides[-1] == 1 and p.stride[-1] == 1,
+        gradient=GradientRows(
+            host.target, p.dtype, p.ndim, p.out_strides[1] == 1, p.out_strides[-1] == 1 and p.out_size[-1] > 1
+        ),
+        bias=p.has_bias,
+        accumulate=accumulate,
+    )
+    fields = _fields(p, panels, boxes, cut)
+    chunks = p.groups * fields["k_count"] * cut.tap_blocks * cut.channel_parts
+    rows = cut.kinds[0 if panels.count else 1].rows
+    parameters: dict[str, int | str] = {
+        "tile": f"{rows}x{panels.vectors * host.target.lanes(p.dtype)}",
+        "box": math.prod(boxes),
+        "chunks": chunks,
+    }
+    return Phase("backward weights", spec, fields, chunks), cut.buffers, parameters
+
+
+def weights_error_bound(plain: float, problem: Problem) -> float:
+    """What sums over all pixels, box by box, may be off, from the bound of a plain sum."""
+    boxes = problem.batch * math.prod(problem.out_size) / PIXELS
+    return plain * max(1.0, math.sqrt(boxes) / 8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,10 +171,23 @@ def merged(problem: Problem) -> Problem:
     )
 
 
+def _tile_rows(target: Target, vectors: int, apart: bool) -> int:
+    """The most input channels of a tile; fewer than the core's pixels where LLVM would spill.
+
+    Loads of the next step need registers beside the tile's (9x3 on AVX-512 leaves too few), and channels that lie apart
+    an address each beside the gradient's and the counters.
+    """
+    rows = target.tile_rows(vectors)
+    if rows * vectors > 24 and vectors > 2:
+        rows -= 1
+    return min(rows, target.pointers - 2) if apart else rows
+
+
 def _cut(p: Problem, host: Host, threads: int, workspace: int | None, panels: Panels, pixels: int) -> _Cut:
     register = host.target.vector_bytes
     widths = (panels.vectors, panels.last or panels.vectors)
-    first, last = (_Kind.of(p.group_in, host.target.tile_rows(width)) for width in widths)
+    apart = p.x_strides[1] != 1
+    first, last = (_Kind.of(p.group_in, _tile_rows(host.target, width, apart)) for width in widths)
     used = [
         (kind, width) for kind, width, on in zip((first, last), widths, (panels.count, panels.last), strict=True) if on
     ]

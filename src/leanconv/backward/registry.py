@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from leanconv.algorithms.base import Algorithm
+from leanconv.backward.depthwise import DepthwiseWeights
 from leanconv.backward.direct import DirectWeights
+from leanconv.backward.lowered import Im2colWeights, Im2rowWeights
 
-WEIGHTS: tuple[Algorithm, ...] = (DirectWeights(),)
+WEIGHTS: tuple[Algorithm, ...] = (
+    DepthwiseWeights(),
+    DirectWeights(),
+    Im2colWeights(),
+    Im2rowWeights(),
+)
 """Every algorithm, the one preferred where several apply first."""

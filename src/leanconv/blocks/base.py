@@ -102,6 +102,11 @@ class BlockPlan:
         return self.layers[-1].out_shape
 
     @property
+    def lowering(self) -> BlockLowering:
+        """The program as phases, and what they need."""
+        return self._lowering
+
+    @property
     def parameters(self) -> Mapping[str, int | str]:
         """The settings chosen."""
         return dict(self._lowering.parameters)

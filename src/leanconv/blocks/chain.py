@@ -108,7 +108,7 @@ def _layer(problem: Problem, host: Host, counts: set[int]) -> _Layer:
         spec, fields, packing = _core(p, host, counts)
     else:
         lanes = Lanes(host.target.lanes(p.dtype), p.group_in, p.group_out)
-        spec, fields = channel_kernel(p, host, lanes)
+        spec, fields = channel_kernel(p, host, lanes, near=True)
         packing = pack_lanes(p, host, lanes)
     rows = {"row_count": p.out_size[0], "width": p.out_size[1], "pitch": p.out_size[1] * p.out_channels * item}
     return _Layer(spec, {**fields, **rows}, packing)

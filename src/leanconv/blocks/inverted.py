@@ -189,7 +189,7 @@ def _sectioned(layers: Sequence[Problem], sections: int, host: Host, threads: in
         x_strides=dense_strides(shape, "NHWC"),
         out_strides=dense_strides(out_shape, "NHWC"),
     )
-    dw_spec, dw_fields = channel_kernel(part, host, lanes)
+    dw_spec, dw_fields = channel_kernel(part, host, lanes, near=True)
     counts = pixel_counts(depthwise, cut)
     spec = InvertedSpec(
         target=host.target,

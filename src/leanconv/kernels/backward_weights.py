@@ -27,7 +27,7 @@ from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.backward_stage import GradientRows
-from leanconv.kernels.boxes import Box, each_box, inside
+from leanconv.kernels.boxes import Box, Walker, each_box, each_line, position_of_tap, tap_ranges
 from leanconv.kernels.copy import copy_run
 from leanconv.kernels.core import LOOP_ALIGN, REACH, UNROLL, Reduction, Sum, Tile
 from leanconv.kernels.cost import Cost
@@ -45,7 +45,7 @@ class BackwardWeightsSpec:
 
     `rows` input channels a tile, and `short` whether the last tiles are one lower, for whole panels and for the last
     one; `unit_channel`, `unit_pixel`: input channels, or the pixels of a line of windows, are adjacent; `bias`: the
-    first chunks of each panel add up its gradient too.
+    first chunks of each panel add up its gradient too; `accumulate`: results are added to what is there.
 
     Buffers: x, weights (the gradient of the output), out, bias; scratch (staged gradient) and sums (totals) of each
     thread.  Fields: `g_* k_* t_* c_*` for the chunk; `batch out{d} in{d}`; `b_n b_{d}` sizes of a box; `x_n x_g x_c
@@ -68,6 +68,12 @@ class BackwardWeightsSpec:
     unit_pixel: bool
     gradient: GradientRows
     bias: bool
+    accumulate: bool = False
+
+    @property
+    def windows(self) -> list[tuple[int, int, int]]:
+        """Stride, dilation and padding along each dimension."""
+        return list(zip(self.stride, self.dilation, self.pad_low, strict=True))
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -228,12 +234,7 @@ class _Chunk:
                 span(rows - 1, fn.i64(fn.smax(begin, long)), end)
 
         def one(high: int, at: Value, number: Value) -> None:
-            position: list[Index] = []
-            rest: Index = number
-            for extent in reversed(spec.kernel[1:]):
-                position.insert(0, fn.urem(rest, extent))
-                rest = fn.udiv(rest, extent)
-            position.insert(0, rest)
+            position = position_of_tap(fn, number, spec.kernel)
             channel = fn.mul(at, rows)
             if high < rows:
                 channel = fn.sub(channel, fn.sub(at, long))
@@ -261,51 +262,44 @@ class _Chunk:
         shape, dims = self.tile(rows, kind), len(spec.kernel)
         sum_ = Sum(fn, fields, shape, _RUNS)
         row_step: Index = self.item if spec.unit_channel else fields["x_c"]
-        ranges: list[tuple[Value, Value]] = []
-        for d, (start, end) in enumerate(box.ranges):
-            low, high = inside(fn, fields, spec.stride[d], spec.dilation[d], spec.pad_low[d], d, tap[d])
-            ranges.append((fn.i64(fn.smax(low, start)), fn.i64(fn.smin(high, end))))
+        ranges = tap_ranges(fn, fields, box, spec.windows, tap)
         corner = fn.gep(x, fn.mul(channel, row_step))
         for d in range(dims):
             corner = fn.gep(corner, fn.mul(tap[d], fields[f"tap{d}"]))
             corner = fn.gep(corner, fn.mul(fields[f"at{d}"], -spec.pad_low[d]))
+        image = Walker(corner, fields["x_n"], [fields[f"step{d}"] for d in range(dims)])
 
-        def level(dim: int, image: Value, row: Index, accs: list[Value]) -> list[Value]:
-            if dim == dims:
-                return self._run(sum_, image, fn.gep(staged, fn.mul(row, self.width(kind))), ranges[-1], row_step, accs)
-            low, high = ranges[dim]
-            start, extent = box.ranges[dim][0], box.extents[dim]
-            if dim == dims - 1:
-                at = fn.add(fn.mul(row, extent), fn.sub(low, start))
-                return level(dims, fn.gep(image, fn.mul(low, fields[f"step{dim}"])), at, accs)
-
-            def line(at: Value, accs: list[Value]) -> list[Value]:
-                moved = fn.gep(image, fn.mul(at, fields[f"step{dim}"]))
-                return level(dim + 1, moved, fn.add(fn.mul(row, extent), fn.sub(at, start)), accs)
-
-            return fn.loop(low, high, 1, accs, line, guard=True, hint="line")
-
-        def image(n: Value, accs: list[Value]) -> list[Value]:
-            return level(0, fn.gep(corner, fn.mul(n, fields["x_n"])), fn.sub(n, box.images[0]), accs)
+        def run(places: list[Value], count: Value, accs: list[Value]) -> list[Value]:
+            return self._run(sum_, places[0], places[1], count, row_step, accs)
 
         zeros = [fn.const(shape.vec, 0.0)] * (rows * kind.vectors)
-        accs = fn.loop(box.images[0], box.images[1], 1, zeros, image, hint="image")
+        accs = each_line(fn, box, ranges, (image, self._staged(box, staged, kind)), zeros, run)
         for i, acc in enumerate(accs):
             at = i * spec.target.vector_bytes
             fn.store(fn.binary("fadd", fn.load(shape.vec, totals, at), acc), totals, at)
+
+    def _staged(self, box: Box, staged: Value, kind: _Kind) -> Walker:
+        """The staged gradient, which holds the pixels of the box and no others."""
+        fn = self.fn
+        steps: list[Index] = [self.width(kind)]
+        for extent in reversed(box.extents):
+            steps.insert(0, fn.mul(steps[0], extent))
+        start = fn.gep(staged, fn.mul(fn.sub(0, box.images[0]), steps[0]))
+        for (first, _), step in zip(box.ranges, steps[1:], strict=True):
+            start = fn.gep(start, fn.mul(fn.sub(0, first), step))
+        return Walker(start, steps[0], steps[1:])
 
     def _run(
         self,
         sum_: Sum,
         image: Value,
         staged: Value,
-        span: tuple[Value, Value],
+        count: Value,
         row_step: Index,
         accs: list[Value],
     ) -> list[Value]:
         """The pixels of one line of windows."""
         fn, spec, last = self.fn, self.spec, len(self.spec.kernel) - 1
-        count = fn.i64(fn.smax(fn.sub(span[1], span[0]), 0))
         pixels = [fn.gep(image, fn.mul(row_step, i)) for i in range(sum_.tile.rows)]
         if not spec.unit_channel:
             pixels = [fn.opaque(pixel) for pixel in pixels]
@@ -371,4 +365,7 @@ class _Chunk:
         fn, scalar = self.fn, SCALARS[self.spec.dtype]
         for lane in range(kind.valid if vector == kind.vectors - 1 else self.lanes):
             element = fn.op(scalar, f"extractelement {value.type} {value.name}, i32 {lane}")
-            fn.store(element, fn.gep(place, fn.mul(step, lane)))
+            target = fn.gep(place, fn.mul(step, lane))
+            if self.spec.accumulate:
+                element = fn.binary("fadd", fn.load(scalar, target), element)
+            fn.store(element, target)

@@ -5,6 +5,9 @@ The last axis with taps is transformed first, as real numbers; its packed spectr
 real columns are transformed as real numbers, pairs of columns as complex ones.  A tile of n x m pixels so becomes four
 real bins and (n m - 4) / 2 complex ones, and takes no more room than it did.
 
+A long axis, if no other has taps, is *folded*: a cyclic correlation of n m places, n and m without a common factor, is
+one of n x m, place p standing in row p mod n and column p mod m (the Chinese remainder theorem; I. Good, L. Thomas).
+
 Lines of equal kind are *regions*; those of the last pass also number the bins as matrix products want them: each bin a
 *point*, or, of a complex bin multiplied as C. F. Gauss did, three.
 """
@@ -18,7 +21,9 @@ from dataclasses import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.fft_program import reals
-from leanconv.kernels.winograd_tiles import Axis, Tiling, Turns, over, row_major
+from leanconv.kernels.winograd_tiles import Axis, Tiling, Turns, over
+
+LINE = 64  # bytes of a cache line
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +62,28 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """The windows of all axes; those without taps have one place."""
+    """The windows of all axes; those without taps have one place.
+
+    `fold`: rows and columns that the only long one is folded to.
+    """
 
     windows: tuple[Window, ...]
+    fold: tuple[int, int] | None = None
+
+    @property
+    def lines(self) -> tuple[Window, ...]:
+        """The windows along the axes of the plane: those of the image, or of what it is folded to."""
+        return self.windows if self.fold is None else tuple(Window(n, n, n, n, 0) for n in self.fold)
+
+    @property
+    def axis(self) -> int:
+        """The axis of the image along which pixels are read one behind the other."""
+        return max(d for d, window in enumerate(self.windows) if window.size > 1)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Places along each axis."""
-        return tuple(w.size for w in self.windows)
+        """Places along each axis of the plane."""
+        return tuple(w.size for w in self.lines)
 
     @property
     def active(self) -> list[int]:
@@ -73,13 +92,27 @@ class Grid:
 
     @property
     def rows(self) -> int:
-        """The axis that is transformed first, and back last."""
+        """The axis of the plane that is transformed first, and back last."""
         return self.active[-1]
 
     @property
     def longest(self) -> int:
         """The largest window."""
-        return max(self.sizes)
+        return max(w.size for w in self.windows)
+
+    def near(self, width: int) -> list[int]:
+        """Bytes between neighbours along each axis of the plane, of vectors of `width` bytes.
+
+        Rows are an odd number of cache lines apart, or columns would fall into few sets of the first-level cache.
+        """
+        row = self.sizes[-1] * width
+        if len(self.active) > 1:
+            row = (-(-row // LINE) | 1) * LINE
+        return [row * math.prod(self.sizes[d + 1 : -1]) for d in range(len(self.sizes) - 1)] + [width]
+
+    def plane_bytes(self, width: int) -> int:
+        """Bytes of a plane."""
+        return max(self.near(width)[0] * self.sizes[0], width)
 
     def regions(self, d: int, extents: tuple[int, ...]) -> list[Region]:
         """The lines along axis d, axes behind it transformed already, those before it with so many places in use."""
@@ -125,7 +158,7 @@ class Grid:
         self, fn: Function, region: Region, plane: Value, width: int, to: Value, step: Index, body: LineBody
     ) -> None:
         """Run `body(line, pair, point)`: address of a line in the plane, bytes to imaginary parts, its first point."""
-        near = [width * n for n in row_major(self.sizes)]
+        near = self.near(width)
         start = sum(first * near[e] for e, first, _, _ in region.loops)
         turns: list[Turns] = []
         points = region.points

@@ -6,7 +6,6 @@ bins and transformed back without leaving its place.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,8 @@ from leanconv.kernels.fft_read import FftInput
 from leanconv.kernels.fft_write import FftOutput
 from leanconv.kernels.fields import KernelFunction
 from leanconv.kernels.winograd_tiles import Counters, Place
+
+TOGETHER = 40  # longest line that is transformed forth and back in one loop: longer ones do not fit the code's cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,7 @@ class FftLanesSpec:
         lanes, width, grid = self.target.lanes(self.dtype), self.target.vector_bytes, self.tiling.grid
         first, number = fn.i64(fn.mul(kernel.index("k"), self.group)), fn.i64(kernel.index("b"))
         plane = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
-        apart = math.prod(grid.sizes) * width
+        apart = grid.plane_bytes(width)
         weights = fn.gep(fields.buffer("w"), fn.mul(first, fields["w_panel"]))
         before = width if write.bias else 0
         channel = fn.mul(first, lanes)
@@ -74,10 +75,17 @@ class FftLanesSpec:
             here = replace(passes, plane=state[0])
 
             def multiply(line: Line, bins: Sequence[Value]) -> None:
-                here.line_inverse(line, times_weights(fn, line, n, bins, line.point, self.target.fma))
+                products = times_weights(fn, line, n, bins, line.point, self.target.fma)
+                if n > TOGETHER:
+                    here.keep(line, grid.active[0], products)
+                else:
+                    here.line_inverse(line, products)
 
             reader.columns(here, fn.gep(state[1], before), width, multiply, False)
-            here.columns_inverse(False, plane, 0, None)
+            every = tuple(range(n))
+            here.columns_inverse(
+                False, plane, 0, (lambda line: here.taken(line, grid.active[0], every)) if n > TOGETHER else None
+            )
             return [fn.gep(state[0], apart), fn.gep(state[1], fields["w_panel"])]
 
         def tile(place: Place, _: Counters) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,7 +10,7 @@ from leanconv.codegen.ir import Function, Index, Value, lanes_of, scalar_of
 from leanconv.codegen.types import ITEMSIZE
 from leanconv.kernels.fft_grid import Grid, Region
 from leanconv.kernels.fft_program import forward, inverse, reals
-from leanconv.kernels.winograd_tiles import row_major
+from leanconv.kernels.fft_rows import clear
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ class Passes:
 
     def near(self, d: int) -> int:
         """Bytes between neighbours along an axis."""
-        return self.width * row_major(self.grid.sizes)[d]
+        return self.grid.near(self.width)[d]
 
     @property
     def columns(self) -> list[int]:
@@ -57,7 +58,7 @@ class Passes:
 
     def row_spectrum(self, values: Sequence[Value], given: tuple[int, ...]) -> list[Value]:
         """The packed spectrum of a row that holds these values in the places `given`."""
-        window = self.grid.windows[self.grid.rows]
+        window = self.grid.lines[self.grid.rows]
         return forward(window.size, given, real=True).emit(self.fn, values, fused=self.fused)
 
     def keep_row(self, values: Sequence[Value], at: Value) -> None:
@@ -65,9 +66,44 @@ class Passes:
         for j, value in enumerate(values):
             self.fn.store(value, at, j * self.near(self.grid.rows))
 
+    def spread(self, row: Value, first: int, count: int) -> None:
+        """Put the places of a folded row, from `first` on, where they belong in the plane, and zeros elsewhere."""
+        if count < math.prod(self.grid.sizes):
+            places = self.grid.plane_bytes(self.width) // self.width
+            clear(self.fn, self.kind, self.width, self.plane, (0, places))
+        self._folded(first, count, row, lambda place, at: self.fn.store(self.fn.load(self.kind, at), place))
+
+    def gather(self, row: Value, count: Index) -> None:
+        """The first `count` places of a folded row, from the plane."""
+        self._folded(0, count, row, lambda place, at: self.fn.store(self.fn.load(self.kind, place), at))
+
+    def _folded(self, first: int, count: Index, row: Value, move: Callable[[Value, Value], None]) -> None:
+        fn, (rows, columns) = self.fn, self.grid.sizes
+        line = self.near(0)
+        wraps = (rows * line, columns * self.width)
+
+        def place(_: Value, state: list[Value]) -> list[Value]:
+            move(fn.gep(self.plane, fn.add(state[0], state[1])), state[2])
+            moved = [fn.i64(fn.add(at, step)) for at, step in zip(state[:2], (line, self.width), strict=True)]
+            ends = [fn.cmp("eq", at, end) for at, end in zip(moved, wraps, strict=True)]
+            after = [fn.select(end, 0, at) for end, at in zip(ends, moved, strict=True)]
+            return [*after, fn.gep(state[2], self.width)]
+
+        start = [fn.i64(first % rows * line), fn.i64(first % columns * self.width), row]
+        fn.loop(0, count, 1, start, place, guard=True, hint="fold")
+
+    def folded_rows(self, body: Callable[[Value], None]) -> None:
+        """Run `body(row)` for every row of the plane."""
+
+        def one(_: Value, state: list[Value]) -> list[Value]:
+            body(state[0])
+            return [self.fn.gep(state[0], self.near(0))]
+
+        self.fn.loop(0, self.grid.sizes[0], 1, [self.plane], one, hint="row")
+
     def row_inverse(self, values: Sequence[Value], row: Value) -> None:
         """From the packed spectrum of a row to its results, in the places of `row`."""
-        window = self.grid.windows[self.grid.rows]
+        window = self.grid.lines[self.grid.rows]
         for j, value in enumerate(
             inverse(window.size, window.outputs, real=True).emit(self.fn, values, fused=self.fused)
         ):
@@ -76,7 +112,7 @@ class Passes:
     def kept_row(self, at: Value) -> list[Value]:
         """The spectrum of a row in the plane."""
         near = self.near(self.grid.rows)
-        return [self.fn.load(self.kind, at, j * near) for j in range(self.grid.windows[self.grid.rows].size)]
+        return [self.fn.load(self.kind, at, j * near) for j in range(self.grid.lines[self.grid.rows].size)]
 
     def columns_forward(
         self,
@@ -104,7 +140,7 @@ class Passes:
 
         def line(at: Value, pair: int, point: Value) -> None:
             here = Line(region, at, pair, point)
-            bins = program.emit(self.fn, self._load(here, d, given), fused=self.fused)
+            bins = program.emit(self.fn, self.taken(here, d, given), fused=self.fused)
             if consume is not None:
                 consume(here, bins)
             else:
@@ -117,7 +153,7 @@ class Passes:
 
         `produce(line)` gives the bins of each line of the first; None if that is done already.
         """
-        extents = tuple(w.outputs for w in self.grid.windows)
+        extents = tuple(w.outputs for w in self.grid.lines)
         for d in self.columns:
             first = d == self.columns[0]
             if first and produce is None:
@@ -126,12 +162,12 @@ class Passes:
                 self._inverse_lines(d, region, source, step, produce if first else None)
 
     def _inverse_lines(self, d: int, region: Region, source: Value, step: Index, produce: Produce | None) -> None:
-        window = self.grid.windows[d]
+        window = self.grid.lines[d]
         program = inverse(window.size, window.outputs, real=region.pair is None)
 
         def line(at: Value, pair: int, point: Value) -> None:
             here = Line(region, at, pair, point)
-            bins = self._load(here, d, tuple(range(window.size))) if produce is None else produce(here)
+            bins = self.taken(here, d, tuple(range(window.size))) if produce is None else produce(here)
             self.keep(here, d, program.emit(self.fn, bins, fused=self.fused))
 
         self.grid.each_line(self.fn, region, self.plane, self.width, source, step, line)
@@ -139,11 +175,12 @@ class Passes:
     def line_inverse(self, line: Line, bins: Sequence[Value]) -> None:
         """Back along the first axis, from the bins of a line to its place in the plane."""
         d = self.columns[0]
-        window = self.grid.windows[d]
+        window = self.grid.lines[d]
         program = inverse(window.size, window.outputs, real=line.region.pair is None)
         self.keep(line, d, program.emit(self.fn, bins, fused=self.fused))
 
-    def _load(self, line: Line, d: int, given: tuple[int, ...]) -> list[Value]:
+    def taken(self, line: Line, d: int, given: tuple[int, ...]) -> list[Value]:
+        """What a line along axis d has in some of its places."""
         parts = (0, line.pair) if line.pair else (0,)
         return [self.fn.load(self.kind, line.at, j * self.near(d) + part) for j in given for part in parts]
 

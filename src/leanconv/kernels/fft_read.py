@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
@@ -50,7 +49,7 @@ class FftInput:
     def emit(self, fn: Function, fields: Fields, x: Value, zeros: Value | None, target: Value) -> FftWindows:
         """An emitter for whole tiles; `target` the matrices."""
         plane = fn.gep(target, fields["plane_at"])
-        row = fn.gep(plane, math.prod(self.tiling.grid.sizes) * self.target.vector_bytes)
+        row = fn.gep(plane, self.tiling.grid.plane_bytes(self.target.vector_bytes))
         return FftWindows(self, self.reader(fn, fields, x, plane, row), target)
 
 
@@ -71,17 +70,17 @@ class FftReader:
         axes = step.tiling.axes
         corner = [fn.i64(fn.sub(at, axis.pad_low)) for at, axis in zip(place.origin, axes, strict=True)]
         if step.padded:
-            filled = self.filled(self.passes.grid.rows)
+            filled = self.filled(self.passes.grid.axis)
             clear(fn, self.passes.kind, self.passes.width, self.row, (0, filled))
         return corner
 
     def filled(self, d: int) -> int:
-        """Places along an axis that may be other than zero."""
+        """Places along an axis of the image that may be other than zero."""
         return self.passes.grid.windows[d].filled
 
     def _span(self, corner: list[Value]) -> tuple[Index, Index]:
         """The places of a row that are inside the image, or stand for a pixel that is."""
-        fn, step, d = self.fn, self.step, self.passes.grid.rows
+        fn, step, d = self.fn, self.step, self.passes.grid.axis
         if not step.padded:
             return 0, self.filled(d)
         apart, at = step.tiling.axes[d].dilation, corner[d]
@@ -138,16 +137,23 @@ class FftReader:
         grid = passes.grid
         base = fn.gep(self.x, fn.add(fn.mul(image, fields["x_n"]), fn.mul(channel, fields["x_c"])))
         span = self._span(corner)
-        given = tuple(range(self.filled(grid.rows)))
+        given = tuple(range(self.filled(grid.axis)))
 
         def leaf(v: Index, state: list[Value], inside: Value | None) -> list[Value]:
             self._fetch(state[0], corner, span, inside, tail(v))
+            moved = [fn.gep(state[0], fn.mul(fields["x_c"], self.step.lanes)), fn.gep(state[1], apart)]
+            if grid.fold is not None:
+                plane = replace(passes, plane=state[1])
+                plane.spread(self.row, 0, len(given))
+                every = tuple(range(grid.fold[1]))
+                plane.folded_rows(lambda at: plane.keep_row(plane.row_forward(at, every), at))
+                return moved
             bins = passes.row_forward(self.row, given)
             if passes.alone:
                 alone(state[1], v, bins)
             else:
                 passes.keep_row(bins, state[1])
-            return [fn.gep(state[0], fn.mul(fields["x_c"], self.step.lanes)), fn.gep(state[1], apart)]
+            return moved
 
         def rows(rest: list[int], source: Value, inside: Value | None, at: Value) -> None:
             if not rest:
@@ -163,20 +169,20 @@ class FftReader:
                 if inside is not None and here is not None:
                     here = fn.both(inside, here)
                 rows(rest[1:], fn.gep(source, offset), here if here is not None else inside, state[0])
-                return [fn.gep(state[0], passes.near(d))]
+                return [state[0] if grid.fold is not None else fn.gep(state[0], passes.near(d))]
 
             if self.filled(d) == 1:
                 one(0, [at])
             else:
                 fn.loop(0, self.filled(d), 1, [at], one, hint="row")
 
-        rows([d for d in range(len(grid.sizes)) if d != grid.rows], base, None, passes.plane)
+        rows([d for d in range(len(grid.windows)) if d != grid.axis], base, None, passes.plane)
 
     def columns(self, passes: Passes, to: Value, step: Index, consume: Consume, gauss: bool) -> None:
         """What follows the rows of one plane."""
         if not passes.alone:
-            extents = tuple(w.filled for w in passes.grid.windows)
-            passes.columns_forward(lambda d: tuple(range(self.filled(d))), extents, gauss, to, step, consume)
+            extents = tuple(w.filled for w in passes.grid.lines)
+            passes.columns_forward(lambda d: tuple(range(extents[d])), extents, gauss, to, step, consume)
 
     def _spot(self, d: int, corner: Value, i: Index) -> tuple[Index, Value | None]:
         """The offset of the i-th place along an axis, and whether there is a pixel (None: always)."""
@@ -193,7 +199,7 @@ class FftReader:
         self, source: Value, corner: list[Value], span: tuple[Index, Index], inside: Value | None, tail: Value | None
     ) -> None:
         """The pixels of a row, or zeros."""
-        fn, fields, step, d = self.fn, self.fields, self.step, self.passes.grid.rows
+        fn, fields, step, d = self.fn, self.fields, self.step, self.passes.grid.axis
         dilation = step.tiling.axes[d].dilation
         lie = Lie(step.adjacent, step.runs, fn.mul(fields[f"at{d}"], dilation), fields["x_c"])
         position = None

@@ -26,7 +26,7 @@ class FftWeightStep(WeightStep):
     ) -> None:
         """Write [point][channel][width] from filters at `source`; the first `count` of `width` channels exist."""
         grid, nbytes = self.tiling.grid, self.target.vector_bytes
-        row = math.prod(grid.sizes) * nbytes
+        row = grid.plane_bytes(nbytes)
         plane = fn.alloca(row + grid.longest * nbytes)
         passes = Passes(fn, grid, self.kind, nbytes, self.target.fma, plane)
         vectors, exist = width // self.lanes, count - (width // self.lanes - 1) * self.lanes
@@ -56,7 +56,7 @@ class FftWeightStep(WeightStep):
     ) -> None:
         """A vector of filters; `last`: whether only `exist` of them do."""
         grid = passes.grid
-        given = grid.windows[grid.rows].tap_places
+        given = grid.windows[grid.axis].tap_places
         order = sorted(range(len(given)), key=given.__getitem__)
         scale = 1.0 / math.prod(grid.sizes)
 
@@ -66,6 +66,11 @@ class FftWeightStep(WeightStep):
         def rows(rest: list[int], source: Value, at: Value) -> None:
             if not rest:
                 self._fetch(fn, fields, passes, source, row, last, exist)
+                if grid.fold is not None:
+                    passes.spread(row, given[0], len(given))
+                    every = tuple(range(grid.fold[1]))
+                    passes.folded_rows(lambda at: passes.keep_row(passes.row_forward(at, every), at))
+                    return
                 values = [fn.load(passes.kind, row, tap * passes.width) for tap in order]
                 bins = passes.row_spectrum(values, tuple(given[tap] for tap in order))
                 if passes.alone:
@@ -86,10 +91,10 @@ class FftWeightStep(WeightStep):
             else:
                 fn.loop(0, window.taps, 1, [source, at], one, hint="tap")
 
-        rows([d for d in range(len(grid.sizes)) if d != grid.rows], source, passes.plane)
+        rows([d for d in range(len(grid.windows)) if d != grid.axis], source, passes.plane)
         if not passes.alone:
-            extents = tuple(w.size for w in grid.windows)
-            places = [tuple(sorted(w.tap_places)) for w in grid.windows]
+            extents = tuple(w.size for w in grid.lines)
+            places = [tuple(sorted(w.tap_places)) for w in grid.lines]
             passes.columns_forward(places.__getitem__, extents, self.gauss, to, point, consume)
 
     def _fetch(
@@ -97,11 +102,11 @@ class FftWeightStep(WeightStep):
     ) -> None:
         """A row of taps, one behind the other; weights may be bound that lie otherwise than those planned for."""
         grid = passes.grid
-        step = fields[f"w_{grid.rows}"]
+        step = fields[f"w_{grid.axis}"]
 
         def some(count: int, runs: bool) -> list[Value]:
             lie = Lie(False, runs, step, fields["w_k"])
-            fetch(fn, self.target, passes.kind, lie, source, (0, grid.windows[grid.rows].taps), row, count)
+            fetch(fn, self.target, passes.kind, lie, source, (0, grid.windows[grid.axis].taps), row, count)
             return []
 
         def either(count: int) -> list[Value]:

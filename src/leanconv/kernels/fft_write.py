@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
@@ -51,7 +50,7 @@ class FftOutput:
     ) -> FftProducts:
         """An emitter for panels of `vectors` registers, whose last one holds `valid` channels."""
         plane = fn.gep(source, fields["plane_back"])
-        row = fn.gep(plane, math.prod(self.tiling.grid.sizes) * self.target.vector_bytes)
+        row = fn.gep(plane, self.tiling.grid.plane_bytes(self.target.vector_bytes))
         writer = self.writer(fn, fields, plane, row, out, residual)
         return FftProducts(self, writer, source, vectors, valid)
 
@@ -98,7 +97,12 @@ class FftWriter:
         channels = [fn.mul(fields[f"{letter}_k"], self.step.target.lanes(self.step.dtype)) for letter in letters]
 
         def leaf(v: Index, state: list[Value]) -> list[Value]:
-            passes.row_inverse(bins(state[0]), self.row)
+            if grid.fold is None:
+                passes.row_inverse(bins(state[0]), self.row)
+            else:
+                plane = replace(passes, plane=state[0])
+                plane.folded_rows(lambda at: plane.row_inverse(bins(at), at))
+                plane.gather(self.row, grid.windows[grid.axis].outputs)
             self._store(place, bias(v), state[1], state[2], tail(v))
             return [fn.gep(p, move) for p, move in zip(state, (apart, *channels), strict=True)]
 
@@ -112,7 +116,7 @@ class FftWriter:
 
             def one(_: Index, state: list[Value]) -> list[Value]:
                 rows(rest[1:], state)
-                moves = (passes.near(rest[0]), steps[0][rest[0]], steps[1][rest[0]])
+                moves = (0 if grid.fold is not None else passes.near(rest[0]), steps[0][rest[0]], steps[1][rest[0]])
                 return [fn.gep(p, move) for p, move in zip(state, moves, strict=True)]
 
             count = place.valid[rest[0]]
@@ -121,7 +125,7 @@ class FftWriter:
             else:
                 fn.loop(0, count, 1, state, one, guard=isinstance(count, Value), hint="row")
 
-        rows([d for d in range(len(grid.sizes)) if d != grid.rows], [passes.plane, out, residual])
+        rows([d for d in range(len(grid.windows)) if d != grid.axis], [passes.plane, out, residual])
 
     def _steps(self, letter: str) -> list[Index]:
         """Bytes between outputs of one tile along each axis."""
@@ -131,7 +135,7 @@ class FftWriter:
     def _store(
         self, place: Place, bias: Value | None, out: Value, residual: Value, tail: tuple[Value, int] | None
     ) -> None:
-        fn, step, fields, d = self.fn, self.step, self.fields, self.passes.grid.rows
+        fn, step, fields, d = self.fn, self.step, self.fields, self.passes.grid.axis
 
         def lie(letter: str) -> Lie:
             return Lie(step.adjacent, step.runs, self._steps(letter)[d], fields[f"{letter}_k"])

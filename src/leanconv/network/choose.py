@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from leanconv.errors import MemoryLimitError
 from leanconv.network.arena import ArenaPlan, Region, plan_arena
-from leanconv.network.arrange import Arrangement, lifetimes, live
+from leanconv.network.arrange import Arrangement, arrange, lifetimes, live
+from leanconv.network.fusion import FoundBlock, find_blocks, with_blocks
+from leanconv.network.graph import Graph
 from leanconv.network.native import workspace_region
 from leanconv.network.steps.base import Option, Setting
 
@@ -41,6 +43,37 @@ class Choice:
     def seconds(self) -> float:
         """Predicted, of the steps that are predicted."""
         return sum(option.seconds for option in self.options if option is not None)
+
+
+def plan_network(graph: Graph, setting: Setting, limit: int | None) -> tuple[Arrangement, Choice]:
+    """Places and ways for a whole network.
+
+    Blocks of layers are one step where what lies between the layers would not stay in the cache, and where the limit
+    asks for it.
+
+    Raises:
+        MemoryLimitError: nothing fits the limit; says the least that would do.
+    """
+    blocks = find_blocks(graph) if setting.algorithm == "auto" else []
+    joined = [block for block in blocks if block.middle_bytes(graph) > 2 * setting.host.l2]
+    least: MemoryLimitError | None = None
+    while True:
+        found = arrange(with_blocks(graph, joined))
+        rows = options_of(found, setting)
+        try:
+            return found, choose(found, rows, setting.threads, limit)
+        except MemoryLimitError as error:
+            least = error if least is None or error.needed < least.needed else least
+        # The blocks with a step that runs when most is alive; if there is none, all that are left.
+        smallest = [min((o.workspace_bytes(setting.threads) for o in row), default=0) for row in rows]
+        levels = [a + b for a, b in zip(live(found), smallest, strict=True)]
+        worst = max(levels, default=0)
+        names = {step.name for step, level in zip(found.steps, levels, strict=True) if level >= 0.95 * worst}
+        left: list[FoundBlock] = [block for block in blocks if block not in joined]
+        more = [block for block in left if any(node.name in names for node in block.nodes)] or left
+        if not more:
+            raise least
+        joined += more
 
 
 def options_of(found: Arrangement, setting: Setting) -> list[list[Option]]:

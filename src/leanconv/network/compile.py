@@ -18,8 +18,8 @@ from leanconv.checks import integer, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.host import this_host
 from leanconv.memory import Block, allocate
-from leanconv.network.arrange import CONSTANT, INPUT, OUTPUT, Arrangement, arrange
-from leanconv.network.choose import Choice, choose, options_of
+from leanconv.network.arrange import CONSTANT, INPUT, OUTPUT, Arrangement
+from leanconv.network.choose import Choice, plan_network
 from leanconv.network.graph import Graph, ValueType
 from leanconv.network.native import ABSOLUTE, Linked, LinkedStep, NativeJob, NumpyStep, link_step
 from leanconv.network.steps.base import Setting
@@ -69,8 +69,7 @@ def compile_graph(
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
     limit = parse_bytes(memory_limit, "memory_limit")
     setting = Setting(this_host(), count, limit is not None, algorithm, accuracy, deterministic)
-    found = arrange(graph)
-    choice = choose(found, options_of(found, setting), count, limit)
+    found, choice = plan_network(graph, setting, limit)
     return CompiledNetwork(graph, found, choice, count, limit)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.network.graph import Node
+from leanconv.onnx.constants import Constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ class Model:
         inputs: by name; without those that are constants.
         outputs: by name.
         constants: initialisers; read-only.
-        derived: constants that passes made of others, by a name that says how; shared by all graphs of the model.
+        derived: constants that passes made of others, by a name that says how; shared by all graphs of the model that
+            are alive.
     """
 
     name: str
@@ -60,8 +63,8 @@ class Model:
     nodes: list[Node]
     inputs: dict[str, Port]
     outputs: dict[str, Port]
-    constants: dict[str, Array]
-    derived: dict[str, Array] = field(default_factory=dict)
+    constants: Constants
+    derived: MutableMapping[str, Array] = field(default_factory=WeakValueDictionary)
 
     def check_inputs(self, inputs: Mapping[str, Array]) -> None:
         """Check names, element types and shapes of what a caller gives.

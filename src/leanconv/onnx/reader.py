@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from leanconv.arrays import Array
-from leanconv.errors import ArgumentTypeError, LeanconvError, ModelError, UnsupportedModelError
+from leanconv.errors import ArgumentTypeError, LeanconvError, MemoryLimitError, ModelError, UnsupportedModelError
+from leanconv.network.ceiling import physical_memory
 from leanconv.network.graph import Node
 from leanconv.network.operators import operator
-from leanconv.network.operators.creation import ELEMENT_TYPES
+from leanconv.network.operators.creation import ELEMENT_TYPES, constant_value
+from leanconv.onnx.constants import Constants, Stored, stamp_of
 from leanconv.onnx.model import Model, Port
 from leanconv.onnx.package import onnx_package
-from leanconv.onnx.tensors import array_of, element_type
+from leanconv.onnx.tensors import Place, array_of, constant_of, element_type
+from leanconv.onnx.wire import slim
 
 _DOMAINS = ("", "ai.onnx")
 # What a message that is well-formed and makes no sense may cause.
@@ -35,13 +39,11 @@ def read(source: Any, folder: str | os.PathLike[str] | None = None) -> Model:
         MissingPackageError: the package `onnx` is not installed.
     """
     onnx = onnx_package()
+    places: dict[int, Place] = {}
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-        proto, folder = _parse(onnx, data, str(path)), path.parent if folder is None else folder
+        proto, places = _open(onnx, path)
+        folder = path.parent if folder is None else folder
     elif isinstance(source, bytes | bytearray | memoryview):
         proto = _parse(onnx, bytes(source), "the model")
     elif isinstance(source, onnx.ModelProto):
@@ -49,11 +51,24 @@ def read(source: Any, folder: str | os.PathLike[str] | None = None) -> Model:
     else:
         raise ArgumentTypeError("source", source, "must be a path, bytes or an onnx.ModelProto")
     try:
-        return _convert(onnx, proto, None if folder is None else Path(folder))
+        return _convert(onnx, proto, None if folder is None else Path(folder), places)
     except LeanconvError:
         raise
     except _FAILURES as error:
         raise ModelError(f"the model is damaged: {type(error).__name__}: {error}") from error
+
+
+def _open(onnx: Any, path: Path) -> tuple[Any, dict[int, Place]]:
+    """The message in a file without large tensors, and where these are."""
+    try:
+        with path.open("rb") as file:
+            stamp = stamp_of(file)
+            found = slim(file, stamp[0])
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
+    path = path.absolute()  # read again later, from whatever folder the process is in by then
+    places = {number: Place(path, *span, stamp) for number, span in found.lifted.items()}
+    return _parse(onnx, found.data, str(path)), places
 
 
 def _parse(onnx: Any, data: bytes, what: str) -> Any:
@@ -67,7 +82,7 @@ def _parse(onnx: Any, data: bytes, what: str) -> Any:
     return proto
 
 
-def _convert(onnx: Any, proto: Any, folder: Path | None) -> Model:
+def _convert(onnx: Any, proto: Any, folder: Path | None, places: dict[int, Place]) -> Model:
     version = _version(proto)
     if proto.functions:
         try:
@@ -78,10 +93,15 @@ def _convert(onnx: Any, proto: Any, folder: Path | None) -> Model:
     if not graph.node and not graph.output:
         raise ModelError("the model has no graph")
     reasons: list[str] = []
-    constants = _constants(graph, folder, reasons)
+    constants = _constants(graph, folder, places, reasons)
+    machine = physical_memory()
+    if constants.nbytes > machine:
+        raise MemoryLimitError(machine, constants.nbytes, "the model's weights, on a machine of so much memory,")
     inputs = _ports(graph.input, "input", constants, reasons)
     outputs = _ports(graph.output, "output", {}, reasons)
     nodes = _nodes(onnx, proto, graph, version, folder, reasons)
+    if not reasons:
+        nodes, constants = _without_constants(nodes, inputs, constants)
     if reasons:
         raise UnsupportedModelError(list(dict.fromkeys(reasons)))
     _check_order(nodes, {*inputs, *constants}, outputs)
@@ -111,22 +131,22 @@ def text(value: Any) -> str:
     return value
 
 
-def _constants(graph: Any, folder: Path | None, reasons: list[str]) -> dict[str, Array]:
-    found: dict[str, Array] = {}
-    for tensor in graph.initializer:
+def _constants(graph: Any, folder: Path | None, places: dict[int, Place], reasons: list[str]) -> Constants:
+    found: dict[str, Array | Stored] = {}
+    for number, tensor in enumerate(graph.initializer):
         text(tensor.name)
         if not tensor.name or tensor.name in found:
             raise ModelError(f"two initialisers are named {tensor.name!r}, or one has no name")
         if element_type(tensor) is None:
             reasons.append(f"initialiser {tensor.name!r}: its element type {tensor.data_type} is not supported")
             continue
-        found[tensor.name] = array_of(tensor, folder)
+        found[tensor.name] = constant_of(tensor, folder, places.get(number))
     for sparse in graph.sparse_initializer:
         reasons.append(f"initialiser {sparse.values.name!r}: sparse tensors are not supported")
-    return found
+    return Constants(found)
 
 
-def _ports(infos: Any, what: str, constants: dict[str, Array], reasons: list[str]) -> dict[str, Port]:
+def _ports(infos: Any, what: str, constants: Collection[str], reasons: list[str]) -> dict[str, Port]:
     found: dict[str, Port] = {}
     for info in infos:
         if text(info.name) in constants:
@@ -200,6 +220,23 @@ def _nodes(onnx: Any, proto: Any, graph: Any, version: int, folder: Path | None,
             reasons.append(f"node {name!r} ({node.op}): {reason}")
         nodes.append(node)
     return nodes
+
+
+def _without_constants(
+    nodes: list[Node], inputs: Collection[str], constants: Constants
+) -> tuple[list[Node], Constants]:
+    """Constants that are written as nodes become constants; each graph of the model would compute them again."""
+    rest, found = [], {}
+    for node in nodes:
+        name = node.outputs[0] if node.outputs else ""
+        if node.op != "Constant" or not name or name in found or name in inputs or name in constants:
+            rest.append(node)  # also what computes a value twice, which is told later
+            continue
+        try:
+            found[name] = constant_value(node)
+        except ValueError as error:
+            raise ModelError(f"node {node.name!r} (Constant): {error}") from error
+    return rest, constants.with_more(found)
 
 
 def _attribute(attribute: Any, node: str, folder: Path | None, reasons: list[str]) -> Any:

@@ -58,7 +58,7 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
     graph = Graph([], free, list(model.outputs), {**model.constants, **values}, dict(types))
     for name, array in graph.constants.items():
         graph.types[name] = ValueType(array.shape, array.dtype.name)
-    budget = _FOLDED_EXTRA + _FOLDED_FACTOR * sum(array.nbytes for array in model.constants.values())
+    budget = _FOLDED_EXTRA + _FOLDED_FACTOR * model.constants.nbytes
     sources: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in types if name not in values}
     for node in model.nodes:
         found = operator(node.op)
@@ -96,8 +96,9 @@ def _fold(model: Model, graph: Graph, node: Node, known: list[Array | None]) -> 
     assert found is not None
     # What is made of the model's own constants is the same for every shape.
     own = bool(node.inputs) and all(name in model.constants or name in model.derived for name in node.inputs if name)
-    if own and all(name in model.derived for name in node.outputs if name):
-        graph.constants.update({name: model.derived[name] for name in node.outputs if name})
+    made = {name: model.derived.get(name) for name in node.outputs if name} if own else {"": None}
+    if all(array is not None for array in made.values()):
+        graph.constants.update({name: array for name, array in made.items() if array is not None})
         return
     if node.op in ("Shape", "Size") and known[0] is None:
         type_ = graph.types[node.inputs[0]]

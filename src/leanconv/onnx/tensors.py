@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from leanconv.arrays import Array
 from leanconv.errors import ModelError
 from leanconv.network.operators.creation import ELEMENT_TYPES
+from leanconv.onnx.constants import Stamp, Stored, stamp_of
 
 # Fields of TensorProto that hold elements of these types when raw_data does not.
 _FIELDS = {
@@ -40,12 +42,23 @@ def element_type(tensor: Any) -> str | None:
     return ELEMENT_TYPES.get(tensor.data_type)
 
 
-def array_of(tensor: Any, folder: Path | None) -> Array:
-    """The elements of a TensorProto, read-only; those in other files stay there, mapped into memory.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the raw data of a tensor lies: in the model's file, at an offset, so many bytes."""
+
+    path: Path
+    offset: int
+    length: int
+    stamp: Stamp
+
+
+def constant_of(tensor: Any, folder: Path | None, place: Place | None = None) -> Array | Stored:
+    """A TensorProto: its elements, or where they are if they lie in a file.
 
     Args:
         tensor: of an element type that is supported.
         folder: where the files of external data lie; None if there is none.
+        place: of its raw data, if that was left in the model's file.
 
     Raises:
         ModelError: sizes do not match, or the file of external data is not there or not allowed.
@@ -58,18 +71,26 @@ def array_of(tensor: Any, folder: Path | None) -> Array:
     for extent in shape:
         count *= extent
     if tensor.data_location == _EXTERNAL:
-        found = _external(tensor, dtype, count, folder)
-    elif tensor.HasField("raw_data"):
-        raw = tensor.raw_data
-        if len(raw) != count * dtype.itemsize:
-            rule = f"has {len(raw)} bytes where its shape {shape} needs {count * dtype.itemsize}"
+        return _external(tensor, dtype, shape, count, folder)
+    length = place.length if place is not None else len(tensor.raw_data)
+    if place is not None or tensor.HasField("raw_data"):
+        if length != count * dtype.itemsize:
+            rule = f"has {length} bytes where its shape {shape} needs {count * dtype.itemsize}"
             raise ModelError(f"tensor {tensor.name!r} {rule}")
-        found = np.frombuffer(raw, dtype)
+        if place is not None:
+            return Stored(place.path, place.offset, shape, dtype, place.stamp)
+        found = np.frombuffer(tensor.raw_data, dtype)
     else:
         found = _typed(tensor, dtype, count)
     result: Array = found.reshape(shape).astype(dtype.newbyteorder("="), copy=False)
     result.flags.writeable = False
     return result
+
+
+def array_of(tensor: Any, folder: Path | None) -> Array:
+    """As `constant_of`, read into memory."""
+    found = constant_of(tensor, folder)
+    return found.read() if isinstance(found, Stored) else found
 
 
 def _typed(tensor: Any, dtype: np.dtype[Any], count: int) -> Array:
@@ -82,20 +103,19 @@ def _typed(tensor: Any, dtype: np.dtype[Any], count: int) -> Array:
     return np.array(values, np.int64 if dtype.kind in "ib" else None).astype(dtype)
 
 
-def _external(tensor: Any, dtype: np.dtype[Any], count: int, folder: Path | None) -> Array:
+def _external(tensor: Any, dtype: np.dtype[Any], shape: tuple[int, ...], count: int, folder: Path | None) -> Stored:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     path = external_path(tensor.name, entries.get("location", ""), folder)
     try:
         offset, length = int(entries.get("offset", "0")), int(entries.get("length", str(count * dtype.itemsize)))
     except ValueError:
         raise ModelError(f"tensor {tensor.name!r}: offset and length must be whole numbers") from None
-    size = path.stat().st_size
-    if length != count * dtype.itemsize or offset < 0 or offset + length > size:
-        place = f"bytes {offset} to {offset + length} of {path.name}, which has {size}"
+    with path.open("rb") as file:
+        stamp = stamp_of(file)
+    if length != count * dtype.itemsize or offset < 0 or offset + length > stamp[0]:
+        place = f"bytes {offset} to {offset + length} of {path.name}, which has {stamp[0]}"
         raise ModelError(f"tensor {tensor.name!r} needs {count * dtype.itemsize} bytes and is said to be {place}")
-    if not count:
-        return np.zeros(0, dtype)
-    return np.memmap(path, dtype, "r", offset, (count,))
+    return Stored(path, offset, shape, dtype, stamp)
 
 
 def external_path(name: str, location: str, folder: Path | None) -> Path:

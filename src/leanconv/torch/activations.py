@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -63,7 +63,12 @@ def slope(activation: Activation, *, before: Tensor | None = None, after: Tensor
 
 def apply(activation: Activation, tensor: Tensor) -> Tensor:
     """The activation by PyTorch's own operator."""
-    return _FUNCTIONS[activation.name](tensor, *activation.params)
+    return by_name(activation.name, activation.params, tensor)
+
+
+def by_name(name: str, numbers: Sequence[float], tensor: Tensor) -> Tensor:
+    """The activation of a name, with its numbers, by PyTorch's own operator."""
+    return _FUNCTIONS[name](tensor, *numbers)
 
 
 _FUNCTIONS: dict[str, Callable[..., Tensor]] = {

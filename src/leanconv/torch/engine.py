@@ -21,6 +21,7 @@ from leanconv.problem import Problem, to_canonical, to_user
 from leanconv.torch.options import NO_LIMIT, LayerOptions
 from leanconv.torch.tensors import DTYPES, PLAIN, STRIDED, check_tensors, dense_strides, is_channels_last
 from leanconv.torch.threads import num_threads
+from leanconv.transposed_options import make_transposed_problem
 
 CALLS_KEPT = 256  # kinds of tensors that one set of options remembers
 _ARGUMENTS = {"x_shape": "input", "x_strides": "input", "w_shape": "weight", "w_strides": "weight"}
@@ -61,7 +62,7 @@ def forward(options: LayerOptions, x: Tensor, weight: Tensor, bias: Tensor | Non
     """A layer of any tensors in the CPU's memory; gradients are not recorded."""
     if all(tensor is None or readable(tensor) for tensor in (x, weight, bias, residual)):
         return run(options, x, weight, bias, residual)
-    check_tensors(options.ndim, x, weight, bias, residual)
+    check_tensors(options.ndim, x, weight, bias, residual, options.output_padding is not None)
     return run(
         options,
         x.resolve_neg(),
@@ -89,7 +90,7 @@ def run(options: LayerOptions, x: Tensor, weight: Tensor, bias: Tensor | None, r
     )
     call = options.calls.get(key)
     if call is None:
-        check_tensors(options.ndim, x, weight, bias, residual)
+        check_tensors(options.ndim, x, weight, bias, residual, options.output_padding is not None)
         problem = problem_of(options, x, weight, bias, residual)
         plan = plan_of(options, problem, threads, limit, bound=False)
         call = remember(options, key, Call(plan, *output_of(problem, x.dim() == options.ndim + 1)))
@@ -141,7 +142,8 @@ def problem_of(
     shape, strides = batched(x, single)
     last = is_channels_last(shape, strides) if options.channels_last is None else options.channels_last
     layout = "NHWC" if last else "NCHW"
-    out = (shape[0], weight.shape[0], *options.output_size(shape[2:], weight.shape[2:]))
+    outputs = weight.shape[0] if options.output_padding is None else weight.shape[1] * options.groups
+    out = (shape[0], outputs, *options.output_size(shape[2:], weight.shape[2:]))
     extra = None
     if residual is not None:
         extra_shape, extra_strides = batched(residual, residual.dim() == options.ndim + 1)
@@ -149,7 +151,7 @@ def problem_of(
             raise ArgumentValueError("residual", residual, f"must have the output's shape {out[1:] if single else out}")
         extra = to_user(extra_strides, layout)
     try:
-        problem = make_problem(
+        problem = (make_problem if options.output_padding is None else make_transposed_problem)(
             options.ndim,
             to_user(shape, layout),
             tuple(weight.shape),
@@ -160,7 +162,7 @@ def problem_of(
             dilation=options.dilation,
             groups=options.groups,
             layout=layout,
-            pad_mode=options.pad_mode,
+            **_only_of(options),
             activation=options.activation,
             residual=residual is not None,
             residual_order=options.residual_order,
@@ -175,6 +177,13 @@ def problem_of(
             "bias", bias, f"must have shape ({problem.out_channels},), one for each output channel"
         )
     return problem
+
+
+def _only_of(options: LayerOptions) -> dict[str, Any]:
+    """The option that only the one or the other kind of convolution has."""
+    if options.output_padding is None:
+        return {"pad_mode": options.pad_mode}
+    return {"output_padding": options.output_padding}
 
 
 def batched(tensor: Tensor, single: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -10,10 +10,10 @@ from torch.overrides import handle_torch_function
 
 from leanconv.torch import engine
 from leanconv.torch.engine import readable
-from leanconv.torch.maps import convolve
+from leanconv.torch.maps import convolve, transpose
 from leanconv.torch.operators import convolution
 from leanconv.torch.options import LayerOptions, options
-from leanconv.torch.tensors import PLAIN, check_tensor, check_tensors
+from leanconv.torch.tensors import PLAIN, check_tensor, check_tensors, check_transposed
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
@@ -135,10 +135,14 @@ _arguments._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 def apply(chosen: LayerOptions, x: Any, weight: Any, bias: Any, residual: Any) -> Tensor:
     """A layer on tensors: at once where nothing needs to know of it, else as PyTorch records it."""
+    transposed = chosen.output_padding is not None
     if not plain(x, weight, bias, residual):
-        check_tensors(chosen.ndim, x, weight, bias, residual)
+        check_tensors(chosen.ndim, x, weight, bias, residual, transposed)
     elif not recorded(x, weight, bias, residual) and unobserved():
         return engine.run(chosen, x, weight, bias, residual)
+    if transposed:
+        check_transposed(chosen, x, weight, bias, residual)
+        return transpose(chosen, x, weight, bias, residual)
     return convolve(chosen, x, weight, bias, residual)
 
 

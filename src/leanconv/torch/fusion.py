@@ -95,7 +95,8 @@ class Modules:
         module: Any = self.modules[str(node.target)] if node.op == "call_module" else None
         theirs: Any = self.modules[str(conv.target)]
         return (
-            type(module) is _NORMS[len(theirs.kernel_size)]
+            not theirs.transposed
+            and type(module) is _NORMS[len(theirs.kernel_size)]
             and not module.training
             and module.running_mean is not None
             and module.running_mean.dtype == theirs.weight.dtype

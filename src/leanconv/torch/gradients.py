@@ -1,43 +1,105 @@
-"""Gradients of a convolution with respect to its image and its weights."""
+"""Gradients of a convolution with respect to its image and its weights, by the engine."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from leanconv.backward import conv1d_backward_weights, conv2d_backward_weights, conv3d_backward_weights
+from leanconv.errors import ArgumentValueError, NotApplicableError
+from leanconv.planning.limits import UNLIMITED
+from leanconv.problem import to_user
+from leanconv.torch import engine
 from leanconv.torch.options import LayerOptions
-from leanconv.torch.padding import padded
-from leanconv.torch.tensors import check_tensor
+from leanconv.torch.tensors import DTYPES, as_array, check_tensor, dense_strides, is_channels_last
+from leanconv.torch.threads import num_threads
+from leanconv.transposed_options import make_backward_data_problem
+
+_WEIGHTS = (conv1d_backward_weights, conv2d_backward_weights, conv3d_backward_weights)
 
 
 def data_gradient(options: LayerOptions, grad: Tensor, weight: Tensor, in_size: Sequence[int]) -> Tensor:
-    """The gradient with respect to an image of extents `in_size`, padded by zeros."""
+    """The gradient with respect to an image of extents `in_size`, padded by zeros; in the gradient's memory format.
+
+    It is a transposed convolution. The algorithm asked for computes it where it can, else the fastest that can.
+
+    Raises:
+        ArgumentTypeError: a tensor that the engine does not read.
+        ArgumentValueError: shapes that do not fit.
+        MemoryLimitError: nothing fits the limit; says the least that would do.
+    """
     check_tensor("grad", grad)
     check_tensor("weight", weight)
-    sizes = [n + low + high for n, (low, high) in zip(in_size, options.pads, strict=True)]
-    shape = (grad.shape[0], weight.shape[1] * options.groups, *sizes)
-    whole = _aten(options, grad, weight.new_empty(1).expand(shape), weight, (True, False, False))[0]
-    for axis, (n, (low, _)) in enumerate(zip(in_size, options.pads, strict=True), 2):
-        whole = whole.narrow(axis, low, n)
-    return whole.contiguous()
+    grad, weight = grad.resolve_neg(), weight.resolve_neg()
+    size = tuple(in_size)
+    threads, limit = options.threads or num_threads(), engine.limit_of(options)
+    key: Any = (
+        *("data", grad.dtype, grad.shape, grad.stride(), weight.dtype, weight.shape, weight.stride()),
+        *(size, threads, limit),
+    )
+    call = options.calls.get(key)
+    if call is None:
+        last = is_channels_last(tuple(grad.shape), tuple(grad.stride()))
+        layout = "NHWC" if last else "NCHW"
+        image = (grad.shape[0], weight.shape[1] * options.groups, *size)
+        problem = make_backward_data_problem(
+            options.ndim,
+            to_user(tuple(grad.shape), layout),
+            tuple(weight.shape),
+            x_shape=to_user(image, layout),
+            dtype=DTYPES[grad.dtype],
+            stride=options.stride,
+            padding=options.pads,
+            dilation=options.dilation,
+            groups=options.groups,
+            layout=layout,
+            x_strides=to_user(tuple(grad.stride()), layout),
+            w_strides=tuple(weight.stride()),
+        )
+        if grad.dtype != weight.dtype:
+            raise ArgumentValueError("weight", weight, f"must have the element type of grad, {grad.dtype}")
+        try:
+            plan = engine.plan_of(options, problem, threads, limit, bound=False)
+        except NotApplicableError:
+            plan = engine.plan_of(options.with_(algorithm="auto"), problem, threads, limit, bound=False)
+        call = engine.remember(options, key, engine.Call(plan, *engine.output_of(problem, False)))
+    out = call.output(grad.dtype)
+    if call.out_full:
+        call.runner.run(grad.data_ptr(), out.data_ptr(), 0, weight.data_ptr(), 0)
+    return out
 
 
 def weight_gradient(options: LayerOptions, x: Tensor, grad: Tensor, kernel: Sequence[int]) -> Tensor:
-    """The gradient with respect to weights of extents `kernel`."""
+    """The gradient with respect to weights of extents `kernel`; its bits do not depend on the number of threads.
+
+    Raises:
+        ArgumentTypeError: a tensor that the engine does not read.
+        ArgumentValueError: shapes that do not fit.
+        MemoryLimitError: nothing fits the limit; says the least that would do.
+    """
     check_tensor("input", x)
     check_tensor("grad", grad)
-    image = padded(x, options.pads, "zeros")
     shape = (grad.shape[1], x.shape[1] // options.groups, *kernel)
-    return _aten(options, grad, image, x.new_empty(1).expand(shape), (False, True, False))[1]
-
-
-def _aten(
-    options: LayerOptions, grad: Tensor, image: Tensor, weight: Tensor, mask: tuple[bool, bool, bool]
-) -> tuple[Tensor, Tensor]:
-    zeros = [0] * options.ndim
-    found: tuple[Tensor, Tensor] = torch.ops.aten.convolution_backward(
-        grad, image, weight, None, options.stride, zeros, options.dilation, False, zeros, options.groups, mask
+    out = torch.empty_strided(shape, dense_strides(shape, False), dtype=x.dtype)
+    if not x.numel() or not grad.numel():
+        return out.zero_()
+    last = is_channels_last(tuple(x.shape), tuple(x.stride()))
+    order = to_user(range(x.dim()), "NHWC" if last else "NCHW")
+    limit = engine.limit_of(options)
+    _WEIGHTS[options.ndim - 1](
+        as_array(x).transpose(order),
+        as_array(grad).transpose(order),
+        shape,
+        options.stride,
+        options.pads,
+        options.dilation,
+        options.groups,
+        layout="NHWC" if last else "NCHW",
+        memory_limit=UNLIMITED if limit is None else limit,
+        threads=options.threads or num_threads(),
+        out=as_array(out),
     )
-    return found
+    return out

@@ -14,7 +14,7 @@ operators of `operators.py` stand in for them, with the same rules for gradients
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from leanconv.torch import batching, engine, gradients, operators
-from leanconv.torch.activations import slope, slope_from_output
+from leanconv.torch.activations import by_name, slope, slope_from_output
 from leanconv.torch.options import LayerOptions, from_arguments
 from leanconv.torch.padding import fold, padded
 from leanconv.torch.tensors import PLAIN
@@ -67,6 +67,55 @@ def convolve(options: LayerOptions, x: Tensor, weight: Tensor, bias: Any = None,
     if _observed(x, weight, bias, residual):
         return operators.convolution(x, weight, bias, residual, *options.arguments())
     return _applied(_Convolution, x, weight, bias, residual, options)
+
+
+def transpose(options: LayerOptions, x: Tensor, weight: Tensor, bias: Any = None, residual: Any = None) -> Tensor:
+    """A transposed convolution, with bias, residual and activation."""
+    adjoint = options.adjoint()
+
+    def gradient(image: Tensor, size: Sequence[int]) -> Tensor:
+        return image_gradient(adjoint, image, weight, size)
+
+    return assembled(gradient, described(options), x, weight.shape[2:], bias, residual)
+
+
+def described(options: LayerOptions) -> tuple[Any, ...]:
+    """What `assembled` has to know of the options of a transposed convolution: numbers and texts only."""
+    function = options.activation
+    activation = ("", ()) if function is None else (function.name, function.params)
+    return (
+        *(options.stride, options.pads, options.dilation, options.output_padding),
+        *(options.residual_order, *activation),
+    )
+
+
+def assembled(
+    gradient: Callable[[Tensor, Sequence[int]], Tensor],
+    description: tuple[Any, ...],
+    x: Tensor,
+    kernel: Sequence[int],
+    bias: Tensor | None,
+    residual: Tensor | None,
+) -> Tensor:
+    """A transposed convolution as D(x, w) for images of its output's extents, and what is done to it afterwards."""
+    stride, pads, dilation, more, order, activation, numbers = description
+    ndim = len(stride)
+    single = x.dim() == ndim + 1
+    image = x.unsqueeze(0) if single else x
+    reached, beyond = [], []
+    for n, k, s, d, (low, high), extra in zip(image.shape[2:], kernel, stride, dilation, pads, more, strict=True):
+        # What is added at the end takes back what padding cuts off there; beyond that there is nothing but bias.
+        beyond.append((0, max(0, extra - high)))
+        reached.append((n - 1) * s + d * (k - 1) + 1 - low - max(0, high - extra))
+    y = padded(gradient(image, reached), beyond, "zeros")
+    if bias is not None:
+        y = y + bias.view(-1, *[1] * ndim)
+    y = y.squeeze(0) if single else y
+    if residual is not None and order == "before":
+        y = y + residual
+    if activation:
+        y = by_name(activation, numbers, y)
+    return y + residual if residual is not None and order == "after" else y
 
 
 def image_gradient(options: LayerOptions, grad: Tensor, weight: Tensor, in_size: Sequence[int]) -> Tensor:

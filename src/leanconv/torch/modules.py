@@ -1,4 +1,4 @@
-"""`Conv1d`, `Conv2d`, `Conv3d`: PyTorch's modules, computed by leanconv.
+"""`Conv1d` to `Conv3d` and `ConvTranspose1d` to `ConvTranspose3d`: PyTorch's modules, computed by leanconv.
 
 Parameters, `state_dict`, hooks, padding modes and everything else are PyTorch's; only what runs is not. In evaluation
 mode without gradients weights are packed once, and again when they have changed.
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanconv.errors import ArgumentValueError
 from leanconv.options import ActivationLike
-from leanconv.torch import functional
+from leanconv.torch import functional, transposed
 from leanconv.torch.options import LayerOptions, options
 from leanconv.torch.packed import PackedWeights
 
@@ -49,8 +50,8 @@ class _Lean:
             setattr(self, name, value)
         self.options()
 
-    def options(self) -> LayerOptions:
-        """The module's options, checked.
+    def options(self, output_padding: Any = None) -> LayerOptions:
+        """The module's options, checked; with `output_padding` those of a transposed one.
 
         Raises:
             ArgumentTypeError: an attribute of the wrong type.
@@ -73,6 +74,8 @@ class _Lean:
             me.choose,
             me.memory_limit,
             me.threads,
+            None,
+            output_padding,
         )
 
     def repack(self) -> None:
@@ -92,7 +95,9 @@ class _Lean:
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if torch.compiler.is_compiling() or functional.overrides(input, weight, bias, None):
             return self._as_function(input, weight, bias)
-        chosen = self.options()
+        return self._run(self.options(), input, weight, bias)
+
+    def _run(self, chosen: LayerOptions, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         me: Any = self
         if (
             me.training
@@ -104,7 +109,8 @@ class _Lean:
         packed = self.__dict__.get("_packed")
         if packed is None:
             packed = self.__dict__["_packed"] = PackedWeights()
-        return packed.run(chosen, input, (weight, bias))
+        result: Tensor = packed.run(chosen, input, (weight, bias))
+        return result
 
     def _as_function(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         me: Any = self
@@ -136,7 +142,45 @@ class Conv3d(_Lean, nn.Conv3d):  # type: ignore[misc]
     """As `torch.nn.Conv3d`; further keywords: activation, algorithm, accuracy, memory_limit and others of `plan`."""
 
 
-REPLACEMENTS: dict[Any, Any] = {nn.Conv1d: Conv1d, nn.Conv2d: Conv2d, nn.Conv3d: Conv3d}
+class _LeanTransposed(_Lean):
+    """What the transposed modules have in common."""
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """As PyTorch's: `output_size` chooses among the extents that output_padding allows."""
+        me: Any = self
+        if me.padding_mode != "zeros":
+            raise ArgumentValueError("padding_mode", me.padding_mode, "must be 'zeros' for transposed convolutions")
+        ndim = len(me.kernel_size)
+        more = me.output_padding
+        if output_size is not None:
+            more = me._output_padding(input, output_size, me.stride, me.padding, me.kernel_size, ndim, me.dilation)
+        if torch.compiler.is_compiling() or functional.overrides(input, me.weight, me.bias, None):
+            geometry = (me.stride, me.padding, more, me.groups, me.dilation)
+            settings = {name: getattr(me, name) for name in SETTINGS}
+            return transposed.FUNCTIONS[ndim - 1](input, me.weight, me.bias, *geometry, **settings)
+        return self._run(self.options(tuple(more)), input, me.weight, me.bias)
+
+
+class ConvTranspose1d(_LeanTransposed, nn.ConvTranspose1d):  # type: ignore[misc]
+    """As `torch.nn.ConvTranspose1d`; further keywords: activation, algorithm, memory_limit and others of `plan`."""
+
+
+class ConvTranspose2d(_LeanTransposed, nn.ConvTranspose2d):  # type: ignore[misc]
+    """As `torch.nn.ConvTranspose2d`; further keywords: activation, algorithm, memory_limit and others of `plan`."""
+
+
+class ConvTranspose3d(_LeanTransposed, nn.ConvTranspose3d):  # type: ignore[misc]
+    """As `torch.nn.ConvTranspose3d`; further keywords: activation, algorithm, memory_limit and others of `plan`."""
+
+
+REPLACEMENTS: dict[Any, Any] = {
+    nn.Conv1d: Conv1d,
+    nn.Conv2d: Conv2d,
+    nn.Conv3d: Conv3d,
+    nn.ConvTranspose1d: ConvTranspose1d,
+    nn.ConvTranspose2d: ConvTranspose2d,
+    nn.ConvTranspose3d: ConvTranspose3d,
+}
 """PyTorch's classes and what stands in for them."""
 
 

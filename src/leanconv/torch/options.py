@@ -22,6 +22,7 @@ class LayerOptions:
 
     Attributes:
         ndim: spatial axes.
+        output_padding: of a transposed convolution, for each axis; None if it is an ordinary one.
         channels_last: whether outputs are channels last whatever the image is; None for the image's format.
         stride: for each axis.
         pads: (low, high) for each axis.
@@ -51,6 +52,7 @@ class LayerOptions:
         "groups",
         "memory_limit",
         "ndim",
+        "output_padding",
         "pad_mode",
         "pads",
         "residual_order",
@@ -76,6 +78,7 @@ class LayerOptions:
         memory_limit: int | str | None = None,
         threads: int | None = None,
         channels_last: bool | None = None,
+        output_padding: Ints | None = None,
     ) -> None:
         """Check the options; `kernel` is needed where padding is "same"."""
         self.ndim = ndim
@@ -97,10 +100,27 @@ class LayerOptions:
             self.memory_limit = None if memory_limit is None else resolve_limit(memory_limit)
         self.threads = None if threads is None else integer("threads", threads, 1)
         self.channels_last = channels_last
+        self.output_padding = None if output_padding is None else self._output_padding(output_padding)
         self.calls: dict[Any, Any] = {}
+
+    def _output_padding(self, value: Any) -> tuple[int, ...]:
+        """What is added to a transposed convolution's output at its end."""
+        entries = _single(value)
+        entries = entries if isinstance(entries, tuple | list) else (entries,) * self.ndim
+        if len(entries) != self.ndim:
+            rule = f"must be an int or a tuple of {self.ndim}, one for each spatial axis"
+            raise ArgumentValueError("output_padding", value, rule)
+        more = tuple(integer("output_padding", entry, 0, shown=value, what="entries") for entry in entries)
+        if any(n >= max(s, d) for n, s, d in zip(more, self.stride, self.dilation, strict=True)):
+            rule = f"must be smaller than stride {self.stride} or dilation {self.dilation}"
+            raise ArgumentValueError("output_padding", value, rule)
+        return more
 
     def output_size(self, in_size: Sequence[int], kernel: Sequence[int]) -> list[int]:
         """Extents of the output; of symbols as well."""
+        if self.output_padding is not None:
+            steps = zip(in_size, kernel, self.stride, self.dilation, self.pads, self.output_padding, strict=True)
+            return [(n - 1) * s + d * (k - 1) + 1 - low - high + more for n, k, s, d, (low, high), more in steps]
         axes = zip(in_size, kernel, self.stride, self.dilation, self.pads, strict=True)
         return [(n + low + high - d * (k - 1) - 1) // s + 1 for n, k, s, d, (low, high) in axes]
 
@@ -127,6 +147,14 @@ class LayerOptions:
             self.channels_last,
         )
 
+    def adjoint(self) -> LayerOptions:
+        """The ordinary convolution whose gradient with respect to the image a transposed one is; see `maps.py`."""
+        more = self.output_padding or (0,) * self.ndim
+        pads = tuple((low, max(0, high - extra)) for (low, high), extra in zip(self.pads, more, strict=True))
+        return self.with_(
+            padding=pads, output_padding=None, activation=None, residual_order="before", channels_last=None
+        )
+
     def plain(self) -> LayerOptions:
         """The options of the bilinear map alone, without what is done to its result."""
         if self.activation is None and self.residual_order == "before":
@@ -149,7 +177,7 @@ class LayerOptions:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copied and pickled without what was decided."""
-        return _from_arguments, (self.ndim, *self.arguments())
+        return _from_arguments, (self.ndim, *self.arguments(), self.output_padding)
 
 
 def _spelt(activation: Activation | None) -> str:

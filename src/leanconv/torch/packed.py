@@ -187,11 +187,11 @@ class PackedWeights:
         options, threads, limit = key[0], key[-2], key[-1]
         with torch.inference_mode(False), torch.no_grad():
             weight, bias = self.fold(sources)
-            check_tensors(options.ndim, x, weight, bias, residual)
+            check_tensors(options.ndim, x, weight, bias, residual, options.output_padding is not None)
             problem = engine.problem_of(options, x, weight, bias, residual)
             plan = None if choose is None else choose(problem)
             plan = plan or engine.plan_of(options, problem, threads, limit, bound=True)
-            others = (other.bound for other in list(state.calls.values()))
+            others = (other.bound for other_key, other in list(state.calls.items()) if other_key[0] is options)
             bound = next((found for other in others if (found := plan.bind_like(other)) is not None), None)
             if bound is None:
                 bound = plan.bind(as_array(weight), None if bias is None else as_array(bias))

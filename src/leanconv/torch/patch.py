@@ -19,10 +19,12 @@ from leanconv.torch.tensors import DTYPES, STRIDED
 _NAMES = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _DEFAULTS = {"bias": None, "stride": 1, "padding": 0, "dilation": 1, "groups": 1}
 _NDIM = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
+_TRANSPOSED_NAMES = (*_NAMES[:5], "output_padding", "groups", "dilation")
+_TRANSPOSED = {torch.conv_transpose1d: 1, torch.conv_transpose2d: 2, torch.conv_transpose3d: 3}
 
 
 class patch(TorchFunctionMode):  # type: ignore[misc]
-    """Within this block `F.conv1d`, `conv2d` and `conv3d`, and the modules that call them, are computed by leanconv.
+    """Within this block `F.conv2d`, `F.conv_transpose2d` and their kin are computed by leanconv, in modules too.
 
     Weights are packed once, and again when they have changed, as long as the block lasts. What leanconv does not
     compute (half precision, other devices, complex numbers) goes to PyTorch, and is counted with its reason.
@@ -50,10 +52,14 @@ class patch(TorchFunctionMode):  # type: ignore[misc]
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Called by PyTorch for every function within the block."""
         kwargs = kwargs or {}
-        ndim = _NDIM.get(func)
+        ndim = _NDIM.get(func) or _TRANSPOSED.get(func)
         if ndim is None:
             return func(*args, **kwargs)
-        given = {**_DEFAULTS, **dict(zip(_NAMES, args, strict=False)), **kwargs}
+        transposed = func in _TRANSPOSED
+        names = _TRANSPOSED_NAMES if transposed else _NAMES
+        given = {**_DEFAULTS, **dict(zip(names, args, strict=False)), **kwargs}
+        if transposed:
+            given.setdefault("output_padding", 0)
         reason = _refusal(given)
         if reason is not None:
             self.passed_on[reason] += 1
@@ -66,11 +72,9 @@ class patch(TorchFunctionMode):  # type: ignore[misc]
         super().__exit__(*exception)
         self._packed.clear()
 
-    def _convolve(
-        self, ndim: int, input: Tensor, weight: Tensor, bias: Any, stride: Any, padding: Any, dilation: Any, groups: Any
-    ) -> Tensor:
+    def _convolve(self, ndim: int, input: Tensor, weight: Tensor, bias: Any, **geometry: Any) -> Tensor:
         kernel = tuple(weight.shape[2:])
-        chosen = options(ndim, stride, padding, dilation, groups, kernel, **self.settings)
+        chosen = options(ndim, kernel=kernel, **geometry, **self.settings)
         if (
             not functional.plain(input, weight, bias, None)
             or functional.recorded(input, weight, bias, None)

@@ -185,6 +185,7 @@ def _fused(
             chain.activation,
             chain.residual_order,
             channels_last=True if ndim > 1 else None,
+            output_padding=conv.output_padding if conv.transposed else None,
             **settings,
         )
         return FusedLayer(conv, None if chain.norm is None else named[str(chain.norm.target)], chosen, shared)

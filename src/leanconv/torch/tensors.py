@@ -57,6 +57,31 @@ def check_tensors(ndim: int, x: Any, weight: Any, bias: Any, residual: Any, tran
         raise ArgumentValueError("bias", bias, "must have one axis, (K,)")
 
 
+def check_transposed(options: Any, x: Tensor, weight: Tensor, bias: Any, residual: Any) -> None:
+    """Check the tensors of a transposed convolution against each other.
+
+    Raises:
+        ArgumentTypeError: something that is no tensor that the engine reads, or two element types.
+        ArgumentValueError: shapes that do not fit.
+    """
+    ndim = options.ndim
+    check_tensors(ndim, x, weight, bias, residual, True)
+    channels = x.shape[-1 - ndim]
+    if channels % options.groups:
+        raise ArgumentValueError("groups", options.groups, f"must divide the {channels} input channels")
+    if weight.shape[0] != channels:
+        raise ArgumentValueError("weight", weight, f"must have C = {channels} channels, as input has")
+    outputs = weight.shape[1] * options.groups
+    if bias is not None and bias.shape[0] != outputs:
+        raise ArgumentValueError("bias", bias, f"must have shape ({outputs},), one for each output channel")
+    size = options.output_size(x.shape[-ndim:], weight.shape[2:])
+    if min(size) < 1:
+        raise ArgumentValueError("padding", options.pads, f"leaves an output of extents {tuple(size)}")
+    shape = (*x.shape[: -1 - ndim], outputs, *size)
+    if residual is not None and tuple(residual.shape) != shape:
+        raise ArgumentValueError("residual", residual, f"must have the output's shape {shape}")
+
+
 def is_channels_last(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     """Whether the channels of a batched image (N, C, *spatial) are neighbours in memory.
 

@@ -20,7 +20,6 @@ from leanconv.network.graph import Node, ValueType
 from leanconv.network.operators.base import Arrays, Operator, Types, given, maybe, present
 from leanconv.network.operators.geometry import Windows, windows
 from leanconv.options import make_problem
-from leanconv.oracle import reference
 from leanconv.problem import Problem
 
 _CONVOLVE = {1: conv1d, 2: conv2d, 3: conv3d}
@@ -90,7 +89,9 @@ def _evaluate(node: Node, arrays: Arrays) -> tuple[Array, ...]:
     return (convolve(node, *widened).astype(x.dtype),)  # type: ignore[arg-type]
 
 
-def convolve(node: Node, x: Array, w: Array, bias: Array | None, residual: Array | None = None) -> Array:
+def convolve(
+    node: Node, x: Array, w: Array, bias: Array | None, residual: Array | None = None, *, accuracy: str = "standard"
+) -> Array:
     """What a Conv or a `leanconv.Conv` computes, on float32 or float64 arrays."""
     place = conv_windows(node, x.shape, w.shape)
     options: dict[str, Any] = {}
@@ -106,6 +107,7 @@ def convolve(node: Node, x: Array, w: Array, bias: Array | None, residual: Array
         groups=conv_groups(node),
         pad_mode=node.attributes.get("pad_mode", "zeros"),
         activation=node.attributes.get("activation"),
+        accuracy=accuracy,
         **options,
     )
     return result
@@ -113,8 +115,7 @@ def convolve(node: Node, x: Array, w: Array, bias: Array | None, residual: Array
 
 def exact_convolution(node: Node, x: Array, w: Array) -> Array:
     """A convolution of whole numbers, exact while sums stay below 2**53; as float64."""
-    problem = conv_problem(node, ValueType(x.shape, "float64"), ValueType(w.shape, "float64"), bias=False)
-    return reference(problem, x, w)
+    return convolve(node, x.astype(np.float64), w.astype(np.float64), None, accuracy="exact")
 
 
 OPERATORS = (

@@ -5,7 +5,7 @@ They run in the order of `PASSES`.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, MutableMapping
 
 import numpy as np
 
@@ -44,7 +44,7 @@ PASSES: tuple[Pass, ...] = (
 def run_passes(
     graph: Graph,
     passes: tuple[Pass, ...] = PASSES,
-    derived: dict[str, Array] | None = None,
+    derived: MutableMapping[str, Array] | None = None,
     shared: Collection[str] = (),
 ) -> None:
     """Run passes one after the other.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ from leanconv.network.graph import Graph, Node, ValueType
 class Rewriter:
     """A graph under change.  `graph.nodes` is brought up to date by `sweep`, between passes."""
 
-    def __init__(self, graph: Graph, derived: dict[str, Array], shared: Collection[str]) -> None:
+    def __init__(self, graph: Graph, derived: MutableMapping[str, Array], shared: Collection[str]) -> None:
         """`derived`: constants made of `shared` ones; both are the same in all graphs of one model."""
         self.graph = graph
         self.derived, self.shared = derived, shared
@@ -110,6 +110,15 @@ class Rewriter:
         """Take out a node whose outputs nobody reads."""
         self._take(node)
         del self._slots[self._slot_of.pop(node.name)]
+
+    def prune(self, values: Iterable[str]) -> None:
+        """Take out the nodes that compute these values, and those before them, as far as nobody reads what they do."""
+        pending = list(values)
+        while pending:
+            node = self.producer(pending.pop())
+            if node is not None and not any(self.users(v) or v in self.graph.outputs for v in node.outputs if v):
+                self.remove(node)
+                pending.extend(node.inputs)
 
     def substitute(self, value: str, other: str) -> None:
         """Let everyone who reads a value read another; the value must not be an output of the graph."""

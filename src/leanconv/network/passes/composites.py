@@ -18,7 +18,7 @@ def join_composites(rewriter: Rewriter) -> None:
             found = find(rewriter, node)
             if found is not None:
                 rewriter.replace(node, found)
-                rewriter.sweep()
+                rewriter.prune(node.inputs)
                 break
 
 

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-from leanconv.network.steps import convolution, elementwise, normalization, pooling, resampling, shaping, softmax
+from leanconv.network.steps import (
+    blocks,
+    convolution,
+    elementwise,
+    normalization,
+    pooling,
+    resampling,
+    shaping,
+    softmax,
+)
 from leanconv.network.steps.base import Lowerer, Registry
 
 REGISTRY = Registry()
-for _module in (shaping, convolution, elementwise, pooling, softmax, resampling, normalization):
+for _module in (shaping, convolution, elementwise, pooling, softmax, resampling, normalization, blocks):
     _module.register(REGISTRY)
 
 COPY = REGISTRY.by_op["leanconv.Copy"]

@@ -1,0 +1,145 @@
+"""Blocks of layers in one pass: depthwise-separable, and inverted residual."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from leanconv.arrays import Array
+from leanconv.blocks import BlockPlan, plan_inverted_residual, plan_separable
+from leanconv.errors import MemoryLimitError
+from leanconv.network.fusion import INVERTED, SEPARABLE
+from leanconv.network.graph import Node
+from leanconv.network.operators.convolution import conv_windows
+from leanconv.network.places import Place, channels_last, strides_in
+from leanconv.network.steps.base import Arrays, Built, Call, Lowerer, Memory, Option, Registry, Setting, Types
+from leanconv.network.steps.convolution import conv_problem
+from leanconv.options import Padding
+from leanconv.plan import packed_block
+from leanconv.planning.network import layer_options
+
+BUDGETS = (None, 1 << 20, 256 << 10, 64 << 10, 16 << 10, 0)
+"""Limits of a block's workspace that are tried, in bytes."""
+
+
+class Block(Lowerer):
+    """One step for the layers of a block, by `leanconv.blocks`."""
+
+    image: ClassVar[bool] = True
+
+    def refusal(self, node: Node, types: Types, constants: Arrays) -> str | None:
+        """None: what is no block was not made one."""
+        return None
+
+    def accepts(self, node: Node, position: int, place: Place) -> bool:
+        """Dense images."""
+        return len(place.shape) != 4 or _dense(place)
+
+    def writes(self, node: Node, place: Place, types: Types) -> bool:
+        """Dense images."""
+        return _dense(place)
+
+    def options(self, call: Call, setting: Setting) -> list[Option]:
+        """Bands and sections of several sizes, the highest first."""
+        plans: list[BlockPlan] = []
+        for budget in BUDGETS if setting.limited else BUDGETS[:1]:
+            try:
+                plan = _plan(call, setting, budget)
+            except MemoryLimitError as error:
+                plan = _plan(call, setting, error.needed)
+            if not any(plan.workspace_bytes == other.workspace_bytes for other in plans):
+                plans.append(plan)
+        seconds = _seconds(call, setting)
+        weights, biases = _arrays(call)
+        roles: dict[str, Place | Memory | int] = {"x": call.given(0), "out": call.output}
+        if call.node.op == SEPARABLE and call.input(5) is not None:
+            roles["residual"] = call.given(5)
+        # Lower bands fetch and expand rows twice; nobody counts how often, so that their order is all that is told.
+        return [
+            Option(
+                f"block of {plan.parameters.get('band', plan.parameters.get('strip'))}",
+                seconds * (1 + 0.05 * number),
+                lambda plan=plan: _built(plan, weights, biases, roles),  # type: ignore[misc]
+                plan.lowering.workspace,
+                plan.packed_weight_bytes,
+                max(0, plan.packed_weight_bytes - plan.plain_weight_bytes),
+            )
+            for number, plan in enumerate(plans)
+        ]
+
+
+def _dense(place: Place) -> bool:
+    wanted = strides_in(place.shape, channels_last(4))
+    return all(a == b for a, b, n in zip(place.strides, wanted, place.shape, strict=True) if n > 1)
+
+
+def _arrays(call: Call) -> tuple[list[Array], list[Array | None]]:
+    """Weights and biases of the layers."""
+    count = len(call.node.attributes["nodes"])
+    found = [None if o is None else o.constant for o in call.inputs[1 : 1 + 2 * count]]
+    weights = [array for array in found[::2] if array is not None]
+    assert len(weights) == count
+    return weights, list(found[1::2])
+
+
+def _plan(call: Call, setting: Setting, limit: int | None) -> BlockPlan:
+    nodes: tuple[Node, ...] = call.node.attributes["nodes"]
+    weights, biases = _arrays(call)
+    middle = nodes[-2]
+    n, c, h, w = call.given(0).shape
+    channels = weights[-2].shape[0]
+    window = conv_windows(middle, (n, channels if call.node.op == INVERTED else c, h, w), weights[-2].shape)
+    padding: Padding = tuple(zip(window.low, window.high, strict=True))
+    common: dict[str, Any] = {
+        "dtype": call.output.dtype,
+        "biases": tuple(b is not None for b in biases),
+        "stride": window.stride,
+        "padding": padding,
+        "dilation": window.dilation,
+        "activations": tuple(node.attributes.get("activation") for node in nodes),
+        "memory_limit": limit,
+        "threads": setting.threads,
+    }
+    shapes = [array.shape for array in weights]
+    order = nodes[-1].attributes.get("residual")
+    if call.node.op == INVERTED:
+        return plan_inverted_residual((n, h, w, c), *shapes, residual=order is not None, **common)
+    more = {"residual": True, "residual_order": order} if order is not None else {}
+    depthwise, pointwise = shapes
+    return plan_separable((n, h, w, c), depthwise, pointwise, **common, **more)
+
+
+def _seconds(call: Call, setting: Setting) -> float:
+    """What the layers apart are predicted to take."""
+    nodes: tuple[Node, ...] = call.node.attributes["nodes"]
+    weights, biases = _arrays(call)
+    total, x = 0.0, call.given(0)
+    for node, w, bias in zip(nodes, weights, biases, strict=True):
+        window = conv_windows(node, x.shape, w.shape)
+        shape = (x.shape[0], w.shape[0], *window.out)
+        out = Place("", 0, shape, strides_in(shape, channels_last(4)), x.dtype)
+        plain = Node(node.op, node.name, node.inputs, node.outputs, _without_residual(node), node.version)
+        problem = conv_problem(plain, x, w, bias, out, None)
+        total += layer_options(problem, setting.threads, None, ("auto", "standard", False))[0].seconds
+        x = out
+    return total
+
+
+def _without_residual(node: Node) -> dict[str, Any]:
+    return {name: value for name, value in node.attributes.items() if name != "residual"}
+
+
+def _built(
+    plan: BlockPlan, weights: list[Array], biases: list[Array | None], places: dict[str, Place | Memory | int]
+) -> Built:
+    roles = dict(places)
+    for (name, packing), w, bias in zip(plan.lowering.packings, weights, biases, strict=True):
+        shift = None if bias is None else np.ascontiguousarray(bias)
+        roles[name] = packed_block(packing, w, shift, plan.threads)
+    return Built(plan.lowering.phases, roles)
+
+
+def register(registry: Registry) -> None:
+    """Enter what this module knows."""
+    registry.add(Block(), SEPARABLE, INVERTED)
