@@ -159,7 +159,11 @@ def core_phase(problem: Problem, threads: int, band: Band, image: int | None, wi
     """The phase of the core, on bands of `wide` pixels or on the whole tensor; and its tile in words."""
     p, host = problem, band.host
     rows, panels, short = columns.heights(p, host)
-    block, group = blocking(p, host, threads, math.prod(p.out_size[:-2]))
+    # A band is copied again for every group of panels, which costs more than weights from the third-level cache do; and
+    # a tensor read again more than they do while that cache holds them.  (Twice, because panels may be one row short.)
+    weights = p.group_out * columns.row_bytes(p)
+    kept = 2 * weights if wide is not None or weights <= host.l3 // 4 else host.l2 // 2
+    block, group = blocking(p, host, threads, math.prod(p.out_size[:-2]), kept)
     merged = p.dilation[-2] == 1
     runs, terms = (1, p.kernel[-2] * band.terms) if merged else (p.kernel[-2], band.terms)
     spec = BatchBandSpec(

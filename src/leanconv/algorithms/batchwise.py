@@ -57,7 +57,7 @@ def lower(problem: Problem, host: Host, threads: int) -> Lowering:
     across = vectors == 1
     tail = -(-(length % (2 * lanes)) // lanes)
     rows, panels, short = columns.heights(p, host)
-    block, group = blocking(p, host, threads, lines)
+    block, group = blocking(p, host, threads, lines, host.l2 // 2)
     spec = BatchSpec(
         host.target,
         p.dtype,
@@ -137,11 +137,11 @@ def common_fields(
     return fields
 
 
-def blocking(problem: Problem, host: Host, threads: int, lines: int) -> tuple[int, int]:
-    """Rows of pixels a chunk, and panels, whose weights stay in half the second-level cache."""
+def blocking(problem: Problem, host: Host, threads: int, lines: int, kept: int) -> tuple[int, int]:
+    """Rows of pixels a chunk, and panels, whose weights are at most `kept` bytes."""
     p = problem
     rows, panels, _ = columns.heights(p, host)
-    group = max(1, min(panels, host.l2 // 2 // (rows * columns.row_bytes(p))))
+    group = max(1, min(panels, kept // (rows * columns.row_bytes(p))))
     wanted, blocks = wanted_chunks(p, threads), 1
 
     def chunks() -> int:

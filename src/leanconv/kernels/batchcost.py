@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from leanconv.kernels.batchpanels import Shape
-from leanconv.kernels.cost import ENTRIES, Cost, issue_slots
+from leanconv.kernels.cost import ENTRIES, PAGE, Cost, issue_slots
 
 Fields = Mapping[str, int]
 
 
 def core_cost(
-    shape: Shape, f: Fields, chunks: int, dims: int, terms: float, runs: int, *, apart: float = 0.0, held: float
+    shape: Shape, f: Fields, chunks: int, dims: int, terms: float, runs: int, *, pages: float = 0.0, held: float
 ) -> Cost:
     """All tiles of a phase: sums of `terms` in `runs`, over outputs of `dims` axes but the last.
 
-    `apart`: terms of a sum for which channels lie apart in the image; `held` bytes are read by all panels of a row.
+    `pages` that a window lies on where channels are read apart from each other; all panels of a row read `held` bytes.
     """
     lanes, item = shape.target.lanes(shape.dtype), 8 if shape.dtype == "float64" else 4
     wide = 2 * lanes
@@ -38,9 +38,9 @@ def core_cost(
         counts["store"] += number * high * vectors
         counts["tile"] += number
         counts["tap"] += number * runs
-        if apart:  # pages that one tile reads; if they are too many to be kept at hand, every panel asks for them again
-            again = f["panel_count"] if apart > ENTRIES else 1
-            counts["page"] += places * terms * again
+        if pages:  # if they are too many to be kept at hand, every panel asks for them again
+            again = f["panel_count"] if pages > ENTRIES else 1
+            counts["page"] += places * terms * again * min(1.0, abs(f["x_c"]) / PAGE)
             counts["apart"] += number * terms
         reads += [
             (number * panel, min(f["panels"], f["panel_count"]) * panel + window),

@@ -86,10 +86,10 @@ class BatchSpec:
                 shape = (self.stride[d], self.dilation[d], self.pad_low[d], taps[d])
                 inside *= part_inside(f[f"out{d}"], *shape, f[f"in{d}"])
         terms = inside * (f["w_row"] // self.itemsize - self.bias)
-        apart = f["channels"] * math.prod(taps[:-1]) if f["x_c"] >= PAGE else 0
+        pages = f["channels"] * math.prod(taps[:-1]) * min(1.0, abs(f["x_c"]) / PAGE)
         held = terms * 2 * self.target.vector_bytes
         # Each axis's taps are a loop of its own whose ends are looked up, short where channels are few.
-        return core_cost(self, f, chunks, self.dims, terms, TAP * math.prod(taps), apart=apart, held=held)
+        return core_cost(self, f, chunks, self.dims, terms, TAP * math.prod(taps), pages=pages, held=held)
 
 
 class _Emitter(Place):
