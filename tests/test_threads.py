@@ -199,8 +199,8 @@ def test_interrupts_in_a_loop_of_calls() -> None:
     assert main is not None
     for turn in range(20):
         timer = threading.Timer(0.01 + 0.001 * turn, signal.pthread_kill, (main, signal.SIGINT))
-        timer.start()
         with pytest.raises(KeyboardInterrupt):
+            timer.start()  # inside: on a busy machine it may go off before the next line
             for _ in range(1_000_000):
                 bound(x)
         timer.join()
