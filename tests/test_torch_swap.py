@@ -310,3 +310,13 @@ def test_several_threads() -> None:
         worker.join(timeout=60)
         assert not worker.is_alive()
     assert not wrong
+
+
+def test_loss_curve() -> None:
+    """Trained on digits, both lose the same; in double precision, for in single the rounding grows with every step."""
+    pytest.importorskip("sklearn")
+    from leanconv.bench.torch_training import train
+
+    losses, _ = train(steps=5, batch=8, size=16, width=8, threads=1, memory_limit="8MiB", double=True)
+    for ours, theirs in zip(losses[1], losses[0], strict=True):
+        assert abs(ours - theirs) <= 1e-6 * theirs

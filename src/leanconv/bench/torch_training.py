@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(
-    steps: int, batch: int, size: int, width: int, threads: int, memory_limit: Any = None
+    steps: int, batch: int, size: int, width: int, threads: int, memory_limit: Any = None, double: bool = False
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Losses and seconds of each step, of PyTorch (channels last) and of leanconv."""
     import torch
@@ -47,10 +47,12 @@ def train(
     torch.set_num_threads(threads)
     images, labels = digits(size)
     plain = make_model("resnet18", classes=10, width=width).train()
+    if double:
+        images, plain = images.double(), plain.double()
     swapped = copy.deepcopy(plain)
     leanconv.torch.swap(swapped, memory_limit=memory_limit)
     models = [model.to(memory_format=torch.channels_last) for model in (plain, swapped)]
-    optimizers = [torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9) for model in models]
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.003, momentum=0.9) for model in models]
     losses: list[list[float]] = [[], []]
     seconds: list[list[float]] = [[], []]
     generator = torch.Generator().manual_seed(0)
@@ -64,7 +66,7 @@ def train(
             loss.backward()
             optimizer.step()
             seconds[side].append(time.perf_counter() - start)
-            losses[side].append(float(loss))
+            losses[side].append(float(loss.detach()))
     return losses, seconds
 
 
