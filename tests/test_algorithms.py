@@ -273,7 +273,7 @@ def test_limits_of_unbound_calls_count_the_packed_weights(name: str, case: Case)
     assert all_of_it < plan.workspace_bytes + plan.packed_weight_bytes + ALIGNMENT
     inputs = case.guarded_inputs(viewed=False)
     with GuardedAllocator() as guard:
-        case.check(convolve(case, inputs, algorithm=name, threads=1, memory_limit=all_of_it))
+        case.check(convolve(case, inputs, algorithm=name, threads=1, memory_limit=all_of_it), name)
     assert lent(guard.sizes) <= all_of_it
     if all_of_it:
         with pytest.raises(MemoryLimitError):
