@@ -1,10 +1,11 @@
-"""leanconv on a photograph: filters that everybody knows, and the first layers of four image networks.
+"""leanconv on pictures: filters that everybody knows, first layers of four image networks, and a network for text.
 
 Each filter is one convolution by the algorithm that leanconv chooses. Each first layer, with its bias and
 activation, is computed by every algorithm that applies. Each result is compared with the definition in
 float64; the calls of a layer are timed in turns; their bytes are listed. The layers have the shapes of the
 networks' first layers; the weights are not the trained ones but Gabor filters and colour blobs made by a
-formula, which trained first layers resemble.
+formula, which trained first layers resemble. Last comes a trained network under a memory limit, next to ONNX
+Runtime, if the extra "demo" is installed: see text_detector.py.
 
 The photograph is matplotlib's sample image: Commodore Grace M. Hopper in 1984, by the United States Navy, in
 the public domain.
@@ -29,6 +30,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 import leanconv
+import text_detector
 from filters import Filter, first_layer, photo_filters, shown_channels
 from leanconv import oracle
 from leanconv.bench import table
@@ -238,20 +240,31 @@ def main() -> int:
     console.print("\n[bold]First layers of networks[/] on 224 x 224 pixels, with bias and activation")
     table.show(first, console)
 
+    wrong: list[str] = []
+    detected = []
+    console.print()
+    if (sentence := text_detector.missing()) is None:
+        picture, wrong = text_detector.detect(options.output, threads, text_detector.MEMORY_LIMIT, console)
+        detected = [picture]
+    else:
+        console.print(sentence)
+
     pictures = [options.output / name for name in ("filters.png", "feature-maps.png", "time-memory.png")]
     filter_sheet(tiles, pictures[0])
     feature_sheet(layers, pictures[1])
     facts = f"{machine_facts().get('cpu', '')}, {threads} thread{'s' if threads > 1 else ''}, float32"
     time_against_memory(first.rows, facts, pictures[2])
     console.print()
-    for picture in pictures:
+    for picture in [*pictures, *detected]:
         console.print(f"Wrote {picture}", highlight=False, soft_wrap=True)
         if options.docs:
             save_small(picture, ROOT / "docs" / "images" / picture.name)
     failures = known.failures + first.failures
     for row in failures:
         console.print(f"[red]{row.layer}, {row.algorithm}: {row.status}: {row.reason}[/]")
-    return 1 if failures else 0
+    for sentence in wrong:
+        console.print(f"[red]{sentence}[/]")
+    return 1 if failures or wrong else 0
 
 
 if __name__ == "__main__":
