@@ -244,8 +244,11 @@ def main() -> int:
     detected = []
     console.print()
     if (sentence := text_detector.missing()) is None:
-        picture, wrong = text_detector.detect(options.output, threads, text_detector.MEMORY_LIMIT, console)
-        detected = [picture]
+        try:
+            picture, wrong = text_detector.detect(options.output, threads, text_detector.MEMORY_LIMIT, console)
+            detected = [picture]
+        except leanconv.LeanconvError as error:  # the pictures of the rest are still to be drawn
+            wrong = [f"Text detector: {error}"]
     else:
         console.print(sentence)
 

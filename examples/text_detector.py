@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 import leanconv
 from detector_engines import LEANCONV, RUNTIME, Call, load_leanconv, load_runtime, measured_rise
@@ -104,28 +104,27 @@ def take_turns(calls: dict[str, Call], x: Array, results: dict[str, Result]) -> 
 
 
 def show(results: dict[str, Result], console: Console) -> None:
-    """Print a table: a row for each engine."""
-    table = Table()
-    headings = ("time", "spread", "known", "run", "load, run", "boxes", "difference")
-    for number, heading in enumerate(("", *headings)):
-        table.add_column(heading, justify="right" if number else "left")
-    first = next(iter(results.values()))
-    for name, result in results.items():
-        sizes = (result.known, result.run_rise, result.total_rise)
-        table.add_row(
-            name,
-            f"{1e3 * median(result.seconds):.1f} ms" if result.seconds else "-",
-            f"{spread(result.seconds) or 0:.1%}",
-            *("-" if size is None else format_bytes(size) for size in sizes),
-            str(len(result.boxes)),
-            "-" if result is first else f"{largest_difference(first, result):.1e}",
-        )
+    """Print a table: a column for each engine."""
+
+    def size(nbytes: int | None) -> str:
+        return "-" if nbytes is None else format_bytes(nbytes)
+
+    first, *others = results.values()
+    rows = {
+        f"time, median of {len(first.seconds)} calls in turns": [
+            f"{1e3 * median(r.seconds):.1f} ms" for r in results.values()
+        ],
+        "its spread (interquartile range)": [f"{spread(r.seconds) or 0:.1%}" for r in results.values()],
+        "memory of a run, known before it": [size(r.known) for r in results.values()],
+        "measured: rise in the first run": [size(r.run_rise) for r in results.values()],
+        "measured: rise in loading and the first run": [size(r.total_rise) for r in results.values()],
+        "boxes": [str(len(r.boxes)) for r in results.values()],
+        "largest difference of outputs": ["", *(f"{largest_difference(first, r):.1e}" for r in others)],
+    }
+    table = Table("", *(Column(name, justify="right") for name in results))
+    for what, cells in rows.items():
+        table.add_row(what, *cells)
     console.print(table)
-    console.print(
-        "known: bytes between the layers, workspace and output, before anything ran; run: by how much the first run "
-        "raised the memory of a process; load, run: the same with loading the model, packages imported before. Times "
-        "are medians of calls in turns, difference is the largest of the network's outputs."
-    )
 
 
 def detect(output: Path, threads: int, limit: str, console: Console) -> tuple[Path, list[str]]:
@@ -162,11 +161,11 @@ def detect(output: Path, threads: int, limit: str, console: Console) -> tuple[Pa
         detector.infer = lambda x, call=call: [call(x)]
         results[name] = Result(call(x), detector(blue_first)[0])
     ours = results[LEANCONV]
-    # What a run holds besides weights: the arena, and the output that the caller gets.
+    # What a run takes besides weights: the arena, and the output that the caller gets.
     ours.known = network.peak_bytes + ours.output.nbytes
     height, width = page.shape[:2]
     console.print(
-        f"[bold]Text detector[/] of PP-OCRv4 on a page of {width} x {height} pixels, {threads} threads, float32; "
+        f"[bold]Text detector[/] of PP-OCRv4 on a page of {width} x {height} pixels, float32, threads: {threads}; "
         f"leanconv with memory_limit={limit}: {format_bytes(network.peak_bytes)} between the layers and "
         f"{format_bytes(network.extra_bytes)} of packed weights beyond the plain ones, exactly"
     )
