@@ -51,6 +51,7 @@ examples:
   leanconv bench mobilenet_v2 --batch 8 --plot mobilenet.png
   leanconv bench compare old.json new.json
   leanconv bench --set mec --peers all --threads 1,2
+  leanconv bench model.onnx --peers onnxruntime,openvino --memory-limit 64MiB
 
 """
 
@@ -218,6 +219,7 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="write all results to a file; - for standard output (the table: standard error)",
     )
     add("--plot", metavar="PATH", help="draw a PNG, SVG or PDF; needs pip install leanconv[plot]")
+    _add_bench_models(bench)
 
 
 class _Version(argparse.Action):
@@ -265,7 +267,25 @@ def _seconds(text: str) -> float:
     return seconds
 
 
+def _add_bench_models(bench: argparse.ArgumentParser) -> None:
+    group = bench.add_argument_group(
+        "ONNX models", "LAYERS may be .onnx files instead: whole networks, beside the peers onnxruntime and openvino"
+    )
+    group.add_argument("--memory-limit", metavar="BYTES", help="what a run of leanconv may take, such as 64MiB")
+    group.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME=1x3x224x224",
+        help="of an input that the model leaves free",
+    )
+
+
 def _bench(options: argparse.Namespace, words: list[str]) -> int:
+    if any(word.endswith(".onnx") for word in options.layers):
+        from leanconv.bench import onnx_models
+
+        return onnx_models.run(options)
     from leanconv.bench.command import bench
 
     return bench(options, ["leanconv", *words])

@@ -15,7 +15,7 @@ from leanconv.errors import ArgumentValueError, UnsupportedModelError
 from leanconv.onnx.session import Session, load
 
 
-class Prepared(BackendRep):  # type: ignore[misc]
+class Prepared(BackendRep):  # type: ignore[misc, unused-ignore]  # untyped where onnx is missing
     """A loaded model, called with its inputs in order."""
 
     def __init__(self, session: Session) -> None:
@@ -47,7 +47,7 @@ class Prepared(BackendRep):  # type: ignore[misc]
         return outputs
 
 
-class Backend(BackendBase):  # type: ignore[misc]
+class Backend(BackendBase):  # type: ignore[misc, unused-ignore]  # untyped where onnx is missing
     """ONNX models on the CPU."""
 
     @classmethod

@@ -92,7 +92,7 @@ class CompiledLayer:
         y = functional.apply(self.options(weight, False), x, weight, bias, None)
         if norm:
             gain, shift, mean, variance = norm
-            y = F.batch_norm(y, mean, variance, gain, shift, False, 0.0, self._eps)
+            y = F.batch_norm(y, mean, variance, gain, shift, False, 0.0, self._eps or 0.0)
         before = self._more["residual_order"] == "before"
         if residual is not None and before:
             y = y + residual

@@ -1,0 +1,73 @@
+"""`leanconv bench model.onnx`: runtimes in processes of their own; what is missing or fails is a row that says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from leanconv.bench import onnx_models
+from leanconv.cli import main
+
+onnx = pytest.importorskip("onnx")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    """One convolution with a free batch."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    w = numpy_helper.from_array(np.ones((4, 3, 3, 3), np.float32), "w")
+    node = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 3, 8, 8])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 4, 8, 8])
+    graph = helper.make_graph([node], "one layer", [x], [y], [w])
+    path = tmp_path / "one.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return str(path)
+
+
+def test_a_row_for_each_runtime(model: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+    monkeypatch.setitem(onnx_models.RUNTIMES, "openvino", ("a_package_that_is_not_there", onnx_models._openvino))
+    words = ["bench", model, "--peers", "all", "--rounds", "3", "--json", "-", "--shape", "x=2x3x8x8"]
+    assert main(words) == 0
+    (report,) = json.loads(capsys.readouterr().out)
+    rows = {row["runtime"]: row for row in report["runtimes"]}
+    assert list(rows) == ["leanconv", "onnxruntime", "openvino"]
+    assert len(rows["leanconv"]["seconds"]) == 3 and rows["leanconv"]["difference"] == 0
+    assert rows["openvino"]["reason"] == "not installed" and not rows["openvino"]["seconds"]
+    if not rows["onnxruntime"]["reason"]:
+        assert rows["onnxruntime"]["difference"] < 1e-5
+
+
+def test_the_table(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", model, "--rounds", "2"]) == 0
+    shown = capsys.readouterr().out
+    assert "one.onnx, threads: 1" in shown and "leanconv" in shown
+
+
+def test_a_runtime_that_fails_is_a_row(model: str) -> None:
+    inputs = {"x": np.zeros((1, 3, 8, 9), np.float32)}  # not the model's shape
+    (found,) = onnx_models.compare(model, [], inputs, 1, 1, None)
+    assert "ArgumentValueError" in found.reason and not found.seconds
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["layers.csv"], "must all be .onnx files if one is"),
+        (["--peers", "ncnn"], "must be one of onnxruntime, openvino for ONNX files, or all"),
+        (["--shape", "x=1xtwo"], "must be extents joined by x"),
+    ],
+)
+def test_what_is_refused(model: str, words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", model, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_no_such_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(tmp_path / "none.onnx")]) == 2
+    assert "none.onnx" in capsys.readouterr().err
