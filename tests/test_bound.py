@@ -202,7 +202,7 @@ def test_foreign_arrays_that_cannot_be_read() -> None:
 def test_torch_tensors() -> None:
     torch = pytest.importorskip("torch")
     case = case_for("direct")
-    tensors = {key: torch.from_numpy(value) for key, value in case.values.items()}
+    tensors = {key: torch.from_numpy(value.copy()) for key, value in case.values.items()}
     result = convolve(case, tensors)
     assert isinstance(result, torch.Tensor)
     case.check(result.numpy())
