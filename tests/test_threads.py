@@ -197,12 +197,18 @@ def test_interrupts_in_a_loop_of_calls() -> None:
     arena = bound.plan.arena
     main = threading.main_thread().ident
     assert main is not None
+    interrupted = 0
     for turn in range(20):
         timer = threading.Timer(0.01 + 0.001 * turn, signal.pthread_kill, (main, signal.SIGINT))
-        with pytest.raises(KeyboardInterrupt):
+        end = time.monotonic() + 0.5
+        try:
             timer.start()  # inside: on a busy machine it may go off before the next line
-            for _ in range(1_000_000):
+            while timer.is_alive() or time.monotonic() < end:
                 bound(x)
+        except KeyboardInterrupt:
+            interrupted += 1
         timer.join()
         assert roughly_equal(bound(x), want)
+    # Python drops an interrupt that comes while a finaliser or a callback of the collector runs.
+    assert interrupted >= 15
     assert arena.live_bytes == 0
