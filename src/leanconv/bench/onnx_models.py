@@ -1,8 +1,9 @@
 """`leanconv bench model.onnx`: whole networks beside the runtimes that read ONNX files, each in a process of its own.
 
-They take turns, round by round, so that what slows the machine slows all alike; before each timed run one more is made,
-for a process that has slept has cold caches and sleeping threads. Memory is the rise of the process's resident memory
-from before the model is loaded to the highest point of loading and three runs; the runtime itself is loaded by then.
+They take turns, round by round, so that what slows the machine slows all alike. Before each timed run the threads of
+the one before come to rest, and one more run is made, for a process that has slept has cold caches and sleeping
+threads. Memory is the rise of the process's resident memory from before the model is loaded to the highest point of
+loading and three runs; the runtime itself is loaded by then.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from leanconv.bench.process_memory import PeakMemory
 from leanconv.errors import ArgumentValueError, LeanconvError
 
 OURS = "leanconv"
+SETTLE = 0.25  # seconds; idle threads of the runtime whose turn it was spin for up to 0.2
 Inputs = Mapping[str, Array]
 
 
@@ -103,6 +105,7 @@ def _serve(pipe: Any, runtime: str, path: str, inputs: Inputs, threads: int, lim
             run(inputs)
         pipe.send((loaded, memory.extra_bytes(), outputs))
         while pipe.recv():
+            time.sleep(SETTLE)
             run(inputs)
             begin = time.perf_counter()
             run(inputs)
