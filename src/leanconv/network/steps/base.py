@@ -168,8 +168,8 @@ class Lowerer:
         return row_major(rank)
 
     def options(self, call: Call, setting: Setting) -> list[Option]:
-        """The ways to compute the node, fastest first; at least one."""
-        raise NotImplementedError
+        """The ways to compute the node, fastest first; at least one. Never asked of those that are always a `view`."""
+        raise NotImplementedError(f"{call.node.op} is a view")
 
 
 @dataclass(slots=True)
