@@ -10,6 +10,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from leanconv.errors import LeanconvError
+from leanconv.planning.choice_command import add_model_error, model_error
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -49,13 +50,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     network.add_argument("--chain", action="store_true", help="each layer reads what the one before wrote")
     network.add_argument("--frontier", action="store_true", help="show time against memory")
     _add_common(network)
-    error = commands.add_parser(
-        "model-error",
-        help="compare the cost model with a report of leanconv bench",
-        description="For every layer of a report (leanconv bench ... --json REPORT): how much longer the algorithm "
-        "that the model takes needs than the fastest that was measured.",
-    )
-    error.add_argument("report", metavar="REPORT")
+    add_model_error(commands)
     formulas = commands.add_parser(
         "formulas",
         help="show the workspace that papers state beside what a call takes",
@@ -86,7 +81,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
-    steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": _error}
+    steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": model_error}
     steps["formulas"] = _formulas
     try:
         return steps[options.command](options)
@@ -216,13 +211,6 @@ def _network(options: argparse.Namespace) -> int:
     print(
         json.dumps({"needed_bytes": found.needed_bytes, "seconds": found.predicted_seconds, "steps": steps}, indent=1)
     )
-    return 0
-
-
-def _error(options: argparse.Namespace) -> int:
-    from leanconv.planning.error import error_text, model_error
-
-    print(error_text(model_error(options.report)))
     return 0
 
 

@@ -116,13 +116,13 @@ class _Runner:
 
 def _time(problem: Problem, contest: Sequence[Candidate], *, bound: bool, budget: float | None) -> dict[str, float]:
     """Seconds of a call of each, the shortest of several rounds in turns."""
-    arrays = _arrays(problem)
+    arrays = example_arrays(problem)
     end = float("inf") if budget is None else time.perf_counter() + budget
     ready: list[_Runner] = []
     for entry in contest:
         if ready and time.perf_counter() > end:
             break
-        one = _Runner(signature(entry.plan), _call(entry.plan, arrays, bound=bound))
+        one = _Runner(signature(entry.plan), ready_call(entry.plan, arrays, bound=bound))
         one.call()
         one.samples.append(_seconds(one))
         one.calls = max(1, int(SAMPLE / one.samples[0]))
@@ -141,7 +141,8 @@ def _seconds(one: _Runner) -> float:
     return max(time.perf_counter() - begin, 1e-9) / one.calls
 
 
-def _call(plan: Plan, arrays: dict[str, Array], *, bound: bool) -> Callable[[], object]:
+def ready_call(plan: Plan, arrays: dict[str, Array], *, bound: bool) -> Callable[[], object]:
+    """A call of a plan on `example_arrays`, with weights packed beforehand if bound."""
     x, w, out, bias, residual = (arrays.get(name) for name in ("x", "w", "out", "bias", "residual"))
     if bound:
         layer = plan.bind(w, bias)
@@ -151,7 +152,7 @@ def _call(plan: Plan, arrays: dict[str, Array], *, bound: bool) -> Callable[[], 
     return lambda: runner.run(*places)
 
 
-def _arrays(problem: Problem) -> dict[str, Array]:
+def example_arrays(problem: Problem) -> dict[str, Array]:
     """Arrays that lie in memory as the problem says, with normally distributed elements."""
     p, rng = problem, np.random.default_rng(0)
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
