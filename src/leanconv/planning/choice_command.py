@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Iterator
 from typing import Any
-
-LAYOUTS = ("NHWC", "NCHW", "CHWN", "CHWN8")
 
 
 def add_model_error(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,22 +24,30 @@ def add_model_error(commands: argparse._SubParsersAction[argparse.ArgumentParser
     add("--filter", metavar="REGEX", help="only layers whose name holds a match of this regular expression")
     add("--time", type=float, default=0.03, metavar="S", help="seconds for each candidate (default: 0.03)")
     add("--measure", action="store_true", help='also what choose="measure" takes')
-    add("--json", metavar="PATH", help="write what was measured to a file, for this command to read again")
+    add(
+        "--json",
+        metavar="PATH",
+        help="write what was measured to a file after each layer; what it holds already is not measured again",
+    )
     add("--worst", type=int, default=10, metavar="N", help="how many of the worst choices are shown (default: 10)")
 
 
 def model_error(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code."""
+    from pathlib import Path
+
     from leanconv.planning.error import compared, error_text, merged
     from leanconv.planning.records import write_json
 
-    reports: list[Any] = [word for word in options.words if word.endswith(".json")]
+    files = [word for word in options.words if word.endswith(".json")]
+    if options.json and Path(options.json).exists():
+        files.append(options.json)
+    report = merged(files)
     layers = [word for word in options.words if not word.endswith(".json")]
-    if layers:
-        reports.append(_measured(options, layers))
-    report = merged(reports)
-    if options.json:
-        write_json(options.json, report)
+    for part in _measured(options, layers, report) if layers else ():
+        report = merged([report, part])
+        if options.json:
+            write_json(options.json, report)
     print(error_text(compared(report), options.worst))
     noted = compared(report, measured=True)
     if noted:
@@ -50,10 +56,11 @@ def model_error(options: argparse.Namespace) -> int:
     return 0
 
 
-def _measured(options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
+def _measured(options: argparse.Namespace, words: list[str], known: dict[str, Any]) -> Iterator[dict[str, Any]]:
     from leanconv.bench.catalogue import resolve, select
     from leanconv.checks import integer, one_of
     from leanconv.errors import ArgumentValueError
+    from leanconv.layouts import LAYOUTS
     from leanconv.planning.choice_times import measure_choices
     from leanconv.planning.limits import resolve_limit
 
@@ -65,7 +72,6 @@ def _measured(options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     counts = options.threads.split(",")
     if not all(word.isdigit() for word in counts):
         raise ArgumentValueError("threads", options.threads, "must be numbers joined by commas, such as 1,2")
-    terminal = sys.stderr.isatty()
     return measure_choices(
         chosen,
         [one_of("layout", word, LAYOUTS) for word in options.layout.split(",")],
@@ -73,5 +79,5 @@ def _measured(options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
         [resolve_limit(word) for word in options.memory_limit.split(",")],
         seconds=options.time,
         measure=options.measure,
-        progress=(lambda name: print(f"\r\033[K{name}", end="", file=sys.stderr)) if terminal else None,
+        known=known,
     )

@@ -7,8 +7,9 @@ that `choose="measure"` made from samples of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any
 
 from leanconv.bench.layers import Layer
@@ -24,8 +25,6 @@ from leanconv.staging import refusal
 SAMPLE = 1e-3  # seconds that a sample lasts at least
 LEAST = 5  # rounds
 HOPELESS = 2.5  # times the fastest after one sample: not sampled again
-
-Progress = Callable[[str], None]
 
 
 @dataclass
@@ -53,9 +52,9 @@ def measure_choices(
     dtype: str = "float32",
     seconds: float = 0.03,
     measure: bool = False,
-    progress: Progress | None = None,
-) -> dict[str, Any]:
-    """Time every candidate of every layer.
+    known: Mapping[str, Any] | None = None,
+) -> Iterator[dict[str, Any]]:
+    """Time every candidate of every layer; gives a report of each layer, layout, number of threads and limit.
 
     Args:
         layers: what is measured; a layer that a layout cannot hold is left out there.
@@ -65,25 +64,27 @@ def measure_choices(
         dtype: element type.
         seconds: for each candidate, but for `LEAST` rounds.
         measure: whether to note what `choose="measure"` takes, too.
-        progress: called with the name of each layer.
+        known: a report; what it holds is not measured again.
     """
-    report: dict[str, Any] = {"settings": {"dtype": dtype}, "layers": [], "rows": [], "measured": []}
+    rows = known["rows"] if known else ()
+    done = {(row["layer"], row["layout"], row["threads"], row.get("limit")) for row in rows}
     for layer in layers:
-        if progress:
-            progress(layer.name)
-        report["layers"].append({**asdict(layer), "flops": layer.problem("NCHW", dtype).flops})
-        for layout in layouts:
+        about = {**asdict(layer), "flops": layer.problem("NCHW", dtype).flops}
+        for layout, most, limit in product(layouts, threads, limits):
+            if (layer.name, layout, most, limit) in done:
+                continue
             try:
                 problem = layer.problem(layout, dtype, bias=True)
             except LeanconvError:
                 continue
-            for most in threads:
-                for limit in limits:
-                    at = {"layer": layer.name, "layout": layout, "threads": most, "limit": limit}
-                    rows, taken = _layer(problem, most, limit, seconds, measure)
-                    report["rows"] += [{**at, **row} for row in rows]
-                    report["measured"] += [{**at, **taken}] if taken else []
-    return report
+            at = {"layer": layer.name, "layout": layout, "threads": most, "limit": limit}
+            rows, taken = _layer(problem, most, limit, seconds, measure)
+            yield {
+                "settings": {"dtype": dtype},
+                "layers": [about],
+                "rows": [{**at, **row} for row in rows],
+                "measured": [{**at, **taken}] if taken else [],
+            }
 
 
 def contest(problem: Problem, threads: int, limit: int | None) -> list[Candidate]:
@@ -125,16 +126,16 @@ def _layer(
         rounds += 1
     rows = [
         {
-            **about(turn.entry.plan),
+            **_about(turn.entry.plan),
             "seconds": min(turn.samples),
             "predicted": turn.entry.predicted_seconds,
             "needed_bytes": turn.entry.needed_bytes,
         }
         for turn in turns
     ]
-    return rows, about(choose(problem, "auto", threads, limit, how="measure")) if measure else None
+    return rows, _about(choose(problem, "auto", threads, limit, how="measure")) if measure else None
 
 
-def about(plan: Plan) -> dict[str, Any]:
+def _about(plan: Plan) -> dict[str, Any]:
     """What tells a plan from the other candidates of its problem."""
     return {"algorithm": plan.algorithm, "ran": plan.algorithm, "used": plan.threads}

@@ -23,7 +23,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     explain.add_argument("layers", nargs="*", metavar="LAYERS", help="as for leanconv bench, or an .onnx file")
     explain.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="of a model's input")
-    explain.add_argument("--plot", metavar="PATH", help="of a model: draw memory over the steps, and the frontier")
+    explain.add_argument("--plot", metavar="PATH", help="draw time against memory; of a model, memory over its steps")
+    explain.add_argument(
+        "--direction",
+        choices=("forward", "backward_data", "backward_weights"),
+        default="forward",
+        help="the layer itself, or its gradient with respect to image or weights",
+    )
     explain.add_argument("--measure", action="store_true", help="time every algorithm that fits")
     explain.add_argument(
         "--why-im2col", action="store_true", help="why a matrix product beats plain loops, in this machine's figures"
@@ -108,8 +114,7 @@ def _arguments(options: argparse.Namespace) -> tuple[Any, int, int | None]:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from leanconv.planning.explain import explain_problem
-    from leanconv.planning.torch_backend import torch_backend
+    from leanconv.bench.catalogue import resolve
 
     if options.why_im2col:
         from leanconv.planning.lesson import lesson
@@ -125,19 +130,43 @@ def _explain(options: argparse.Namespace) -> int:
         print("leanconv: name the layers to explain, or --why-im2col", file=sys.stderr)
         return 2
     algorithm, threads, limit = _arguments(options)
+    layers = resolve(options.layers)
+    if options.plot and len(layers) != 1:
+        print(f"leanconv: --plot draws one layer, these are {len(layers)}", file=sys.stderr)
+        return 2
     several = []
-    for name, problem in _problems(options):
-        found_ = explain_problem(
-            problem, algorithm, threads, limit, accuracy=options.accuracy, measure=options.measure, budget=60.0
-        )
-        found_ = replace(found_, torch_backend=torch_backend(problem, load=True))
+    for layer in layers:
+        found_ = _explain_layer(layer, options, algorithm, threads, limit)
+        if options.plot:
+            found_.plot(options.plot, f"{layer.name}: {found_.problem.describe()}")
         if options.json:
-            several.append({"name": name, **explanation_data(found_)})
+            several.append({"name": layer.name, **explanation_data(found_)})
         else:
-            print(f"{name}\n{found_}\n")
+            print(f"{layer.name}\n{found_}\n")
     if options.json:
         print(json.dumps(several, indent=1))
     return 0
+
+
+def _explain_layer(layer: Any, options: argparse.Namespace, algorithm: Any, threads: int, limit: int | None) -> Any:
+    from leanconv.backward.explain import explain_gradient
+    from leanconv.directions import problem_of
+    from leanconv.planning.explain import explain_problem
+    from leanconv.planning.torch_backend import torch_backend
+
+    if options.direction == "backward_weights":
+        problem = replace(layer.problem(options.layout), direction=options.direction)
+        return explain_gradient(problem, algorithm, threads, limit, measure=options.measure, budget=60.0)
+    if options.direction == "forward":
+        problem = layer.problem(options.layout, bias=True)
+    else:
+        x_shape, w_shape = layer.shapes(options.layout)
+        given = layer.options(options.layout)
+        problem = problem_of(options.direction, layer.ndim, x_shape, w_shape, "float32", given)
+    found = explain_problem(
+        problem, algorithm, threads, limit, accuracy=options.accuracy, measure=options.measure, budget=60.0
+    )
+    return replace(found, torch_backend=torch_backend(problem, load=True))
 
 
 def explanation_data(found: Any) -> dict[str, Any]:

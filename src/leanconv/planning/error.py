@@ -74,7 +74,7 @@ def compared(report: Mapping[str, Any], *, measured: bool = False) -> list[Misse
             name, layout, threads, limit = group
             if measured and group not in noted:
                 continue
-            problem = layers[name].problem(layout, report["settings"]["dtype"], bias=True)
+            problem = layers[name].problem(layout, report["settings"].get("dtype", "float32"), bias=True)
             if measured:
                 taken, predicted = noted[group], None
             else:
@@ -143,7 +143,7 @@ def merged(reports: Iterable[Mapping[str, Any] | str | os.PathLike[str]]) -> dic
         where = "the report" if isinstance(report, Mapping) else os.fspath(report)
         try:
             data = report if isinstance(report, Mapping) else _read(report)
-            settings = {"dtype": data["settings"]["dtype"]}
+            settings = {"dtype": data["settings"]["dtype"]} if data["rows"] else whole["settings"]
             fresh = {_group(row) for row in data["rows"]}
             names = {entry["name"] for entry in data["layers"]}
             parts = {"layers": list(data["layers"]), "rows": list(data["rows"])}

@@ -164,10 +164,11 @@ def example_arrays(problem: Problem) -> dict[str, Array]:
         shapes["residual"] = (p.out_shape, to_user(p.residual_strides, p.layout))
     if p.has_bias:
         shapes["bias"] = ((p.out_channels,), (1,))
-    return {name: _lying(shape, strides, p, rng) for name, (shape, strides) in shapes.items()}
+    return {name: example_array(shape, strides, p, rng) for name, (shape, strides) in shapes.items()}
 
 
-def _lying(shape: tuple[int, ...], strides: tuple[int, ...], p: Problem, rng: Any) -> Array:
+def example_array(shape: tuple[int, ...], strides: tuple[int, ...], p: Problem, rng: Any) -> Array:
+    """A new array of normally distributed elements of a problem's type; strides count elements."""
     ends = [step * (extent - 1) for step, extent in zip(strides, shape, strict=True) if extent]
     low, high = sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
     block = new_output((high - low + 1,), np.dtype(p.dtype))
