@@ -44,9 +44,13 @@ def draw(found: Explanation, path: str | Path, title: str = "") -> None:
 
 
 def front(rows: Sequence[Verdict]) -> list[Verdict]:
-    """Of rows with a time and bytes, those that no other beats in both, fewest bytes first."""
+    """Of rows with a time and bytes, measured ones if there are some: those that no other beats in both.
+
+    Fewest bytes first.
+    """
     kept: list[Verdict] = []
-    for row in sorted(rows, key=lambda row: (row.needed_bytes or 0, _seconds(row))):
+    known = [row for row in rows if row.measured_seconds is not None] or rows
+    for row in sorted(known, key=lambda row: (row.needed_bytes or 0, _seconds(row))):
         if not kept or _seconds(row) < _seconds(kept[-1]):
             kept.append(row)
     return kept
