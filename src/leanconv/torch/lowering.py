@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from leanconv.arrays import Array
 from leanconv.errors import LeanconvError
+from leanconv.network.constants import Constants
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators import infer_node, operator
 from leanconv.torch.fusion import hooked
@@ -55,7 +56,7 @@ class Builder:
 
     def __init__(self, inputs: Mapping[str, ValueType]) -> None:
         """`inputs`: of the network, by name."""
-        self.graph = Graph([], dict(inputs), [], {}, dict(inputs))
+        self.graph = Graph([], dict(inputs), [], Constants({}), dict(inputs))
         self.sources: list[Tensor] = []
         self.here = ""  # the instruction at hand
         self._constants: dict[int, str] = {}
