@@ -93,8 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         help="show what leanconv finds on this machine, and what stands in its way",
         description="Show CPU, caches, threads, versions, the cache of compiled kernels and the measured "
-        "peak; run every algorithm on small layers; report problems. Takes a few seconds.",
+        "peak; run the algorithms on small layers; report problems. Takes some seconds, and longer the first time, "
+        "when their kernels are compiled.",
     )
+    doctor.add_argument("--every", action="store_true", help="run those algorithms too that auto never takes")
     doctor.add_argument("--bandwidth", action="store_true", help="also measure the speed of memory")
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
@@ -296,7 +298,7 @@ def _doctor(options: argparse.Namespace, _: list[str]) -> int:
 
     from leanconv import doctor
 
-    found = doctor.examine(bandwidth=options.bandwidth)
+    found = doctor.examine(bandwidth=options.bandwidth, every=options.every)
     if options.json:
         print(json.dumps(asdict(found), indent=1, default=str))
     else:

@@ -14,10 +14,10 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.errors import ModelError
+from leanconv.network.constants import Constant, Constants, as_constant
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators import NodeError, UnknownValueError
 from leanconv.network.operators.base import axis_of, ints
-from leanconv.onnx.constants import Constants
 from leanconv.onnx.model import Model, NeedsValuesError
 
 BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
@@ -107,7 +107,7 @@ class Expander:
             label, body = branches[0 if bool(np.all(condition)) else 1]
             self._finish(node.outputs, self._inline(node, label, body, ()))
             return
-        saved = len(self._graph.nodes), dict(self._graph.types), dict(self._graph.constants)
+        saved = len(self._graph.nodes), dict(self._graph.types), self._graph.constants.with_more({})
         try:
             then, orelse = (self._inline(node, label, body, ()) for label, body in branches)
             types = self._graph.types
@@ -232,8 +232,8 @@ class Expander:
             raise NodeError(node.name, node.op, f"loops are written out to more than {MOST_NODES} nodes")
         prefix = f"{node.name}/{label}/"
         names = {"": "", **dict(zip(body.inputs, given, strict=True))}
-        for name, array in body.constants.items():
-            names[name] = self._constant(node, f"{label}/{name}", array)
+        for name, constant in body.constants.handles():
+            names[name] = self._constant(node, f"{label}/{name}", constant)
         for inner in body.nodes:
             names |= {name: self._fresh(prefix + name) for name in inner.outputs if name}
             self._add(_renamed(inner, self._fresh(prefix + inner.name), names))
@@ -258,10 +258,10 @@ class Expander:
         self._add(Node(op, self._fresh(name), tuple(inputs), made, attributes, version))
         return made[0]
 
-    def _constant(self, node: Node, label: str, array: Array) -> str:
-        name = self._fresh(f"{node.name}/{label}")
-        self._graph.constants[name] = array
-        self._graph.types[name] = ValueType(array.shape, array.dtype.name)
+    def _constant(self, node: Node, label: str, value: Array | Constant) -> str:
+        name, constant = self._fresh(f"{node.name}/{label}"), as_constant(value)
+        self._graph.constants[name] = constant
+        self._graph.types[name] = ValueType(constant.shape, constant.dtype.name)
         return name
 
     def _fresh(self, name: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from leanconv.errors import LeanconvError
+from leanconv.planning.choice_command import add_model_error, model_error
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,7 +23,13 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     explain.add_argument("layers", nargs="*", metavar="LAYERS", help="as for leanconv bench, or an .onnx file")
     explain.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="of a model's input")
-    explain.add_argument("--plot", metavar="PATH", help="of a model: draw memory over the steps, and the frontier")
+    explain.add_argument("--plot", metavar="PATH", help="draw time against memory; of a model, memory over its steps")
+    explain.add_argument(
+        "--direction",
+        choices=("forward", "backward_data", "backward_weights"),
+        default="forward",
+        help="the layer itself, or its gradient with respect to image or weights",
+    )
     explain.add_argument("--measure", action="store_true", help="time every algorithm that fits")
     explain.add_argument(
         "--why-im2col", action="store_true", help="why a matrix product beats plain loops, in this machine's figures"
@@ -49,13 +56,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     network.add_argument("--chain", action="store_true", help="each layer reads what the one before wrote")
     network.add_argument("--frontier", action="store_true", help="show time against memory")
     _add_common(network)
-    error = commands.add_parser(
-        "model-error",
-        help="compare the cost model with a report of leanconv bench",
-        description="For every layer of a report (leanconv bench ... --json REPORT): how much longer the algorithm "
-        "that the model takes needs than the fastest that was measured.",
-    )
-    error.add_argument("report", metavar="REPORT")
+    add_model_error(commands)
     formulas = commands.add_parser(
         "formulas",
         help="show the workspace that papers state beside what a call takes",
@@ -86,7 +87,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
-    steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": _error}
+    steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": model_error}
     steps["formulas"] = _formulas
     try:
         return steps[options.command](options)
@@ -113,8 +114,7 @@ def _arguments(options: argparse.Namespace) -> tuple[Any, int, int | None]:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from leanconv.planning.explain import explain_problem
-    from leanconv.planning.torch_backend import torch_backend
+    from leanconv.bench.catalogue import resolve
 
     if options.why_im2col:
         from leanconv.planning.lesson import lesson
@@ -130,19 +130,43 @@ def _explain(options: argparse.Namespace) -> int:
         print("leanconv: name the layers to explain, or --why-im2col", file=sys.stderr)
         return 2
     algorithm, threads, limit = _arguments(options)
+    layers = resolve(options.layers)
+    if options.plot and len(layers) != 1:
+        print(f"leanconv: --plot draws one layer, these are {len(layers)}", file=sys.stderr)
+        return 2
     several = []
-    for name, problem in _problems(options):
-        found_ = explain_problem(
-            problem, algorithm, threads, limit, accuracy=options.accuracy, measure=options.measure, budget=60.0
-        )
-        found_ = replace(found_, torch_backend=torch_backend(problem, load=True))
+    for layer in layers:
+        found_ = _explain_layer(layer, options, algorithm, threads, limit)
+        if options.plot:
+            found_.plot(options.plot, f"{layer.name}: {found_.problem.describe()}")
         if options.json:
-            several.append({"name": name, **explanation_data(found_)})
+            several.append({"name": layer.name, **explanation_data(found_)})
         else:
-            print(f"{name}\n{found_}\n")
+            print(f"{layer.name}\n{found_}\n")
     if options.json:
         print(json.dumps(several, indent=1))
     return 0
+
+
+def _explain_layer(layer: Any, options: argparse.Namespace, algorithm: Any, threads: int, limit: int | None) -> Any:
+    from leanconv.backward.explain import explain_gradient
+    from leanconv.directions import problem_of
+    from leanconv.planning.explain import explain_problem
+    from leanconv.planning.torch_backend import torch_backend
+
+    if options.direction == "backward_weights":
+        problem = replace(layer.problem(options.layout), direction=options.direction)
+        return explain_gradient(problem, algorithm, threads, limit, measure=options.measure, budget=60.0)
+    if options.direction == "forward":
+        problem = layer.problem(options.layout, bias=True)
+    else:
+        x_shape, w_shape = layer.shapes(options.layout)
+        given = layer.options(options.layout)
+        problem = problem_of(options.direction, layer.ndim, x_shape, w_shape, "float32", given)
+    found = explain_problem(
+        problem, algorithm, threads, limit, accuracy=options.accuracy, measure=options.measure, budget=60.0
+    )
+    return replace(found, torch_backend=torch_backend(problem, load=True))
 
 
 def explanation_data(found: Any) -> dict[str, Any]:
@@ -216,13 +240,6 @@ def _network(options: argparse.Namespace) -> int:
     print(
         json.dumps({"needed_bytes": found.needed_bytes, "seconds": found.predicted_seconds, "steps": steps}, indent=1)
     )
-    return 0
-
-
-def _error(options: argparse.Namespace) -> int:
-    from leanconv.planning.error import error_text, model_error
-
-    print(error_text(model_error(options.report)))
     return 0
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from leanconv.host import this_host
 from leanconv.machine import cpu_name
+from leanconv.planning.choice_counters import counters_text
 from leanconv.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def explanation_text(found: Explanation) -> str:
     for offer in found.offers:
         text = f">= {format_bytes(offer.needed_bytes)}: {offer.name}, {offer.speedup:.2f} times as fast"
         after.append(("if the limit were", text))
+    if found.counters or found.counters_missing:
+        after.append(("counters", f"{counters_text(found.counters, found.counters_missing)} (a call on 1 thread)"))
     if found.torch_backend:
         after.append(("PyTorch takes", found.torch_backend))
     return "\n".join([_pairs(facts), _render(table), _pairs(after)])

@@ -9,7 +9,7 @@ from collections.abc import Collection, MutableMapping
 
 import numpy as np
 
-from leanconv.arrays import Array
+from leanconv.network.constants import Constant
 from leanconv.network.graph import Graph
 from leanconv.network.passes.activations import fuse_activations
 from leanconv.network.passes.affine import split_norms
@@ -47,7 +47,7 @@ PASSES: tuple[Pass, ...] = (
 def run_passes(
     graph: Graph,
     passes: tuple[Pass, ...] = PASSES,
-    derived: MutableMapping[str, Array] | None = None,
+    derived: MutableMapping[str, Constant] | None = None,
     shared: Collection[str] = (),
 ) -> None:
     """Run passes one after the other.
