@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 from leanconv.bench.layers import Layer
+from leanconv.bench.sampling import sample
 from leanconv.errors import LeanconvError
 from leanconv.plan import Plan
 from leanconv.planning.candidates import Candidate, algorithm_named, candidate, candidates, fits
@@ -37,10 +38,8 @@ class _Turn:
     samples: list[float] = field(default_factory=list)
 
     def sample(self) -> None:
-        begin = time.perf_counter()
-        for _ in range(self.calls):
-            self.call()
-        self.samples.append(max(time.perf_counter() - begin, 1e-9) / self.calls)
+        """Time some calls, again if others used the CPUs meanwhile."""
+        self.samples.append(sample(self.call, self.calls))
 
 
 def measure_choices(
