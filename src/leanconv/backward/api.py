@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from numpy.typing import DTypeLike
 
@@ -14,6 +14,7 @@ from leanconv.backward.plan import BackwardWeightsPlan, result_array
 from leanconv.backward.registry import WEIGHTS
 from leanconv.checks import canonical_strides, flag, integer
 from leanconv.errors import ArgumentValueError
+from leanconv.keywords import ProblemOptions, WeightOptions, refuse, takes
 from leanconv.locks import new_lock
 from leanconv.options import Ints, Padding, make_problem
 from leanconv.planning.limits import get_memory_limit, resolve_limit
@@ -25,8 +26,10 @@ from leanconv.transposed_options import one_image_layout
 KEPT = 512  # plans of recent calls
 _plans: dict[Any, BackwardWeightsPlan] = {}
 _lock = new_lock()
+_DESCRIBING = ProblemOptions.__annotations__.keys() - {"activation", "residual", "residual_order"}
 
 
+@takes(WeightOptions)
 def conv1d_backward_weights(
     x: Any,
     grad_out: Any,
@@ -35,12 +38,13 @@ def conv1d_backward_weights(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[WeightOptions],
 ) -> Any:
     """Gradient of `conv1d` with respect to its weights; as `conv2d_backward_weights`."""
     return _gradient(1, x, grad_out, w_shape, stride, padding, dilation, groups, **options)
 
 
+@takes(WeightOptions)
 def conv2d_backward_weights(
     x: Any,
     grad_out: Any,
@@ -49,7 +53,7 @@ def conv2d_backward_weights(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[WeightOptions],
 ) -> Any:
     """Gradient of `conv2d` with respect to its weights (and its bias).
 
@@ -79,6 +83,7 @@ def conv2d_backward_weights(
     return _gradient(2, x, grad_out, w_shape, stride, padding, dilation, groups, **options)
 
 
+@takes(WeightOptions)
 def conv3d_backward_weights(
     x: Any,
     grad_out: Any,
@@ -87,12 +92,13 @@ def conv3d_backward_weights(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[WeightOptions],
 ) -> Any:
     """Gradient of `conv3d` with respect to its weights; as `conv2d_backward_weights`."""
     return _gradient(3, x, grad_out, w_shape, stride, padding, dilation, groups, **options)
 
 
+@takes(ProblemOptions, without=("activation", "residual", "residual_order"))
 def plan_backward_weights(
     x_shape: Sequence[int],
     w_shape: Sequence[int],
@@ -101,7 +107,7 @@ def plan_backward_weights(
     algorithm: str = "auto",
     memory_limit: int | str | None = None,
     threads: int | None = None,
-    **options: Any,
+    **options: Unpack[ProblemOptions],
 ) -> BackwardWeightsPlan:
     """Decide how the gradient of a convolution with respect to its weights will be computed, for dense arrays.
 
@@ -132,12 +138,8 @@ def weights_problem(
     ndim: int, x_shape: Sequence[int], w_shape: Sequence[int], dtype: DTypeLike, options: Mapping[str, Any]
 ) -> Problem:
     """The problem for dense arrays."""
-    allowed = ("bias", "stride", "padding", "dilation", "groups", "layout", "pad_mode")
-    for name in options:
-        if name not in allowed:
-            raise ArgumentValueError(
-                name, options[name], f"is no option of a gradient (those are {', '.join(allowed)})"
-            )
+    if not options.keys() <= _DESCRIBING:
+        refuse(options, _DESCRIBING)
     one_image_layout(options.get("layout", "NCHW"), ndim)
     return replace(make_problem(ndim, x_shape, w_shape, dtype=dtype, **options), direction="backward_weights")
 
@@ -181,7 +183,10 @@ def _gradient(
     threads: int | None = None,
     out: Any = None,
     bias_out: Any = None,
+    **unknown: Any,
 ) -> Any:
+    if unknown:
+        refuse(unknown, ("stride", "padding", "dilation", "groups", *WeightOptions.__annotations__))
     image, restore = as_array(x, "x")
     grad, _ = as_array(grad_out, "grad_out")
     if image.ndim == grad.ndim == ndim + 1:  # one image, without a batch axis

@@ -10,8 +10,8 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
+from leanconv.network.constants import Constant, Constants
 from leanconv.network.graph import Node
-from leanconv.onnx.constants import Constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Model:
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     constants: Constants
-    derived: MutableMapping[str, Array] = field(default_factory=WeakValueDictionary)
+    derived: MutableMapping[str, Constant] = field(default_factory=WeakValueDictionary)
 
     def check_inputs(self, inputs: Mapping[str, Array]) -> None:
         """Check names, element types and shapes of what a caller gives.

@@ -10,10 +10,11 @@ from typing import Any
 from leanconv.arrays import Array
 from leanconv.errors import ArgumentTypeError, LeanconvError, MemoryLimitError, ModelError, UnsupportedModelError
 from leanconv.network.ceiling import physical_memory
+from leanconv.network.constants import Constants
 from leanconv.network.graph import Node
 from leanconv.network.operators import operator
 from leanconv.network.operators.creation import ELEMENT_TYPES, constant_value
-from leanconv.onnx.constants import Constants, Stored, stamp_of
+from leanconv.onnx.constants import Stored, stamp_of
 from leanconv.onnx.model import Model, Port
 from leanconv.onnx.package import onnx_package
 from leanconv.onnx.tensors import Place, array_of, constant_of, element_type

@@ -8,6 +8,7 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.errors import ModelError
+from leanconv.network.constants import Constant, Held, Values
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators import UnknownValueError, evaluate_node, infer_node, operator
 from leanconv.network.operators.base import dense
@@ -55,9 +56,9 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
         ModelError: a node breaks a rule of its operator with these shapes.
     """
     free = {name: type_ for name, type_ in types.items() if name not in values}
-    graph = Graph([], free, list(model.outputs), {**model.constants, **values}, dict(types))
-    for name, array in graph.constants.items():
-        graph.types[name] = ValueType(array.shape, array.dtype.name)
+    graph = Graph([], free, list(model.outputs), model.constants.with_more(values), dict(types))
+    for name, constant in graph.constants.handles():
+        graph.types[name] = ValueType(constant.shape, constant.dtype.name)
     budget = _FOLDED_EXTRA + _FOLDED_FACTOR * model.constants.nbytes
     sources: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in types if name not in values}
     for node in model.nodes:
@@ -65,9 +66,9 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
         if found is None:
             raise ModelError(f"node {node.name!r}: the operator {node.op} is not supported")
         inputs = [graph.types[name] if name else None for name in node.inputs]
-        known = [graph.constants.get(name) if name else None for name in node.inputs]
+        known = [graph.constants.handle(name) for name in node.inputs]
         try:
-            outputs = infer_node(found, node, inputs, known)
+            outputs = infer_node(found, node, inputs, Values(known))
         except UnknownValueError as error:
             name = node.inputs[error.input]
             raise NeedsValuesError(sources.get(name, frozenset()), str(error)) from error
@@ -85,21 +86,22 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
     return graph
 
 
-def _foldable(node: Node, known: list[Array | None]) -> bool:
+def _foldable(node: Node, known: list[Constant | None]) -> bool:
     if node.op in ("Shape", "Size"):
         return True  # they look at the shape only
     return all(value is not None for value, name in zip(known, node.inputs, strict=True) if name)
 
 
-def _fold(model: Model, graph: Graph, node: Node, known: list[Array | None]) -> None:
+def _fold(model: Model, graph: Graph, node: Node, handles: list[Constant | None]) -> None:
     found = operator(node.op)
     assert found is not None
     # What is made of the model's own constants is the same for every shape.
     own = bool(node.inputs) and all(name in model.constants or name in model.derived for name in node.inputs if name)
     made = {name: model.derived.get(name) for name in node.outputs if name} if own else {"": None}
-    if all(array is not None for array in made.values()):
-        graph.constants.update({name: array for name, array in made.items() if array is not None})
+    if all(made.values()):
+        graph.constants.update({name: each for name, each in made.items() if each is not None})  # type: ignore[misc]
         return
+    known = [None if each is None else each.array() for each in handles]
     if node.op in ("Shape", "Size") and known[0] is None:
         type_ = graph.types[node.inputs[0]]
         known = [np.broadcast_to(np.zeros((), type_.dtype), type_.shape)]
@@ -107,7 +109,7 @@ def _fold(model: Model, graph: Graph, node: Node, known: list[Array | None]) -> 
         if not name:
             continue
         array = array if node.op in _FREE else dense(array)
-        graph.constants[name] = array
+        held = graph.constants[name] = Held(array)
         graph.types[name] = ValueType(array.shape, array.dtype.name)
         if own:
-            model.derived[name] = array
+            model.derived[name] = held

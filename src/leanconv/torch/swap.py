@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
@@ -16,8 +16,10 @@ from leanconv.torch.fusion import Chain, Modules, chains, hooked
 from leanconv.torch.layer import FusedLayer, Network
 from leanconv.torch.network import Fused, Tracer, build
 from leanconv.torch.options import LayerOptions, options
+from leanconv.torch.recipe import recipe_of
 from leanconv.torch.report import SwappedLayer, SwapReport
 from leanconv.torch.tensors import DTYPES
+from leanconv.torch.whole import Ready, Whole
 
 _REPORT = "_leanconv_swapped"
 
@@ -169,6 +171,7 @@ def _fused(
     model: nn.Module, graph: fx.Graph, found: dict[str, nn.Module], settings: dict[str, Any], common: LayerOptions
 ) -> tuple[Fused, list[tuple[Chain, str, FusedLayer]]]:
     named = dict(model.named_modules())
+    whole = Whole(recipe_of(graph), model, common)
     shared = Network()
 
     def make(chain: Chain) -> FusedLayer:
@@ -192,7 +195,7 @@ def _fused(
 
     plain = {name: module for name, module in found.items() if not hooked(module)}
     module, layers = build(model, graph, chains(graph, Modules(named, plain)), make)
-    return Fused(model, module, shared, common), layers
+    return Fused(model, module, shared, common, whole), layers
 
 
 def _report(
@@ -209,6 +212,10 @@ def _report(
         rows = [SwappedLayer(str(chain.conv.target), chain.text) for chain, _, _ in layers]
         return SwapReport(tuple(rows), left, True, None, limit_of(common))
     with torch.no_grad():
+        tensors = fused.whole.tensors(example, {})
+        ready = "an input that is no tensor" if tensors is None else fused.ready(tensors)
+        if tensors is not None and isinstance(ready, Ready):
+            return _whole_report(ready, tensors, layers, left, common, before, timed)
         network = fused.plan(example, {})
     after = timing.nodes(fused.model, fused.module, example) if timed else {}
     rows = []
@@ -241,6 +248,52 @@ def _report(
         network.workspace_bytes,
         network.packed_weight_bytes,
         network.needed_bytes,
+        whole=False,
+        apart=str(ready),
+    )
+
+
+def _whole_report(
+    ready: Ready,
+    tensors: dict[str, Tensor],
+    layers: list[tuple[Chain, str, FusedLayer]],
+    left: dict[str, str],
+    common: LayerOptions,
+    before: dict[str, float],
+    timed: bool,
+) -> SwapReport:
+    """What runs for the example, compiled as a whole."""
+    network = ready.network
+    steps = network.steps
+    after = network.profile(ready.arrays(tensors), timing.ROUNDS).seconds if timed else []
+    nodes = {str(chain.conv.target): [node.name for node in chain.nodes] for chain, _, _ in layers}
+    rows = []
+    for layer in ready.layers:
+        step = steps[layer.step]
+        names = [name for conv in layer.names for name in nodes.get(conv, ())]
+        rows.append(
+            SwappedLayer(
+                ", ".join(layer.names),
+                ", ".join(layer.fused),
+                "; ".join(layer.problems),
+                step.how,
+                step.workspace_bytes,
+                step.kept_bytes,
+                sum(before.get(name, 0.0) for name in names) if timed else None,
+                after[layer.step] if timed else None,
+            )
+        )
+    return SwapReport(
+        tuple(rows),
+        left,
+        True,
+        None,
+        limit_of(common),
+        network.workspace_bytes,
+        network.kept_bytes,
+        network.peak_bytes - ready.activation_bytes + network.extra_bytes,
+        whole=True,
+        activation_bytes=ready.activation_bytes,
     )
 
 
