@@ -24,6 +24,7 @@ from leanconv.problem import Problem
 from leanconv.staging import refusal
 
 SAMPLE = 1e-3  # seconds that a sample lasts at least
+SEVERAL, LONG = 4, 5e-3  # calls a sample has at least, so that threads are awake, unless a call lasts so many seconds
 LEAST = 5  # rounds
 HOPELESS = 2.5  # times the fastest after one sample: not sampled again
 
@@ -113,7 +114,7 @@ def _layer(
         turn = _Turn(entry, ready_call(entry.plan, arrays, bound=True))
         turn.call()
         turn.sample()
-        turn.calls = max(1, int(SAMPLE / turn.samples[0]))
+        turn.calls = max(SEVERAL if turn.samples[0] < LONG else 1, int(SAMPLE / turn.samples[0]))
         turn.sample()
         turns.append(turn)
     best = min(min(turn.samples) for turn in turns)

@@ -23,7 +23,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     explain.add_argument("layers", nargs="*", metavar="LAYERS", help="as for leanconv bench, or an .onnx file")
     explain.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="of a model's input")
-    explain.add_argument("--plot", metavar="PATH", help="draw time against memory; of a model, memory over its steps")
+    explain.add_argument(
+        "--plot",
+        metavar="PATH",
+        help="draw time against memory, or what is said of im2col; of a model, memory over its steps",
+    )
     explain.add_argument(
         "--direction",
         choices=("forward", "backward_data", "backward_weights"),
@@ -123,6 +127,8 @@ def _explain(options: argparse.Namespace) -> int:
         from leanconv.planning.lesson import lesson
 
         found = lesson()
+        if options.plot:
+            found.plot(options.plot)
         print(json.dumps(asdict(found), indent=1) if options.json else found)
         return 0
     if len(options.layers) == 1 and options.layers[0].endswith(".onnx"):
