@@ -10,7 +10,9 @@ import functools
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+
+from leanconv.classes import dataclass
 
 
 @dataclass(frozen=True, slots=True)
