@@ -17,6 +17,7 @@ from leanconv.network.operators.creation import ELEMENT_TYPES, constant_value
 from leanconv.onnx.constants import Stored, stamp_of
 from leanconv.onnx.model import Model, Port
 from leanconv.onnx.package import onnx_package
+from leanconv.onnx.readings import keep, recall
 from leanconv.onnx.subgraphs import BODIES, Body, bodies, check_node
 from leanconv.onnx.tensors import Place, array_of, constant_of, element_type
 from leanconv.onnx.wire import slim
@@ -40,28 +41,29 @@ def read(source: Any, folder: str | os.PathLike[str] | None = None) -> Model:
         UnsupportedModelError: it holds what is not supported; says all of it.
         MissingPackageError: the package `onnx` is not installed.
     """
-    onnx = onnx_package()
-    places: dict[int, Place] = {}
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        proto, places = _open(onnx, path)
-        folder = path.parent if folder is None else folder
-    elif isinstance(source, bytes | bytearray | memoryview):
+        return _read_file(Path(source), folder)
+    onnx = onnx_package()
+    if isinstance(source, bytes | bytearray | memoryview):
         proto = _parse(onnx, bytes(source), "the model")
     elif isinstance(source, onnx.ModelProto):
         proto = source
     else:
         raise ArgumentTypeError("source", source, "must be a path, bytes or an onnx.ModelProto")
+    return _converted(onnx, proto, None if folder is None else Path(folder), {})
+
+
+def _converted(onnx: Any, proto: Any, folder: Path | None, places: dict[int, Place]) -> Model:
     try:
-        return _convert(onnx, proto, None if folder is None else Path(folder), places)
+        return _convert(onnx, proto, folder, places)
     except LeanconvError:
         raise
     except _FAILURES as error:
         raise ModelError(f"the model is damaged: {type(error).__name__}: {error}") from error
 
 
-def _open(onnx: Any, path: Path) -> tuple[Any, dict[int, Place]]:
-    """The message in a file without large tensors, and where these are."""
+def _read_file(path: Path, folder: str | os.PathLike[str] | None) -> Model:
+    """The model in a file; its large tensors stay there."""
     try:
         with path.open("rb") as file:
             stamp = stamp_of(file)
@@ -69,8 +71,21 @@ def _open(onnx: Any, path: Path) -> tuple[Any, dict[int, Place]]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     path = path.absolute()  # read again later, from whatever folder the process is in by then
-    places = {number: Place(path, *span, stamp) for number, span in found.lifted.items()}
-    return _parse(onnx, found.data, str(path)), places
+    model = recall(found, path, stamp)
+    if model is None:
+        onnx = onnx_package()
+        proto = _parse(onnx, found.data, str(path))
+        places = {number: Place(path, *span, stamp) for number, span in found.lifted.items()}
+        model = _converted(onnx, proto, path.parent if folder is None else Path(folder), places)
+        keep(model, found)
+    _check_memory(model.constants)
+    return model
+
+
+def _check_memory(constants: Constants) -> None:
+    machine = physical_memory()
+    if constants.nbytes > machine:
+        raise MemoryLimitError(machine, constants.nbytes, "the model's weights, on a machine of so much memory,")
 
 
 def _parse(onnx: Any, data: bytes, what: str) -> Any:
@@ -96,9 +111,7 @@ def _convert(onnx: Any, proto: Any, folder: Path | None, places: dict[int, Place
         raise ModelError("the model has no graph")
     reasons: list[str] = []
     constants = _constants(graph, folder, places, reasons)
-    machine = physical_memory()
-    if constants.nbytes > machine:
-        raise MemoryLimitError(machine, constants.nbytes, "the model's weights, on a machine of so much memory,")
+    _check_memory(constants)
     inputs = _ports(graph.input, "input", constants, reasons)
     outputs = _ports(graph.output, "output", {}, reasons)
     nodes = _nodes(onnx, proto, graph, version, folder, reasons)
