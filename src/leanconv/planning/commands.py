@@ -10,7 +10,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from leanconv.errors import LeanconvError
-from leanconv.planning.choice_command import add_model_error, model_error
+from leanconv.planning.choice_command import add_limits, add_model_error, limits, model_error
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -64,6 +64,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     _add_common(network)
     add_model_error(commands)
+    add_limits(commands)
     formulas = commands.add_parser(
         "formulas",
         help="show the workspace that papers state beside what a call takes",
@@ -95,7 +96,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
     steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": model_error}
-    steps["formulas"] = _formulas
+    steps |= {"formulas": _formulas, "limits": limits}
     try:
         return steps[options.command](options)
     except LeanconvError as error:
