@@ -85,7 +85,7 @@ class Builder:
     def array(self, array: Array | Constant) -> str:
         """An array as a constant."""
         name = f"constant {len(self.graph.constants)}"
-        self.graph.constants[name] = array  # type: ignore[assignment] # recipes are taken too
+        self.graph.constants[name] = array
         self.graph.types[name] = ValueType(array.shape, array.dtype.name)
         return name
 
