@@ -132,6 +132,8 @@ def _mapped(groups: list[list[Tensor]], starts: list[int], folder: str) -> torch
             file.truncate(starts[-1])
             file.flush()
             os.fsync(file.fileno())  # pages that are not on the disk yet could not be dropped
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return torch.UntypedStorage.from_file(path, False, starts[-1])
     except (OSError, RuntimeError) as error:
         raise AllocationError(
