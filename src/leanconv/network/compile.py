@@ -19,6 +19,7 @@ from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.host import this_host
 from leanconv.locks import new_lock
 from leanconv.memory import Block, allocate
+from leanconv.network import scratch
 from leanconv.network.arrangement import CONSTANT, INPUT, OUTPUT, Arrangement, live_bytes
 from leanconv.network.choose import Choice, plan_network
 from leanconv.network.graph import Graph, ValueType
@@ -102,10 +103,11 @@ class CompiledNetwork:
         self.extra_bytes = choice.extra_bytes
         self.predicted_seconds = choice.seconds
         # Layer by layer: the plain weights of one are dropped before those of the next are asked for.
-        self._linked = [
-            NumpyStep.of(step) if option is None else link_step(i, step, option, threads)
-            for i, (step, option) in enumerate(zip(found.steps, choice.options, strict=True))
-        ]
+        with scratch.kept():
+            self._linked = [
+                NumpyStep.of(step) if option is None else link_step(i, step, option, threads)
+                for i, (step, option) in enumerate(zip(found.steps, choice.options, strict=True))
+            ]
         self._constants = {
             name: np.require(graph.constants[name.removeprefix(CONSTANT)], requirements=["C", "A"])
             for name in {name for linked in self._linked for name in linked.storages if name.startswith(CONSTANT)}

@@ -14,6 +14,7 @@ from typing import Any, overload
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.network import scratch
 
 
 class Constant:
@@ -53,11 +54,21 @@ class Constant:
         found = self.known
         if found is None:
             found = self.read()
+            found.flags.writeable = False
             self._seen = weakref.ref(found)
         return found
 
+    def fresh(self) -> Array:
+        """The elements as an array that nobody else has, to be written over."""
+        found = self.known
+        if found is None:
+            return self.read()
+        copy = scratch.empty(self.shape, self.dtype)
+        copy[...] = found
+        return copy
+
     def read(self) -> Array:
-        """Get or make the elements."""
+        """Get or make the elements, as an array in C order that nobody else has."""
         raise NotImplementedError
 
 
@@ -75,6 +86,11 @@ class Held(Constant):
         """The array itself."""
         return self._array
 
+    @property
+    def known(self) -> Array:
+        """The array itself."""
+        return self._array
+
 
 class Derived(Constant):
     """A constant that is made of others when it is looked at."""
@@ -88,9 +104,7 @@ class Derived(Constant):
 
     def read(self) -> Array:
         """Make it."""
-        array = self._make()
-        array.flags.writeable = False
-        return array
+        return self._make()
 
 
 def as_constant(value: Array | Constant) -> Constant:

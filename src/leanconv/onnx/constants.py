@@ -10,6 +10,7 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.errors import ModelError
+from leanconv.network import scratch
 from leanconv.network.constants import Constant
 
 Stamp = tuple[int, int, int]
@@ -27,9 +28,11 @@ class Stored(Constant):
     Attributes:
         shape: of the tensor.
         dtype: its element type.
+        stored: that in the file, little-endian.
+        offset: where it begins in the file, in bytes.
     """
 
-    __slots__ = ("_offset", "_path", "_stamp", "_stored")
+    __slots__ = ("_path", "_stamp", "offset", "stored")
 
     def __init__(self, path: Path, offset: int, shape: tuple[int, ...], dtype: np.dtype[Any], stamp: Stamp) -> None:
         """Note where it lies.
@@ -42,21 +45,21 @@ class Stored(Constant):
             stamp: of the file when it was loaded.
         """
         super().__init__(shape, dtype.newbyteorder("="))
-        self._path, self._offset, self._stored, self._stamp = path, offset, dtype, stamp
+        self._path, self.offset, self.stored, self._stamp = path, offset, dtype, stamp
 
     def read(self) -> Array:
-        """The tensor, read-only.
+        """The tensor.
 
         Raises:
             ModelError: the file cannot be read, or is not what it was.
         """
         # Read rather than mapped: a mapped file that somebody truncates ends the process.
-        array = np.empty(self.shape, self._stored)
+        array = scratch.empty(self.shape, self.stored)
         try:
             with self._path.open("rb", buffering=0) as file:
                 if stamp_of(file) != self._stamp:
                     raise ModelError(f"{self._path} has changed since the model was loaded")
-                file.seek(self._offset)
+                file.seek(self.offset)
                 rest = array.reshape(-1).view(np.uint8).data
                 while rest.nbytes and (count := file.readinto(rest)):
                     rest = rest[count:]
@@ -64,6 +67,4 @@ class Stored(Constant):
             raise ModelError(f"{self._path} cannot be read: {error.strerror or error}") from error
         if rest.nbytes:
             raise ModelError(f"{self._path} ends before the weights that it holds")
-        array = array.astype(self.dtype, copy=False)
-        array.flags.writeable = False
-        return array
+        return array.astype(self.dtype, copy=False)

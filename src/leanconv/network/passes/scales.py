@@ -48,7 +48,7 @@ def _fold_next(rewriter: Rewriter, conv: Node) -> Node | None:
     inputs = list(conv.inputs)
     if factor is not None:
         scale, w, type_ = factor, weights, rewriter.type_of(conv.inputs[1])
-        inputs[1] = rewriter.derive(f"{conv.inputs[1]}*{name}", sources, lambda: _scaled(conv, w.array(), scale), type_)
+        inputs[1] = rewriter.derive(f"{conv.inputs[1]}*{name}", sources, lambda: _scaled(conv, w.fresh(), scale), type_)
     bias = rewriter.constant(input_of(conv, 2))
     if bias is not None or summand is not None:
         old = np.zeros(1) if bias is None else bias.astype(np.float64)
@@ -65,7 +65,7 @@ def _fold_next(rewriter: Rewriter, conv: Node) -> Node | None:
 
 
 def _scaled(conv: Node, weights: Array, factor: Array) -> Array:
-    """Weights times a factor for each output channel; products are made in float64 and rounded once."""
+    """Multiply weights by a factor for each output channel, in place, in float64, rounded once."""
     if conv.op.endswith("ConvTranspose"):
         # (C, K/groups, ...): output channel k of group g is at [any channel of g, k].
         groups = int(conv.attributes.get("group", 1))
@@ -74,11 +74,10 @@ def _scaled(conv: Node, weights: Array, factor: Array) -> Array:
         factors = factors.reshape(groups, 1, -1, *(1,) * (weights.ndim - 2))
     else:
         shape, factors = weights.shape, factor.reshape(-1, *(1,) * (weights.ndim - 1))
-    result = np.empty(shape, weights.dtype)
-    # Passes may run within another scope, but recipes are followed later.
-    with np.errstate(all="ignore"):
-        np.multiply(weights.reshape(shape), factors, out=result, dtype=np.float64, casting="same_kind")
-    return result.reshape(weights.shape)
+    grouped = weights.reshape(shape)
+    with np.errstate(all="ignore"):  # as in all passes; recipes are followed after them
+        np.multiply(grouped, factors, out=grouped, dtype=np.float64, casting="same_kind")
+    return weights
 
 
 def affine_of(rewriter: Rewriter, value: str, node: Node) -> tuple[Array | None, Array | None] | None:
