@@ -367,6 +367,6 @@ _COMMANDS = {
     "startup": _startup,
     **results_cli.HANDLERS,
     **dict.fromkeys(("run", "warmup"), _model),
-    **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas"), _plan),
+    **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas", "limits"), _plan),
     **results_cli.HANDLERS,
 }
