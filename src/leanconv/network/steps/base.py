@@ -15,6 +15,7 @@ from typing import Any, ClassVar, TypeAlias
 from leanconv.arrays import Array, address_of
 from leanconv.host import Host
 from leanconv.memory import Block, Buffer, arena_bytes
+from leanconv.network.constants import Constant
 from leanconv.network.graph import Node, ValueType
 from leanconv.network.places import Place, channels_last, order_of, row_major
 from leanconv.program import Phase
@@ -48,7 +49,12 @@ class Operand:
     """An input of a node: where it lies, and its value if that is known beforehand."""
 
     place: Place
-    constant: Array | None = None
+    handle: Constant | None = None
+
+    @property
+    def constant(self) -> Array | None:
+        """The value; weights are brought into memory by this, which only packing them is worth."""
+        return None if self.handle is None else self.handle.array()
 
 
 @dataclass(frozen=True, slots=True)
