@@ -68,8 +68,8 @@ class BlocksOnTheFly(BlocksOfTiles):
             return [1]
         vectors = p.group_in // self.lanes
         fewest = max(1, _FEWEST // self.lanes)
-        counts = sorted({-(-vectors // size) for size in range(fewest, vectors + 1)})
-        return [n for n in counts if n == 1 or (vectors // n >= fewest and -(-vectors // n) * self.lanes <= SECTION)]
+        counts = sorted({-(-vectors // size) for size in range(fewest, vectors)})
+        return [1, *(n for n in counts if vectors // n >= fewest and -(-vectors // n) * self.lanes <= SECTION)]
 
     def _slots(self, splits: int, threads: int, workspace: int | None) -> tuple[bool, float]:
         """Whether not even a tile fits, and what a tile takes if the channels are split so."""
