@@ -72,17 +72,31 @@ def _widest(problem: Problem, host: Host) -> int:
         p.in_channels * p.itemsize < LINE
     ):  # pixels share lines of cache (3 channels, 5x5, 1080p: 12 ms, 42 in narrow ones)
         return MOST_WIDE
-    nbytes = (
-        p.itemsize
-        * p.batch
-        * sum(
-            channels * math.prod(size) for channels, size in ((p.in_channels, p.in_size), (p.out_channels, p.out_size))
-        )
-    )
+    nbytes = sum(_array_bytes(p))
     for limit, width in ((host.l3 // 2, 1), (8 * host.l2, 2), (4 * host.l2, 4)):
         if nbytes > limit:
             return width
     return MOST_WIDE
+
+
+def _array_bytes(problem: Problem) -> tuple[int, int]:
+    """Bytes of the image and of the output."""
+    p = problem
+    pixels = p.batch * p.itemsize
+    return pixels * p.in_channels * math.prod(p.in_size), pixels * p.out_channels * math.prod(p.out_size)
+
+
+def streams(problem: Problem, host: Host) -> bool:
+    """Whether the output is so large that whoever reads it next will not find it in a cache."""
+    image, out = _array_bytes(problem)
+    return image + out > host.l3 // 2 and out > host.l3 // 4
+
+
+def whole_vectors(problem: Problem, host: Host, lanes: Lanes) -> bool:
+    """Whether every pixel of the output is a number of whole registers, all at multiples of their size."""
+    p, width = problem, host.target.vector_bytes
+    steps = [stride * p.itemsize % width for stride in (p.out_strides[0], *p.out_strides[2:])]
+    return not any(steps) and p.out_channels % lanes.lanes == 0 and lanes.groups * lanes.group_out % lanes.lanes == 0
 
 
 def edges_of(problem: Problem, width: int, strips: int, short: int) -> Edges:
@@ -193,6 +207,7 @@ def channel_kernel(
         rest=p.groups % lanes.groups,
         bias=p.has_bias,
         epilogue=Epilogue(p.activation, p.residual),
+        stream=streams(p, host) and whole_vectors(p, host, lanes),
     )
     fields = {
         "row_count": math.prod(p.out_size[:-1]),
