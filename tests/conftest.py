@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -16,6 +18,27 @@ settings.register_profile(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--tiles",
+        choices=("avx2", "avx512", "neon"),
+        help="generate kernels for the lanes and registers of this instruction set, in instructions of this CPU",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    wanted = config.getoption("--tiles")
+    if wanted:
+        from leanconv.codegen import jit
+        from leanconv.codegen.targets import TARGETS
+
+        host = jit.host_target()
+        as_if = replace(
+            TARGETS[wanted], name=f"{wanted}-tiles", triple=host.triple, cpu=host.cpu, features=host.features
+        )
+        jit.host_target = functools.cache(lambda: as_if)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -103,7 +103,7 @@ def test_one_limit_for_all_layers(limit: str) -> None:
         report = lt.swap(model, memory_limit=limit, example_input=x, measure=False)
         assert report.needed_bytes <= report.memory_limit
         close(model(x), wanted)
-        assert vars(model)["forward"].shared.plans
+        assert report.whole and report.activation_bytes > 0
         lt.unswap(model)
     with pytest.raises(leanconv.MemoryLimitError, match="layers needs"):
         lt.swap(model, memory_limit=0, algorithm="im2col", example_input=x, measure=False)
@@ -240,7 +240,7 @@ def test_in_place_between_is_seen() -> None:
             self.conv = nn.Conv2d(3, 3, 1)
 
         def forward(self, x: Any) -> Any:
-            x = x * 1
+            x = x.cumsum(1)  # no network has it: the model runs layer by layer
             y = self.conv(x)
             z = x.mul_(2)
             return y + z

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 from numpy.typing import DTypeLike
 
+from leanconv.backward.api import weights_problem
+from leanconv.backward.explain import explain_gradient
 from leanconv.calls import convolve
 from leanconv.checks import flag, integer
 from leanconv.directions import algorithms_of, problem_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
+from leanconv.keywords import AnyProblemOptions, CallOptions, takes
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.plan import Plan
 from leanconv.planning.choice import choose as choose_plan
@@ -23,6 +26,7 @@ from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads
 
 
+@takes(CallOptions)
 def conv1d(
     x: Any,
     w: Any,
@@ -31,12 +35,13 @@ def conv1d(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[CallOptions],
 ) -> Any:
     """One-dimensional convolution; as `conv2d`, with x (N, C, W) and w (K, C/groups, S)."""
     return convolve(1, x, w, bias, stride, padding, dilation, groups, **options)
 
 
+@takes(CallOptions)
 def conv2d(
     x: Any,
     w: Any,
@@ -45,13 +50,12 @@ def conv2d(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[CallOptions],
 ) -> Any:
     """Two-dimensional convolution (cross-correlation, as in neural networks).
 
     Args:
-        x: image, (N, C, H, W), or (N, H, W, C) with layout="NHWC"; without N for a single image. A NumPy
-        array or
+        x: image, (N, C, H, W), or (N, H, W, C) with layout="NHWC"; without N for a single image. A NumPy array or
             anything that offers DLPack on the CPU; float32 or float64; strides are taken as they are.
         w: weights, (K, C/groups, R, S) in either layout. They are packed at each call, since they may have changed;
             `plan(...).bind(w)` packs once. They must be finite where windows reach into padding: whether padding times
@@ -61,12 +65,11 @@ def conv2d(
         padding: an int; one for each axis; (low, high) pairs; "same" or "valid".
         dilation: an int, or one for each spatial axis.
         groups: groups of channels that do not mix.
-        **options: layout ("NCHW"; or "NHWC"), pad_mode ("zeros", "reflect", "replicate", "circular"),
-        activation (a
-            name, or ("clip", low, high), ("leaky_relu", slope)), residual (an array of the output's shape to
-            be added), residual_order ("before" or "after" the activation), algorithm, accuracy, deterministic and
-            choose (see `plan`), memory_limit (bytes or "256KiB": most that workspace and packed weights may take),
-            threads, out (array for the result).
+        **options: layout ("NCHW"; "NHWC", "CHWN" or "CHWN8"), pad_mode ("zeros", "reflect", "replicate", "circular"),
+            activation (a name, or ("clip", low, high), ("leaky_relu", slope)), residual (an array of the output's
+            shape to be added), residual_order ("before" or "after" the activation), algorithm, accuracy,
+            deterministic and choose (see `plan`), memory_limit (bytes or "256KiB": most that workspace and packed
+            weights may take), threads, out (array for the result).
 
     Returns:
         The output, (N, K, P, Q) or (N, P, Q, K), in the kind of array that x is; `out` if given.
@@ -81,6 +84,7 @@ def conv2d(
     return convolve(2, x, w, bias, stride, padding, dilation, groups, **options)
 
 
+@takes(CallOptions)
 def conv3d(
     x: Any,
     w: Any,
@@ -89,7 +93,7 @@ def conv3d(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[CallOptions],
 ) -> Any:
     """Three-dimensional convolution; as `conv2d`, with x (N, C, D, H, W) and w (K, C/groups, T, R, S)."""
     return convolve(3, x, w, bias, stride, padding, dilation, groups, **options)
@@ -127,8 +131,7 @@ def plan(
         w_shape: (K, C/groups, *kernel).
         dtype: "float32" or "float64".
         bias: whether there is a bias.
-        stride: as in `conv2d`; so are padding, dilation, groups, layout, pad_mode, activation and
-        residual_order.
+        stride: as in `conv2d`; so are padding, dilation, groups, layout, pad_mode, activation and residual_order.
         padding: see there.
         dilation: see there.
         groups: see there.
@@ -147,8 +150,7 @@ def plan(
         choose: "model" for the fastest by the cost model; "measure" to time the best few of them; "exhaustive" to time
             every algorithm with every setting. What was measured is remembered on disk.
         budget: seconds that "measure" takes at most for a problem not measured before.
-        memory_limit: most bytes (an int, or text such as "256KiB") that workspace, and packed weights beyond
-        the size
+        memory_limit: most bytes (an int, or text such as "256KiB") that workspace, and packed weights beyond the size
             of the plain ones, may take together.
         threads: most threads a call uses; `get_num_threads()` if None.
         parameters: settings of the algorithm named, such as {"strip": 4} output rows for "im2row_strip".
@@ -192,6 +194,7 @@ def plan(
     )
 
 
+@takes(AnyProblemOptions, residual=False)
 def explain(
     x_shape: Sequence[int],
     w_shape: Sequence[int],
@@ -206,7 +209,7 @@ def explain(
     budget: float = 1.0,
     memory_limit: int | str | None = None,
     threads: int | None = None,
-    **options: Any,
+    **options: Unpack[AnyProblemOptions],
 ) -> Explanation:
     """Say why `plan` chooses what it chooses: data, and as text when printed.
 
@@ -214,8 +217,9 @@ def explain(
         x_shape: as in `plan`; so are w_shape, dtype, algorithm, accuracy, deterministic, choose, memory_limit, threads
             and the further options that describe the problem.
         w_shape: see there.
-        direction: "forward", "transposed" (shapes and options as in `plan_transpose`) or "backward_data" (as in
-            `plan_backward_data`).
+        direction: "forward", "transposed" (shapes and options as in `plan_transpose`), "backward_data" (as in
+            `plan_backward_data`) or "backward_weights" (as in `plan_backward_weights`, which has neither accuracy nor
+            choose: its algorithms all add the same products, and the model decides).
         dtype: see there.
         algorithm: see there.
         accuracy: see there.
@@ -233,11 +237,16 @@ def explain(
         NotApplicableError: the algorithm asked for cannot compute this; carries the reason.
         MemoryLimitError: nothing fits the limit; says the least that would do.
     """
+    count = get_num_threads() if threads is None else integer("threads", threads, 1)
+    if direction == "backward_weights":
+        gradient = weights_problem(_ndim(x_shape, options.get("layout")), x_shape, w_shape, dtype, options)
+        limit = resolve_limit(memory_limit)
+        return explain_gradient(gradient, algorithm, count, limit, measure=measure, budget=budget)  # type: ignore[arg-type]
     problem = problem_of(direction, _ndim(x_shape, options.get("layout")), x_shape, w_shape, dtype, options)
     return explain_problem(
         problem,
         algorithm,
-        get_num_threads() if threads is None else integer("threads", threads, 1),
+        count,
         resolve_limit(memory_limit),
         accuracy=accuracy,
         deterministic=deterministic,
@@ -321,6 +330,7 @@ def _ndim(x_shape: Sequence[int], layout: Any) -> int:
     return axes - 2
 
 
+@takes(AnyProblemOptions, residual=False)
 def algorithms(
     x_shape: Sequence[int],
     w_shape: Sequence[int],
@@ -328,20 +338,18 @@ def algorithms(
     direction: str = "forward",
     dtype: DTypeLike = "float32",
     threads: int | None = None,
-    **options: Any,
+    **options: Unpack[AnyProblemOptions],
 ) -> list[AlgorithmInfo]:
     """Every algorithm, whether it applies to a problem and in how many bytes, or why not.
 
     Args:
-        x_shape: as in `plan`; so are w_shape, dtype, threads and the further options that describe the
-        problem.
+        x_shape: as in `plan`; so are w_shape, dtype, threads and the further options that describe the problem.
         w_shape: see there.
         direction: "forward"; "transposed", "backward_data" or "backward_weights": shapes and options are then those of
             `plan_transpose`, `plan_backward_data` or `plan_backward_weights`.
         dtype: see there.
         threads: see there; some workspaces are per thread.
-        **options: bias, stride, padding, dilation, groups, layout, pad_mode, activation, residual,
-        residual_order.
+        **options: bias, stride, padding, dilation, groups, layout, pad_mode, activation, residual, residual_order.
 
     Raises:
         ArgumentTypeError: an argument of the wrong type.

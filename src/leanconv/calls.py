@@ -22,6 +22,7 @@ from leanconv.arrays import (
 from leanconv.bound import Runner
 from leanconv.checks import integer
 from leanconv.errors import ArgumentValueError
+from leanconv.keywords import CallOptions, refuse
 from leanconv.locks import new_lock
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.outputs import new_output
@@ -86,12 +87,15 @@ def convolve(
     memory_limit: int | str | None = None,
     threads: int | None = None,
     out: Any = None,
+    **unknown: Any,
 ) -> Any:
     """`conv1d`, `conv2d` and `conv3d`; the arguments are described there.
 
     Others that call a problem's program pass how it is made, the arguments (`more`) that only this takes, and what they
     call x (`name`).
     """
+    if unknown:
+        refuse(unknown, ("stride", "padding", "dilation", "groups", *CallOptions.__annotations__))
     image, restore = as_array(x, name)
     weights, _ = as_array(w, "w")
     shift = extra = result = None

@@ -93,8 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         help="show what leanconv finds on this machine, and what stands in its way",
         description="Show CPU, caches, threads, versions, the cache of compiled kernels and the measured "
-        "peak; run every algorithm on small layers; report problems. Takes a few seconds.",
+        "peak; run the algorithms on small layers; report problems. Takes some seconds, and longer the first time, "
+        "when their kernels are compiled.",
     )
+    doctor.add_argument("--every", action="store_true", help="run those algorithms too that auto never takes")
     doctor.add_argument("--bandwidth", action="store_true", help="also measure the speed of memory")
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
@@ -107,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = cache.add_subparsers(dest="action", metavar="ACTION", required=True)
     info = actions.add_parser("info", help="show where the cache is and what it holds")
     info.add_argument("--json", action="store_true", help="print JSON")
-    actions.add_parser("clear", help="delete all kernels")
+    actions.add_parser("clear", help="delete all kernels, and what is kept of ONNX models")
     actions.add_parser("path", help="print the folder, and nothing else")
     _add_planning(commands)
     return parser
@@ -301,7 +303,7 @@ def _doctor(options: argparse.Namespace, _: list[str]) -> int:
 
     from leanconv import doctor
 
-    found = doctor.examine(bandwidth=options.bandwidth)
+    found = doctor.examine(bandwidth=options.bandwidth, every=options.every)
     if options.json:
         print(json.dumps(asdict(found), indent=1, default=str))
     else:
@@ -325,6 +327,7 @@ def _cache(options: argparse.Namespace, _: list[str]) -> int:
             print(info.directory)
         elif options.action == "clear":
             deleted = cache.clear()
+            ObjectCache(folder="models").clear()
             print(f"deleted {deleted} kernels from {info.directory}")
             if cache.info().entries:
                 print(f"leanconv: {cache.info().entries} could not be deleted", file=sys.stderr)

@@ -9,15 +9,16 @@ from numpy.typing import DTypeLike
 
 from leanconv.backward.api import list_weight_algorithms, weights_problem
 from leanconv.checks import one_of
+from leanconv.keywords import AnyProblemOptions, ProblemOptions, refuse
 from leanconv.options import make_problem
 from leanconv.problem import Problem
 from leanconv.select import AlgorithmInfo, list_algorithms
 from leanconv.transposed_options import backward_data_of, make_transposed_problem
 
-_MAKERS: dict[str, Callable[..., Problem]] = {
-    "forward": make_problem,
-    "transposed": make_transposed_problem,
-    "backward_data": backward_data_of,
+_MAKERS: dict[str, tuple[Callable[..., Problem], type]] = {
+    "forward": (make_problem, ProblemOptions),
+    "transposed": (make_transposed_problem, AnyProblemOptions),
+    "backward_data": (backward_data_of, ProblemOptions),
 }
 
 
@@ -36,7 +37,10 @@ def problem_of(
         ArgumentValueError: a value that is not allowed, or shapes that do not fit.
     """
     one_of("direction", direction, tuple(_MAKERS))
-    return _MAKERS[direction](ndim, x_shape, w_shape, dtype=dtype, **options)
+    make, known = _MAKERS[direction]
+    if not options.keys() <= known.__annotations__.keys():
+        refuse(options, known.__annotations__)
+    return make(ndim, x_shape, w_shape, dtype=dtype, **options)
 
 
 def algorithms_of(

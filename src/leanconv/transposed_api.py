@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Unpack
 
 from numpy.typing import DTypeLike
 
 from leanconv.calls import convolve
 from leanconv.checks import integer
+from leanconv.directions import problem_of
 from leanconv.errors import ArgumentValueError
+from leanconv.keywords import AnyProblemOptions, CallOptions, PlanOptions, takes
 from leanconv.options import Ints, Padding
 from leanconv.plan import Plan
 from leanconv.planning.choice import choose as choose_plan
 from leanconv.planning.limits import resolve_limit
 from leanconv.planning.wanted import AlgorithmLike
-from leanconv.problem import Problem
 from leanconv.threads import get_num_threads
-from leanconv.transposed_options import backward_data_of, make_backward_data_problem, make_transposed_problem
+from leanconv.transposed_options import make_backward_data_problem, make_transposed_problem
 
 
+@takes(CallOptions, without=("pad_mode",))
 def conv_transpose1d(
     x: Any,
     w: Any,
@@ -29,13 +31,14 @@ def conv_transpose1d(
     output_padding: Ints = 0,
     groups: int = 1,
     dilation: Ints = 1,
-    **options: Any,
+    **options: Unpack[CallOptions],
 ) -> Any:
     """One-dimensional transposed convolution; as `conv_transpose2d`, with x (N, C, W) and w (C, K/groups, S)."""
     more = (("output_padding", output_padding),)
     return convolve(1, x, w, bias, stride, padding, dilation, groups, make_transposed_problem, more, **options)
 
 
+@takes(CallOptions, without=("pad_mode",))
 def conv_transpose2d(
     x: Any,
     w: Any,
@@ -45,7 +48,7 @@ def conv_transpose2d(
     output_padding: Ints = 0,
     groups: int = 1,
     dilation: Ints = 1,
-    **options: Any,
+    **options: Unpack[CallOptions],
 ) -> Any:
     """Two-dimensional transposed convolution: every pixel puts its multiples of the filters at stride * its position.
 
@@ -78,6 +81,7 @@ def conv_transpose2d(
     return convolve(2, x, w, bias, stride, padding, dilation, groups, make_transposed_problem, more, **options)
 
 
+@takes(CallOptions, without=("pad_mode",))
 def conv_transpose3d(
     x: Any,
     w: Any,
@@ -87,13 +91,14 @@ def conv_transpose3d(
     output_padding: Ints = 0,
     groups: int = 1,
     dilation: Ints = 1,
-    **options: Any,
+    **options: Unpack[CallOptions],
 ) -> Any:
     """Three-dimensional transposed convolution; as `conv_transpose2d`, with w (C, K/groups, T, R, S)."""
     more = (("output_padding", output_padding),)
     return convolve(3, x, w, bias, stride, padding, dilation, groups, make_transposed_problem, more, **options)
 
 
+@takes(CallOptions, without=("pad_mode",))
 def conv1d_backward_data(
     grad_out: Any,
     w: Any,
@@ -102,12 +107,13 @@ def conv1d_backward_data(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[CallOptions],
 ) -> Any:
     """Gradient of `conv1d` with respect to its image; as `conv2d_backward_data`."""
     return _backward_data(1, grad_out, w, x_shape, stride, padding, dilation, groups, options)
 
 
+@takes(CallOptions, without=("pad_mode",))
 def conv2d_backward_data(
     grad_out: Any,
     w: Any,
@@ -116,7 +122,7 @@ def conv2d_backward_data(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[CallOptions],
 ) -> Any:
     """Gradient of `conv2d` with respect to its image: the transposed convolution of the output's gradient.
 
@@ -145,6 +151,7 @@ def conv2d_backward_data(
     return _backward_data(2, grad_out, w, x_shape, stride, padding, dilation, groups, options)
 
 
+@takes(CallOptions, without=("pad_mode",))
 def conv3d_backward_data(
     grad_out: Any,
     w: Any,
@@ -153,7 +160,7 @@ def conv3d_backward_data(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[CallOptions],
 ) -> Any:
     """Gradient of `conv3d` with respect to its image; as `conv2d_backward_data`."""
     return _backward_data(3, grad_out, w, x_shape, stride, padding, dilation, groups, options)
@@ -168,7 +175,7 @@ def _backward_data(
     padding: Padding,
     dilation: Ints,
     groups: int,
-    options: Mapping[str, Any],
+    options: CallOptions,
 ) -> Any:
     more = (("x_shape", _shape_of(x_shape)),)
     arguments = (ndim, grad_out, w, None, stride, padding, dilation, groups, make_backward_data_problem, more)
@@ -181,7 +188,8 @@ def _shape_of(x_shape: Any) -> tuple[int, ...]:
     return tuple(x_shape)
 
 
-def plan_transpose(x_shape: Sequence[int], w_shape: Sequence[int], **options: Any) -> Plan:
+@takes(PlanOptions, without=("pad_mode",), residual=False)
+def plan_transpose(x_shape: Sequence[int], w_shape: Sequence[int], **options: Unpack[PlanOptions]) -> Plan:
     """Decide how a transposed convolution will be computed, without computing it.
 
     Args:
@@ -198,10 +206,11 @@ def plan_transpose(x_shape: Sequence[int], w_shape: Sequence[int], **options: An
         NotApplicableError: the algorithm asked for cannot compute a phase; carries the reason.
         MemoryLimitError: nothing fits the limit; says the least that would do.
     """
-    return _plan(make_transposed_problem, (x_shape, w_shape), **options)
+    return _plan("transposed", x_shape, w_shape, **options)
 
 
-def plan_backward_data(x_shape: Sequence[int], w_shape: Sequence[int], **options: Any) -> Plan:
+@takes(PlanOptions, without=("bias", "output_padding", "pad_mode"), residual=False)
+def plan_backward_data(x_shape: Sequence[int], w_shape: Sequence[int], **options: Unpack[PlanOptions]) -> Plan:
     """Decide how the gradient of a convolution with respect to its image will be computed.
 
     Args:
@@ -219,12 +228,13 @@ def plan_backward_data(x_shape: Sequence[int], w_shape: Sequence[int], **options
         NotApplicableError: the algorithm asked for cannot compute a phase; carries the reason.
         MemoryLimitError: nothing fits the limit; says the least that would do.
     """
-    return _plan(backward_data_of, (x_shape, w_shape), **options)
+    return _plan("backward_data", x_shape, w_shape, **options)
 
 
 def _plan(
-    make: Callable[..., Problem],
-    shapes: tuple[Sequence[int], Sequence[int]],
+    direction: str,
+    x_shape: Sequence[int],
+    w_shape: Sequence[int],
     *,
     dtype: DTypeLike = "float32",
     algorithm: AlgorithmLike = "auto",
@@ -235,12 +245,11 @@ def _plan(
     memory_limit: int | str | None = None,
     threads: int | None = None,
     parameters: Mapping[str, int] | None = None,
-    **options: Any,
+    **options: Unpack[AnyProblemOptions],
 ) -> Plan:
-    x_shape = shapes[0]
     if not isinstance(x_shape, tuple | list) or not 3 <= len(x_shape) <= 5:
         raise ArgumentValueError("x_shape", x_shape, "must have a batch, a channel and 1 to 3 spatial axes")
-    problem = make(len(x_shape) - 2, *shapes, dtype=dtype, **options)
+    problem = problem_of(direction, len(x_shape) - 2, x_shape, w_shape, dtype, options)
     return choose_plan(
         problem,
         algorithm,

@@ -32,7 +32,7 @@ from leanconv.algorithms.fft_windows import (
     longest_window,
     windows_along,
 )
-from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines
+from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.core import Reduction

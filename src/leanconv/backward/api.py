@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from numpy.typing import DTypeLike
 
 from leanconv.arrays import as_array, check_same_dtype, element_strides
+from leanconv.backward.choice import choose_gradient
 from leanconv.backward.plan import BackwardWeightsPlan, result_array
 from leanconv.backward.registry import WEIGHTS
-from leanconv.checks import canonical_strides, flag, integer, one_of
-from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableError
+from leanconv.checks import canonical_strides, flag, integer
+from leanconv.errors import ArgumentValueError
+from leanconv.keywords import ProblemOptions, WeightOptions, refuse, takes
 from leanconv.locks import new_lock
 from leanconv.options import Ints, Padding, make_problem
 from leanconv.planning.limits import get_memory_limit, resolve_limit
@@ -24,8 +26,10 @@ from leanconv.transposed_options import one_image_layout
 KEPT = 512  # plans of recent calls
 _plans: dict[Any, BackwardWeightsPlan] = {}
 _lock = new_lock()
+_DESCRIBING = ProblemOptions.__annotations__.keys() - {"activation", "residual", "residual_order"}
 
 
+@takes(WeightOptions)
 def conv1d_backward_weights(
     x: Any,
     grad_out: Any,
@@ -34,12 +38,13 @@ def conv1d_backward_weights(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[WeightOptions],
 ) -> Any:
     """Gradient of `conv1d` with respect to its weights; as `conv2d_backward_weights`."""
     return _gradient(1, x, grad_out, w_shape, stride, padding, dilation, groups, **options)
 
 
+@takes(WeightOptions)
 def conv2d_backward_weights(
     x: Any,
     grad_out: Any,
@@ -48,7 +53,7 @@ def conv2d_backward_weights(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[WeightOptions],
 ) -> Any:
     """Gradient of `conv2d` with respect to its weights (and its bias).
 
@@ -78,6 +83,7 @@ def conv2d_backward_weights(
     return _gradient(2, x, grad_out, w_shape, stride, padding, dilation, groups, **options)
 
 
+@takes(WeightOptions)
 def conv3d_backward_weights(
     x: Any,
     grad_out: Any,
@@ -86,12 +92,13 @@ def conv3d_backward_weights(
     padding: Padding = 0,
     dilation: Ints = 1,
     groups: int = 1,
-    **options: Any,
+    **options: Unpack[WeightOptions],
 ) -> Any:
     """Gradient of `conv3d` with respect to its weights; as `conv2d_backward_weights`."""
     return _gradient(3, x, grad_out, w_shape, stride, padding, dilation, groups, **options)
 
 
+@takes(ProblemOptions, without=("activation", "residual", "residual_order"))
 def plan_backward_weights(
     x_shape: Sequence[int],
     w_shape: Sequence[int],
@@ -100,7 +107,7 @@ def plan_backward_weights(
     algorithm: str = "auto",
     memory_limit: int | str | None = None,
     threads: int | None = None,
-    **options: Any,
+    **options: Unpack[ProblemOptions],
 ) -> BackwardWeightsPlan:
     """Decide how the gradient of a convolution with respect to its weights will be computed, for dense arrays.
 
@@ -124,19 +131,15 @@ def plan_backward_weights(
         raise ArgumentValueError("x_shape", x_shape, "must have a batch, a channel and 1 to 3 spatial axes")
     problem = weights_problem(len(x_shape) - 2, x_shape, w_shape, dtype, options)
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
-    return _chosen(problem, algorithm, count, resolve_limit(memory_limit))
+    return choose_gradient(problem, algorithm, count, resolve_limit(memory_limit))
 
 
 def weights_problem(
     ndim: int, x_shape: Sequence[int], w_shape: Sequence[int], dtype: DTypeLike, options: Mapping[str, Any]
 ) -> Problem:
     """The problem for dense arrays."""
-    allowed = ("bias", "stride", "padding", "dilation", "groups", "layout", "pad_mode")
-    for name in options:
-        if name not in allowed:
-            raise ArgumentValueError(
-                name, options[name], f"is no option of a gradient (those are {', '.join(allowed)})"
-            )
+    if not options.keys() <= _DESCRIBING:
+        refuse(options, _DESCRIBING)
     one_image_layout(options.get("layout", "NCHW"), ndim)
     return replace(make_problem(ndim, x_shape, w_shape, dtype=dtype, **options), direction="backward_weights")
 
@@ -163,30 +166,6 @@ def list_weight_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo
     return result
 
 
-def _chosen(problem: Problem, algorithm: str, threads: int, limit: int | None) -> BackwardWeightsPlan:
-    """The first algorithm that may run, applies and fits; on fewer threads if that takes fewer bytes."""
-    one_of("algorithm", algorithm, ("auto", *(entry.name for entry in WEIGHTS)))
-    named = [
-        entry for entry in WEIGHTS if algorithm in (entry.name, "auto") and (entry.automatic or algorithm != "auto")
-    ]
-    able = [entry for entry in named if entry.refusal(problem) is None]
-    if not able:
-        raise NotApplicableError(named[0].name, named[0].refusal(problem) or "")
-    least: int | None = None
-    for entry in able:
-        count = threads
-        while True:
-            plan = BackwardWeightsPlan(problem, entry, count, limit)
-            if limit is None or plan.workspace_bytes <= limit:
-                return plan
-            if count == 1:
-                break
-            count //= 2
-        least = plan.workspace_bytes if least is None else min(least, plan.workspace_bytes)
-    assert limit is not None and least is not None
-    raise MemoryLimitError(limit, least, f"{algorithm} for {problem.describe()}")
-
-
 def _gradient(
     ndim: int,
     x: Any,
@@ -204,7 +183,10 @@ def _gradient(
     threads: int | None = None,
     out: Any = None,
     bias_out: Any = None,
+    **unknown: Any,
 ) -> Any:
+    if unknown:
+        refuse(unknown, ("stride", "padding", "dilation", "groups", *WeightOptions.__annotations__))
     image, restore = as_array(x, "x")
     grad, _ = as_array(grad_out, "grad_out")
     if image.ndim == grad.ndim == ndim + 1:  # one image, without a batch axis
@@ -249,7 +231,7 @@ def _gradient(
             if result is None
             else canonical_strides("out", element_strides(result), problem.w_shape, "NCHW", written=True),
         )
-        plan = _chosen(problem, algorithm, count, limit)
+        plan = choose_gradient(problem, algorithm, count, limit)
         with _lock:
             if len(_plans) >= KEPT:
                 _plans.clear()

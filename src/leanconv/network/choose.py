@@ -8,8 +8,9 @@ steps: a price for a byte, bisected, turns their limit into a sum (Lagrange), as
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
+from leanconv.classes import dataclass
 from leanconv.errors import MemoryLimitError
 from leanconv.network.arena import ArenaPlan, Region, plan_arena
 from leanconv.network.arrange import arrange
@@ -17,7 +18,7 @@ from leanconv.network.arrangement import Arrangement, lifetimes, live
 from leanconv.network.fusion import FoundBlock, find_blocks, with_blocks
 from leanconv.network.graph import Graph
 from leanconv.network.native import workspace_region
-from leanconv.network.steps.base import Option, Setting
+from leanconv.network.steps.base import Built, Option, Setting
 
 SHARES = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
 """Parts of what a limit leaves that are tried for kept bytes; the rest is for workspace."""
@@ -29,6 +30,11 @@ class Choice:
 
     options: tuple[Option | None, ...]
     arena: ArenaPlan
+
+    def without_recipes(self) -> Choice:
+        """The same choice, once all steps are built: recipes keep weights in memory."""
+        spent = tuple(None if option is None else replace(option, build=_spent) for option in self.options)
+        return replace(self, options=spent)
 
     @property
     def extra_bytes(self) -> int:
@@ -44,6 +50,10 @@ class Choice:
     def seconds(self) -> float:
         """Predicted, of the steps that are predicted."""
         return sum(option.seconds for option in self.options if option is not None)
+
+
+def _spent() -> Built:
+    raise AssertionError("the step is built already")
 
 
 def plan_network(graph: Graph, setting: Setting, limit: int | None) -> tuple[Arrangement, Choice]:

@@ -19,6 +19,7 @@ from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.host import this_host
 from leanconv.locks import new_lock
 from leanconv.memory import Block, allocate
+from leanconv.network import scratch
 from leanconv.network.arrangement import CONSTANT, INPUT, OUTPUT, Arrangement, live_bytes
 from leanconv.network.choose import Choice, plan_network
 from leanconv.network.graph import Graph, ValueType
@@ -101,20 +102,22 @@ class CompiledNetwork:
         self.kept_bytes = sum(option.kept_bytes for option in choice.options if option is not None)
         self.extra_bytes = choice.extra_bytes
         self.predicted_seconds = choice.seconds
-        self._found, self._choice = found, choice
+        # Layer by layer: the plain weights of one are dropped before those of the next are asked for.
+        with scratch.kept():
+            self._linked = [
+                NumpyStep.of(step) if option is None else link_step(i, step, option, threads)
+                for i, (step, option) in enumerate(zip(found.steps, choice.options, strict=True))
+            ]
         self._constants = {
-            CONSTANT + name: np.require(graph.constants[name], requirements=["C", "A"])
-            for name in {name for step in found.steps for name in _constant_operands(step.storages)}
+            name: np.require(graph.constants[name.removeprefix(CONSTANT)], requirements=["C", "A"])
+            for name in {name for linked in self._linked for name in linked.storages if name.startswith(CONSTANT)}
         }
+        self._found, self._choice = found.without_constants(), choice.without_recipes()
         self.kept_bytes += sum(array.nbytes for array in self._constants.values())
         self._regions = [ABSOLUTE, *(region.name for region in choice.arena.regions)]
         self._ends = [*(INPUT + name for name in self.inputs), *(OUTPUT + name for name in self.outputs)]
         names = [*self._regions, *self._ends, *self._constants]
         self._index = {name: i for i, name in enumerate(names)}
-        self._linked = [
-            NumpyStep(step) if option is None else link_step(i, step, option, threads)
-            for i, (step, option) in enumerate(zip(found.steps, choice.options, strict=True))
-        ]
         self._segments = self._cut(self._linked)
         self._lock = new_lock()
         self._idle: list[_Context] = []
@@ -238,10 +241,6 @@ class CompiledNetwork:
             name: out[name] if name in out else new_output(type_.shape, np.dtype(type_.dtype))
             for name, type_ in self.outputs.items()
         }
-
-
-def _constant_operands(storages: set[str]) -> list[str]:
-    return [name.removeprefix(CONSTANT) for name in storages if name.startswith(CONSTANT)]
 
 
 def _check(argument: str, array: Any, type_: ValueType) -> None:

@@ -116,13 +116,13 @@ class _Runner:
 
 def _time(problem: Problem, contest: Sequence[Candidate], *, bound: bool, budget: float | None) -> dict[str, float]:
     """Seconds of a call of each, the shortest of several rounds in turns."""
-    arrays = _arrays(problem)
+    arrays = example_arrays(problem)
     end = float("inf") if budget is None else time.perf_counter() + budget
     ready: list[_Runner] = []
     for entry in contest:
         if ready and time.perf_counter() > end:
             break
-        one = _Runner(signature(entry.plan), _call(entry.plan, arrays, bound=bound))
+        one = _Runner(signature(entry.plan), ready_call(entry.plan, arrays, bound=bound))
         one.call()
         one.samples.append(_seconds(one))
         one.calls = max(1, int(SAMPLE / one.samples[0]))
@@ -141,7 +141,8 @@ def _seconds(one: _Runner) -> float:
     return max(time.perf_counter() - begin, 1e-9) / one.calls
 
 
-def _call(plan: Plan, arrays: dict[str, Array], *, bound: bool) -> Callable[[], object]:
+def ready_call(plan: Plan, arrays: dict[str, Array], *, bound: bool) -> Callable[[], object]:
+    """A call of a plan on `example_arrays`, with weights packed beforehand if bound."""
     x, w, out, bias, residual = (arrays.get(name) for name in ("x", "w", "out", "bias", "residual"))
     if bound:
         layer = plan.bind(w, bias)
@@ -151,7 +152,7 @@ def _call(plan: Plan, arrays: dict[str, Array], *, bound: bool) -> Callable[[], 
     return lambda: runner.run(*places)
 
 
-def _arrays(problem: Problem) -> dict[str, Array]:
+def example_arrays(problem: Problem) -> dict[str, Array]:
     """Arrays that lie in memory as the problem says, with normally distributed elements."""
     p, rng = problem, np.random.default_rng(0)
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -163,10 +164,11 @@ def _arrays(problem: Problem) -> dict[str, Array]:
         shapes["residual"] = (p.out_shape, to_user(p.residual_strides, p.layout))
     if p.has_bias:
         shapes["bias"] = ((p.out_channels,), (1,))
-    return {name: _lying(shape, strides, p, rng) for name, (shape, strides) in shapes.items()}
+    return {name: example_array(shape, strides, p, rng) for name, (shape, strides) in shapes.items()}
 
 
-def _lying(shape: tuple[int, ...], strides: tuple[int, ...], p: Problem, rng: Any) -> Array:
+def example_array(shape: tuple[int, ...], strides: tuple[int, ...], p: Problem, rng: Any) -> Array:
+    """A new array of normally distributed elements of a problem's type; strides count elements."""
     ends = [step * (extent - 1) for step, extent in zip(strides, shape, strict=True) if extent]
     low, high = sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
     block = new_output((high - low + 1,), np.dtype(p.dtype))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
@@ -16,8 +18,11 @@ from leanconv.torch.fusion import Chain, Modules, chains, hooked
 from leanconv.torch.layer import FusedLayer, Network
 from leanconv.torch.network import Fused, Tracer, build
 from leanconv.torch.options import LayerOptions, options
+from leanconv.torch.parked import Parked
+from leanconv.torch.recipe import recipe_of
 from leanconv.torch.report import SwappedLayer, SwapReport
 from leanconv.torch.tensors import DTYPES
+from leanconv.torch.whole import Ready, Whole
 
 _REPORT = "_leanconv_swapped"
 
@@ -33,6 +38,7 @@ def swap(
     example_input: Any = None,
     fuse: bool = True,
     measure: bool | None = None,
+    release_weights: bool | str = False,
 ) -> SwapReport:
     """Let leanconv compute the convolutions of a model, in place.
 
@@ -54,6 +60,10 @@ def swap(
             additions can be fused (whose operands' shapes must be known).
         fuse: whether to trace and fuse at all.
         measure: whether to time every layer before and after; by default if there is an example.
+        release_weights: whether to move parameters and buffers from memory to a file without a name, in the folder of
+            temporary files or in one that is named, which should be on a disk. Everything works as before; what the
+            model runs with are packed weights, and the plain ones are read from the file when they are asked for.
+            Memory that other models share with this one is not shared any more.
 
     Returns:
         What has been done; a table when printed.
@@ -62,6 +72,7 @@ def swap(
         ArgumentTypeError: not a module, or an argument of the wrong type.
         ArgumentValueError: a value that is not allowed; a model that is swapped already.
         MemoryLimitError: no plans fit the limit; says the least that would do. The model is as before.
+        AllocationError: weights cannot be moved to a file. The model is as before.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError("model", model, "must be a torch.nn.Module")
@@ -81,6 +92,8 @@ def swap(
     timed = example if measure is not False else None
     found, left = _convolutions(model)
     fused, report = None, None
+    parked = None
+    folder = _folder(release_weights)
     training = [module for module in model.modules() if module.training]
     converted: list[nn.Module] = []
     model.eval()
@@ -88,6 +101,8 @@ def swap(
         graph, reason = _trace(model, example) if fuse else (None, "fuse=False")
         before = timing.nodes(model, graph, timed) if timed is not None and graph is not None else {}
         whole = timing.whole(model, timed) if timed is not None else None
+        if folder is not None:
+            parked = Parked(model, folder)
         for module in found.values():
             converted.append(modules.convert(module, **settings))
         if graph is None:
@@ -95,6 +110,7 @@ def swap(
             report = SwapReport(tuple(rows), left, False, reason, limit_of(common))
         else:
             fused, layers = _fused(model, graph, found, settings, common)
+            fused.whole.parked = parked
             report = _report(fused, layers, left, common, example, before, timed is not None)
             fused.install()
         if timed is not None and whole is not None:
@@ -104,12 +120,28 @@ def swap(
             fused.remove()
         for module in converted:
             modules.revert(module)
+        if parked is not None:
+            parked.restore()
         raise
     finally:
         for module in training:
             module.training = True
+    if parked is not None:
+        parked.rest()
+        report = replace(report, released_bytes=parked.nbytes)
     vars(model)[_REPORT] = converted
     return report
+
+
+def _folder(release_weights: Any) -> str | None:
+    """Where a file for the weights is to be."""
+    if not isinstance(release_weights, bool | str):
+        raise ArgumentTypeError("release_weights", release_weights, "must be a bool, or the path of a folder")
+    if isinstance(release_weights, str):
+        if not os.path.isdir(release_weights):
+            raise ArgumentValueError("release_weights", release_weights, "must be a folder that exists")
+        return release_weights
+    return tempfile.gettempdir() if release_weights else None
 
 
 def unswap(model: nn.Module) -> nn.Module:
@@ -128,6 +160,8 @@ def unswap(model: nn.Module) -> nn.Module:
     forward = vars(model).get("forward")
     if isinstance(forward, Fused):
         forward.remove()
+        if forward.whole.parked is not None:
+            forward.whole.parked.restore()
     return model
 
 
@@ -169,6 +203,7 @@ def _fused(
     model: nn.Module, graph: fx.Graph, found: dict[str, nn.Module], settings: dict[str, Any], common: LayerOptions
 ) -> tuple[Fused, list[tuple[Chain, str, FusedLayer]]]:
     named = dict(model.named_modules())
+    whole = Whole(recipe_of(graph), model, common)
     shared = Network()
 
     def make(chain: Chain) -> FusedLayer:
@@ -192,7 +227,7 @@ def _fused(
 
     plain = {name: module for name, module in found.items() if not hooked(module)}
     module, layers = build(model, graph, chains(graph, Modules(named, plain)), make)
-    return Fused(model, module, shared, common), layers
+    return Fused(model, module, shared, common, whole), layers
 
 
 def _report(
@@ -209,6 +244,10 @@ def _report(
         rows = [SwappedLayer(str(chain.conv.target), chain.text) for chain, _, _ in layers]
         return SwapReport(tuple(rows), left, True, None, limit_of(common))
     with torch.no_grad():
+        tensors = fused.whole.tensors(example, {})
+        ready = "an input that is no tensor" if tensors is None else fused.ready(tensors)
+        if tensors is not None and isinstance(ready, Ready):
+            return _whole_report(ready, tensors, layers, left, common, before, timed)
         network = fused.plan(example, {})
     after = timing.nodes(fused.model, fused.module, example) if timed else {}
     rows = []
@@ -241,6 +280,52 @@ def _report(
         network.workspace_bytes,
         network.packed_weight_bytes,
         network.needed_bytes,
+        whole=False,
+        apart=str(ready),
+    )
+
+
+def _whole_report(
+    ready: Ready,
+    tensors: dict[str, Tensor],
+    layers: list[tuple[Chain, str, FusedLayer]],
+    left: dict[str, str],
+    common: LayerOptions,
+    before: dict[str, float],
+    timed: bool,
+) -> SwapReport:
+    """What runs for the example, compiled as a whole."""
+    network = ready.network
+    steps = network.steps
+    after = network.profile(ready.arrays(tensors), timing.ROUNDS).seconds if timed else []
+    nodes = {str(chain.conv.target): [node.name for node in chain.nodes] for chain, _, _ in layers}
+    rows = []
+    for layer in ready.layers:
+        step = steps[layer.step]
+        names = [name for conv in layer.names for name in nodes.get(conv, ())]
+        rows.append(
+            SwappedLayer(
+                ", ".join(layer.names),
+                ", ".join(layer.fused),
+                "; ".join(layer.problems),
+                step.how,
+                step.workspace_bytes,
+                step.kept_bytes,
+                sum(before.get(name, 0.0) for name in names) if timed else None,
+                after[layer.step] if timed else None,
+            )
+        )
+    return SwapReport(
+        tuple(rows),
+        left,
+        True,
+        None,
+        limit_of(common),
+        network.workspace_bytes,
+        network.kept_bytes,
+        network.peak_bytes - ready.activation_bytes + network.extra_bytes,
+        whole=True,
+        activation_bytes=ready.activation_bytes,
     )
 
 

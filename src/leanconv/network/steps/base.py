@@ -9,12 +9,14 @@ weights, tables).  Workspace buffers have their own names.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, TypeAlias
 
 from leanconv.arrays import Array, address_of
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.memory import Block, Buffer, arena_bytes
+from leanconv.network.constants import Constant
 from leanconv.network.graph import Node, ValueType
 from leanconv.network.places import Place, channels_last, order_of, row_major
 from leanconv.program import Phase
@@ -48,7 +50,12 @@ class Operand:
     """An input of a node: where it lies, and its value if that is known beforehand."""
 
     place: Place
-    constant: Array | None = None
+    handle: Constant | None = None
+
+    @property
+    def constant(self) -> Array | None:
+        """The value; weights are brought into memory by this, which only packing them is worth."""
+        return None if self.handle is None else self.handle.array()
 
 
 @dataclass(frozen=True, slots=True)

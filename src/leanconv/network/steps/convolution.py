@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.network.constants import is_known
 from leanconv.network.graph import Node
 from leanconv.network.operators.base import ints
 from leanconv.network.operators.convolution import conv_groups, conv_windows
@@ -31,28 +33,33 @@ class Convolution(Lowerer):
         x = types[0]
         if x is None or x.dtype not in FLOATS:
             return "kernels compute in float32 and float64"
-        if constants[1] is None or (len(types) > 2 and types[2] is not None and constants[2] is None):
+        if not is_known(constants, 1) or (len(types) > 2 and types[2] is not None and not is_known(constants, 2)):
             return "weights or bias that are not constant"
         return None
 
     def options(self, call: Call, setting: Setting) -> list[Option]:
         """The plans of which none is both slower and larger than another."""
-        w, bias = _constant(call, 1), _constant(call, 2)
-        assert w is not None
+        w, bias = call.given(1), call.input(2)
         residual = call.input(3)
-        problem = conv_problem(call.node, call.given(0), w, bias, call.output, residual.place if residual else None)
-        roles = {"x": call.given(0), "out": call.output} | ({"residual": residual.place} if residual else {})
-        return plan_options(problem, w, bias, roles, setting)
+        place = residual.place if residual else None
+        problem = conv_problem(call.node, call.given(0), w.shape, bias is not None, call.output, place)
+        roles = {"x": call.given(0), "out": call.output} | ({"residual": place} if place else {})
+        return plan_options(problem, lambda: weights_of(call), roles, setting)
 
 
-def _constant(call: Call, position: int) -> Array | None:
-    found = call.input(position)
-    return None if found is None else found.constant
+def weights_of(call: Call) -> tuple[Array, Array | None]:
+    """Weights and bias of a convolution, brought into memory."""
+    w, bias = call.input(1), call.input(2)
+    found = None if w is None else w.constant
+    assert found is not None, f"{call.node.name}: no constant weights"
+    return found, None if bias is None else bias.constant
 
 
-def conv_problem(node: Node, x: Place, w: Array, bias: Array | None, out: Place, residual: Place | None) -> Problem:
+def conv_problem(
+    node: Node, x: Place, w_shape: tuple[int, ...], bias: bool, out: Place, residual: Place | None
+) -> Problem:
     """The problem of a convolution on values where they lie."""
-    window = conv_windows(node, x.shape, w.shape)
+    window = conv_windows(node, x.shape, w_shape)
     # Which axis is adjacent says what the layout is called; the strides say all.
     last = x.strides[1] == 1 and x.shape[1] > 1
 
@@ -63,9 +70,9 @@ def conv_problem(node: Node, x: Place, w: Array, bias: Array | None, out: Place,
     return make_problem(
         len(x.shape) - 2,
         user(x.shape),
-        w.shape,
+        w_shape,
         dtype=x.dtype,
-        bias=bias is not None,
+        bias=bias,
         stride=window.stride,
         padding=tuple(zip(window.low, window.high, strict=True)),
         dilation=window.dilation,
@@ -81,10 +88,11 @@ def conv_problem(node: Node, x: Place, w: Array, bias: Array | None, out: Place,
     )
 
 
-def plan_options(
-    problem: Problem, w: Array, bias: Array | None, roles: dict[str, Place], setting: Setting
-) -> list[Option]:
-    """The plans of a problem, as ways to compute a step."""
+Weights: TypeAlias = Callable[[], tuple[Array, "Array | None"]]
+
+
+def plan_options(problem: Problem, weights: Weights, roles: dict[str, Place], setting: Setting) -> list[Option]:
+    """The plans of a problem, as ways to compute a step; `weights` and bias are asked for by the way that is chosen."""
     requirements = (setting.algorithm, setting.accuracy, setting.deterministic)
     found = layer_options(problem, setting.threads, 0 if setting.limited else None, requirements)
     plain = problem.w_bytes + (problem.out_channels * problem.itemsize if problem.has_bias else 0)
@@ -97,7 +105,7 @@ def plan_options(
             Option(
                 plan.algorithm,
                 option.seconds,
-                lambda plan=plan: _built(plan, w, bias, roles),  # type: ignore[misc]
+                lambda plan=plan: _built(plan, *weights(), roles),  # type: ignore[misc]
                 plan.lowering.workspace,
                 kept,
                 extra,
@@ -141,8 +149,7 @@ class TransposedConvolution(Convolution):
 
     def options(self, call: Call, setting: Setting) -> list[Option]:
         """The plans of which none is both slower and larger than another."""
-        node, x, out, w, bias = call.node, call.given(0), call.output, _constant(call, 1), _constant(call, 2)
-        assert w is not None
+        node, x, out, w, bias = call.node, call.given(0), call.output, call.given(1), call.input(2)
         residual = call.input(3)
         place, extra = scatter(node, x.shape, w.shape), _output_padding(node, len(x.shape) - 2)
         last = x.strides[1] == 1 and x.shape[1] > 1
@@ -170,7 +177,7 @@ class TransposedConvolution(Convolution):
             residual_strides=None if residual is None else user(residual.place.strides),
         )
         roles = {"x": x, "out": out} | ({"residual": residual.place} if residual else {})
-        return plan_options(problem, w, bias, roles, setting)
+        return plan_options(problem, lambda: weights_of(call), roles, setting)
 
 
 def _output_padding(node: Node, ndim: int) -> tuple[int, ...]:
