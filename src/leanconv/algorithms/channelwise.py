@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 from leanconv.algorithms.base import Lowering, WeightPacking
-from leanconv.algorithms.blocking import wanted_chunks
+from leanconv.algorithms.blocking import SMALLEST_CHUNK, wanted_chunks
 from leanconv.algorithms.dense import even_stride, image_input, store_columns
 from leanconv.algorithms.planes import pixel_vectors
 from leanconv.host import Host
@@ -27,6 +27,7 @@ from leanconv.program import Phase
 
 DENSE_IMAGE = "dense x"
 LINE = 64  # bytes of a line of cache
+SMALLEST = SMALLEST_CHUNK // 4  # operations of a chunk: memory lets them come at a quarter of the peak
 MOST_WIDE = 16  # pixels of a tile: beyond it nothing is gained by reading fewer pixels twice
 
 
@@ -230,7 +231,7 @@ def channel_phase(
     rows, strips = fields["row_count"], fields["strip_count"]
     section = unit_section(p, host, lanes, spec.width)
     sections = -(-fields["unit_count"] // section)
-    wanted = -(-wanted_chunks(p, threads) // max(1, p.batch * sections))
+    wanted = -(-wanted_chunks(p, threads, SMALLEST) // max(1, p.batch * sections))
     bands = min(rows, wanted)
     columns = min(strips, -(-wanted // bands))
     band, per = -(-rows // bands), -(-strips // columns)
