@@ -30,6 +30,7 @@ LINE = 64  # bytes of a line of cache
 SMALLEST = SMALLEST_CHUNK // 4  # operations of a chunk: memory lets them come at a quarter of the peak
 AHEAD = 8 * LINE  # bytes under the outputs of a narrow tile
 TAPS = 6  # taps for which a narrow tile is a pixel wide
+WIDE = 12  # pixels of a tile of such an array; LLVM spills wider ones of 7x7 on AVX-512
 MOST_WIDE = 16  # pixels of a tile: beyond it nothing is gained by reading fewer pixels twice
 
 
@@ -78,7 +79,8 @@ def _widest(problem: Problem, host: Host) -> int:
     nbytes = sum(_array_bytes(p))
     for limit, width in ((host.l3 // 2, 1), (8 * host.l2, 2), (4 * host.l2, 4)):
         if nbytes > limit:
-            return max(width * max(1, p.taps // TAPS) * p.group_in, AHEAD // (pixel * math.prod(p.stride)))
+            wide = max(width * max(1, p.taps // TAPS) * p.group_in, AHEAD // (pixel * math.prod(p.stride)))
+            return min(wide, WIDE)
     return MOST_WIDE
 
 
