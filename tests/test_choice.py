@@ -12,12 +12,15 @@ import leanconv
 from leanconv.backward.choice import choose_gradient
 from leanconv.backward.registry import WEIGHTS
 from leanconv.bench.benchdnn import parse
+from leanconv.bench.catalogue import in_order
 from leanconv.cli import main
 from leanconv.errors import CacheError
 from leanconv.planning import choice_counters, choice_times, tuning
 from leanconv.planning import records as records_module
 from leanconv.planning.choice_plot import front
 from leanconv.planning.error import compared, error_text, merged
+from leanconv.planning.lesson import Lesson, Rate
+from leanconv.planning.network import plan_layers
 from leanconv.planning.records import Records
 
 TINY = "mb1ic8ih12oc16kh3ph1"
@@ -117,6 +120,35 @@ def test_the_command_refuses(words: list[str], message: str, capsys: pytest.Capt
     assert message in capsys.readouterr().err
 
 
+def test_networks_are_measured_at_their_least_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    words = [TINY, "mb1ic16ih12oc16kh3ph1*3", "--threads", "1", "--measure", "--layout", "NCHW"]
+    assert main(["network", *words, "--memory-limit", "1MiB", "--json"]) == 0
+    least, twice, limited, free = json.loads(capsys.readouterr().out)
+    assert [least["name"], free["name"]] == ["least memory", "no limit"] and free["limit"] is None
+    assert twice["memory"] <= 2 * least["memory"] and limited["needed_bytes"] <= 1 << 20
+    assert least["predicted"] >= twice["predicted"] >= free["predicted"]
+    assert all(row["seconds"] > 0 for row in (least, twice, limited, free))
+    assert main(["network", *words]) == 0
+    assert "with tensors" in capsys.readouterr().out
+    assert main(["network", *words, "--chain"]) == 2
+
+
+def test_the_least_of_a_network_is_enough() -> None:
+    # Packed weights and workspace together: what the error names is what a plan then takes.
+    layers = [(layer.name, layer.problem("NCHW", bias=True)) for layer in in_order(["mobilenet_v2"])[:12]]
+    with pytest.raises(leanconv.MemoryLimitError) as caught:
+        plan_layers(layers, 2, 0)
+    assert plan_layers(layers, 2, caught.value.needed).needed_bytes <= caught.value.needed
+    with pytest.raises(leanconv.MemoryLimitError):
+        plan_layers(layers, 2, caught.value.needed - 1)
+
+
+def test_layers_of_networks_stand_in_order_as_often_as_they_occur() -> None:
+    names = [layer.name for layer in in_order(["resnet50"])]
+    assert len(names) == 53 and names.count("resnet50/layer1_1x1_c") == 3
+    assert len(in_order([TINY, TINY])) == 2
+
+
 # -- gradients ----------------------------------------------------------------------------------------------
 
 
@@ -170,6 +202,15 @@ def test_a_picture_of_a_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert ".bmp" in capsys.readouterr().err
     assert main(["explain", "resnet18", "--plot", str(file)]) == 2
     assert "--plot draws one layer" in capsys.readouterr().err
+
+
+def test_a_picture_of_the_lesson(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rates = (Rate("reference", 0, 1.0), Rate("im2col", 4096, 50.0, {"cycles": 3.0}))
+    found = Lesson("a layer", 100, 9.0, 10, 90, 6, 0.25, 2.2, 100.0, rates, "L1d misses: not there")
+    found.plot(tmp_path / "lesson.svg")
+    assert "<svg" in (tmp_path / "lesson.svg").read_text()
+    assert "cycles 3" in str(found) and "not counted here: L1d misses" in str(found)
 
 
 def test_the_front_is_beaten_by_none() -> None:

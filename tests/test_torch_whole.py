@@ -211,3 +211,43 @@ def test_exchanged_parameters() -> None:
         torch.testing.assert_close(model(x), before * 4, rtol=1e-5, atol=1e-5)
         model.load_state_dict({name: value * 0 for name, value in model.state_dict().items()}, assign=True)
         assert not model(x).any()
+
+
+def test_released_weights(tmp_path: Any) -> None:
+    """Weights in a file: the same bits when they are asked for, changes are seen, and back in memory afterwards."""
+    torch.manual_seed(0)
+    model = Model(lambda m, x: m.two(F.relu(x)), two=nn.Conv2d(8, 512, 3, bias=False)).eval()
+    model.tied = nn.Conv2d(8, 512, 3, bias=False)
+    model.tied.weight = model.two.weight
+    before, weight, x = {k: v.clone() for k, v in model.state_dict().items()}, model.two.weight, images(1, 4, 9, 9)
+    with torch.no_grad():
+        wanted = model(x)
+        report = lt.swap(model, example_input=x, measure=False, release_weights=str(tmp_path))
+        assert report.whole and report.released_bytes == weight.nbytes and "in a file" in str(report)
+        assert not list(tmp_path.iterdir()) and model.two.weight is weight
+        torch.testing.assert_close(model(x), wanted, rtol=1e-5, atol=1e-5)
+        assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+        clone = copy.deepcopy(model)
+        for change in (lambda m: m.tied.weight.mul_(2), lambda m: m.two.weight.data.neg_()):
+            for other in (model, clone):
+                change(other)
+                wanted = F.conv2d(F.relu(other.conv(x)), other.two.weight)
+                torch.testing.assert_close(other(x), wanted, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(model(images(2, 4, 5, 5)), clone(images(2, 4, 5, 5)), rtol=0, atol=0)
+    lt.unswap(model)
+    assert torch.equal(model.two.weight, -2 * before["two.weight"]) and model.tied.weight is model.two.weight
+    model.train()(x).sum().backward()
+    assert model.two.weight.grad is not None
+
+
+def test_mistakes_of_releasing(tmp_path: Any) -> None:
+    model, x = Model(lambda m, x: x), images(1, 4, 9, 9)
+    with pytest.raises(leanconv.ArgumentTypeError, match="release_weights=3"):
+        lt.swap(model, example_input=x, release_weights=3)
+    with pytest.raises(leanconv.ArgumentValueError, match="must be a folder"):
+        lt.swap(model, example_input=x, release_weights=str(tmp_path / "none"))
+    big = Model(lambda m, x: m.two(x), two=nn.Conv2d(8, 512, 3))
+    kept = big.two.weight.clone()
+    with pytest.raises(leanconv.MemoryLimitError):
+        lt.swap(big, example_input=x, memory_limit=0, algorithm="im2col", release_weights=str(tmp_path), measure=False)
+    assert torch.equal(big.two.weight, kept) and not lt.is_swapped(big) and not list(tmp_path.iterdir())

@@ -7,15 +7,14 @@ Normalization, 2019.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.fields import KernelFunction
-
-VECTORS = 4  # sums in flight
+from leanconv.kernels.net_rows import reduce_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +42,10 @@ class RowNormSpec:
         first = fn.mul(kernel.index("r"), fields["rows"])
         stop = fn.smin(fn.add(first, fields["rows"]), fields["row_count"])
         size = fn.op(scalar, f"sitofp i64 {length.name} to {scalar}")
-        bundle = VECTORS * lanes
-        ends = (fn.mul(fn.udiv(length, bundle), bundle), fn.mul(fn.udiv(length, lanes), lanes), length)
+        whole = fn.mul(fn.udiv(length, lanes), lanes)
 
         def total(term: Callable[[str, Index], Value]) -> Value:
-            """The sum of a term over a row: vectors by turns, then what is left, then across."""
-
-            def bundles(at: Value, sums: list[Value]) -> list[Value]:
-                return [fn.binary("fadd", s, term(wide, fn.add(at, i * lanes))) for i, s in enumerate(sums)]
-
-            def single(kind: str) -> Callable[[Value, list[Value]], list[Value]]:
-                return lambda at, sums: [fn.binary("fadd", sums[0], term(kind, at))]
-
-            zero = fn.const(wide, 0.0)
-            a, b, c, d = fn.loop(0, ends[0], bundle, [zero] * VECTORS, bundles, guard=True, hint="sum")
-            joined = fn.binary("fadd", fn.binary("fadd", a, b), fn.binary("fadd", c, d))
-            (joined,) = fn.loop(ends[0], ends[1], lanes, [joined], single(wide), guard=True, hint="sum")
-            width = lanes
-            while width > 1:
-                width //= 2
-                low = fn.shuffle(joined, joined, range(width))
-                joined = fn.binary("fadd", low, fn.shuffle(joined, joined, range(width, 2 * width)))
-            sum_ = fn.op(scalar, f"extractelement {joined.type} {joined.name}, i32 0")
-            return fn.loop(ends[1], ends[2], 1, [sum_], single(scalar), guard=True, hint="sum")[0]
+            return reduce_row(fn, scalar, lanes, length, 0.0, lambda a, b: fn.binary("fadd", a, b), term)
 
         def row(index: Value, _: list[Value]) -> list[Value]:
             rest: Index = index
@@ -95,7 +75,7 @@ class RowNormSpec:
             variance = fn.binary("fdiv", total(square), size)
             root = fn.intrinsic("sqrt", fn.binary("fadd", variance, fn.const(scalar, self.epsilon)))
             factor = fn.binary("fdiv", fn.const(scalar, 1.0), root)
-            for kind, step, begin, end in ((wide, lanes, 0, ends[1]), (scalar, 1, ends[1], length)):
+            for kind, step, begin, end in ((wide, lanes, 0, whole), (scalar, 1, whole, length)):
                 held = spread(factor, kind)
 
                 def finish(at: Value, _: list[Value], kind: str = kind, held: Value = held) -> list[Value]:

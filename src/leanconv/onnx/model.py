@@ -9,9 +9,27 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from leanconv.arrays import Array
-from leanconv.errors import ArgumentTypeError, ArgumentValueError
+from leanconv.errors import ArgumentTypeError, ArgumentValueError, ModelError
 from leanconv.network.constants import Constant, Constants
 from leanconv.network.graph import Node
+
+
+class NeedsValuesError(ModelError):
+    """Shapes depend on the values of inputs.
+
+    Attributes:
+        inputs: their names.
+    """
+
+    def __init__(self, inputs: frozenset[str], why: str) -> None:
+        """Keep the names; `why` names the node that asks."""
+        super().__init__(inputs, why)
+        self.inputs = inputs
+        self.why = why
+
+    def __str__(self) -> str:
+        """Return the message on one line."""
+        return f"{self.why}, and so on the values of {', '.join(sorted(self.inputs)) or 'what is computed'}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,9 @@ from leanconv.network.compile import CompiledNetwork, compile_graph
 from leanconv.network.graph import Graph, ValueType
 from leanconv.network.passes import run_passes
 from leanconv.network.profile import Profile
-from leanconv.onnx.model import Model, Port, check_shape
+from leanconv.onnx.model import Model, NeedsValuesError, Port, check_shape
 from leanconv.onnx.reader import read
-from leanconv.onnx.specialise import LARGEST_SHAPE_INPUT, NeedsValuesError, specialise
+from leanconv.onnx.specialise import LARGEST_SHAPE_INPUT, specialise
 from leanconv.planning.limits import resolve_limit
 
 _TOO_LARGE = f"shapes must follow from the shapes of inputs, or from inputs of at most {LARGEST_SHAPE_INPUT} bytes"

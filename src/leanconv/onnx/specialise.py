@@ -12,7 +12,8 @@ from leanconv.network.constants import Constant, Held, Values
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators import UnknownValueError, evaluate_node, infer_node, operator
 from leanconv.network.operators.base import dense
-from leanconv.onnx.model import Model
+from leanconv.onnx.model import Model, NeedsValuesError
+from leanconv.onnx.subgraphs import BODIES, Expander
 
 # Folding may make constants larger, by copying say; a file must not fill the memory by that.
 _FOLDED_FACTOR = 4
@@ -23,24 +24,6 @@ _FREE = ("ConstantOfShape", "Shape", "Size")
 
 # Small inputs that decide about shapes are taken as constants; more bytes than these are data.
 LARGEST_SHAPE_INPUT = 4096
-
-
-class NeedsValuesError(ModelError):
-    """Shapes depend on the values of inputs.
-
-    Attributes:
-        inputs: their names.
-    """
-
-    def __init__(self, inputs: frozenset[str], why: str) -> None:
-        """Keep the names; `why` names the node that asks."""
-        super().__init__(inputs, why)
-        self.inputs = inputs
-        self.why = why
-
-    def __str__(self) -> str:
-        """Return the message on one line."""
-        return f"{self.why}, and so on the values of {', '.join(sorted(self.inputs)) or 'what is computed'}"
 
 
 def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> Graph:
@@ -61,7 +44,16 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
         graph.types[name] = ValueType(constant.shape, constant.dtype.name)
     budget = _FOLDED_EXTRA + _FOLDED_FACTOR * model.constants.nbytes
     sources: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in types if name not in values}
-    for node in model.nodes:
+
+    def add(node: Node) -> None:
+        """Take up one node: what it stands for, what it computes already, or itself."""
+        nonlocal budget
+        if node.op in BODIES:
+            try:
+                expander.expand(node)
+            except UnknownValueError as error:
+                raise NeedsValuesError(sources.get(node.inputs[error.input], frozenset()), str(error)) from error
+            return
         found = operator(node.op)
         if found is None:
             raise ModelError(f"node {node.name!r}: the operator {node.op} is not supported")
@@ -79,10 +71,14 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
         if _foldable(node, known) and nbytes <= budget:
             budget -= nbytes
             _fold(model, graph, node, known)
-            continue
+            return
         graph.nodes.append(node)
         before = frozenset[str]().union(*(sources.get(name, frozenset()) for name in node.inputs))
         sources.update((name, before) for name in node.outputs)
+
+    expander = Expander(model, graph, sources, add)
+    for node in model.nodes:
+        add(node)
     return graph
 
 

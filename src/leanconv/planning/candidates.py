@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.base import Algorithm
+from leanconv.classes import dataclass
 from leanconv.errors import ArgumentValueError
 from leanconv.plan import Plan
 from leanconv.planning.model import FORK, seconds

@@ -11,6 +11,7 @@ from leanconv.sizes import format_bytes
 
 if TYPE_CHECKING:
     from leanconv.planning.explain import Explanation, Verdict
+    from leanconv.planning.lesson import Lesson
 
 _CHOSEN, _FRONT, _OTHER = "#d55e00", "#0072b2", "0.6"  # of Okabe and Ito's colours
 
@@ -40,6 +41,41 @@ def draw(found: Explanation, path: str | Path, title: str = "") -> None:
     figure.suptitle(title or found.problem.describe(), fontsize="medium")
     threads = f"{found.threads} thread{'' if found.threads == 1 else 's'}"
     figure.supxlabel(f"{cpu_name()}, {threads}", fontsize="small", color="0.4")
+    figure.savefig(path, dpi=120)
+
+
+def draw_lesson(found: Lesson, path: str | Path) -> None:
+    """Draw why im2col beats plain loops: measured rates below the peak, and operations for each byte loaded.
+
+    Raises:
+        PlotError: matplotlib is missing, or the file's format is not known.
+    """
+    from leanconv.bench.plot import check
+
+    check(Path(path))
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12.0, 4.0), layout="constrained")
+    rates, bytes_ = figure.subplots(1, 2, width_ratios=(3, 2))
+    titles = [rate.title for rate in found.rates]
+    drawn = rates.barh(titles, [rate.gflops for rate in found.rates], color=_FRONT)
+    labels = [f"{rate.gflops:.1f}, {format_bytes(rate.workspace_bytes)} of workspace" for rate in found.rates]
+    rates.bar_label(drawn, labels, padding=4, fontsize=8)
+    rates.axvline(found.peak_gflops, color="0.4", ls="--", lw=1)
+    rates.set_xlim(right=1.6 * max(found.peak_gflops, *(rate.gflops for rate in found.rates)))
+    rates.set_xlabel("GFLOP/s of the definition on one thread; dashed: peak of multiply-adds")
+    drawn = bytes_.barh(["plain loops", "register tile"], [found.loop_intensity, found.tile_intensity], color=_FRONT)
+    bytes_.bar_label(drawn, fmt="%.2f", padding=4, fontsize=8)
+    bytes_.set_xlim(right=1.25 * found.tile_intensity)
+    bytes_.set_xlabel("operations for each byte loaded")
+    for axes in (rates, bytes_):
+        axes.invert_yaxis()
+    figure.suptitle(
+        f"{found.problem}: the matrix holds each pixel {found.redundancy:.1f} times, "
+        f"{format_bytes(found.matrix_bytes)} for an image of {format_bytes(found.image_bytes)}",
+        fontsize="medium",
+    )
+    figure.supxlabel(cpu_name(), fontsize="small", color="0.4")
     figure.savefig(path, dpi=120)
 
 

@@ -13,6 +13,7 @@ from itertools import product
 from typing import Any
 
 from leanconv.bench.layers import Layer
+from leanconv.bench.sampling import sample
 from leanconv.errors import LeanconvError
 from leanconv.plan import Plan
 from leanconv.planning.candidates import Candidate, algorithm_named, candidate, candidates, fits
@@ -23,6 +24,7 @@ from leanconv.problem import Problem
 from leanconv.staging import refusal
 
 SAMPLE = 1e-3  # seconds that a sample lasts at least
+SEVERAL, LONG = 4, 5e-3  # calls a sample has at least, so that threads are awake, unless a call lasts so many seconds
 LEAST = 5  # rounds
 HOPELESS = 2.5  # times the fastest after one sample: not sampled again
 
@@ -37,10 +39,8 @@ class _Turn:
     samples: list[float] = field(default_factory=list)
 
     def sample(self) -> None:
-        begin = time.perf_counter()
-        for _ in range(self.calls):
-            self.call()
-        self.samples.append(max(time.perf_counter() - begin, 1e-9) / self.calls)
+        """Time some calls, again if others used the CPUs meanwhile."""
+        self.samples.append(sample(self.call, self.calls))
 
 
 def measure_choices(
@@ -114,7 +114,7 @@ def _layer(
         turn = _Turn(entry, ready_call(entry.plan, arrays, bound=True))
         turn.call()
         turn.sample()
-        turn.calls = max(1, int(SAMPLE / turn.samples[0]))
+        turn.calls = max(SEVERAL if turn.samples[0] < LONG else 1, int(SAMPLE / turn.samples[0]))
         turn.sample()
         turns.append(turn)
     best = min(min(turn.samples) for turn in turns)

@@ -23,7 +23,11 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     explain.add_argument("layers", nargs="*", metavar="LAYERS", help="as for leanconv bench, or an .onnx file")
     explain.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="of a model's input")
-    explain.add_argument("--plot", metavar="PATH", help="draw time against memory; of a model, memory over its steps")
+    explain.add_argument(
+        "--plot",
+        metavar="PATH",
+        help="draw time against memory, or what is said of im2col; of a model, memory over its steps",
+    )
     explain.add_argument(
         "--direction",
         choices=("forward", "backward_data", "backward_weights"),
@@ -55,6 +59,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     network.add_argument("layers", nargs="+", metavar="LAYERS", help="as for leanconv bench")
     network.add_argument("--chain", action="store_true", help="each layer reads what the one before wrote")
     network.add_argument("--frontier", action="store_true", help="show time against memory")
+    network.add_argument(
+        "--measure", action="store_true", help="time it at its least memory, at twice that, and without a limit"
+    )
     _add_common(network)
     add_model_error(commands)
     formulas = commands.add_parser(
@@ -120,6 +127,8 @@ def _explain(options: argparse.Namespace) -> int:
         from leanconv.planning.lesson import lesson
 
         found = lesson()
+        if options.plot:
+            found.plot(options.plot)
         print(json.dumps(asdict(found), indent=1) if options.json else found)
         return 0
     if len(options.layers) == 1 and options.layers[0].endswith(".onnx"):
@@ -222,16 +231,19 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _network(options: argparse.Namespace) -> int:
+    from leanconv.bench.catalogue import in_order
     from leanconv.planning.network import frontier, plan_layers
     from leanconv.planning.text import frontier_text
 
     algorithm, threads, limit = _arguments(options)
-    layers: Sequence[tuple[str, Any]] = _problems(options)
+    layers = [(layer.name, layer.problem(options.layout, bias=True)) for layer in in_order(options.layers)]
     wishes: dict[str, Any] = {"chain": options.chain, "algorithm": algorithm, "accuracy": options.accuracy}
     if options.frontier:
         points = frontier(layers, threads, **wishes)
         print(json.dumps(points) if options.json else frontier_text(points))
         return 0
+    if options.measure:
+        return _measure_network(layers, threads, limit, options, wishes)
     found = plan_layers(layers, threads, limit, **wishes)
     if not options.json:
         print(found)
@@ -240,6 +252,33 @@ def _network(options: argparse.Namespace) -> int:
     print(
         json.dumps({"needed_bytes": found.needed_bytes, "seconds": found.predicted_seconds, "steps": steps}, indent=1)
     )
+    return 0
+
+
+def _measure_network(
+    layers: Sequence[tuple[str, Any]], threads: int, limit: int | None, options: argparse.Namespace, wishes: Any
+) -> int:
+    from leanconv.planning.choice_network import passes, passes_text
+
+    if options.chain:
+        print("leanconv: --measure times layers as they are given; not with --chain", file=sys.stderr)
+        return 2
+    found = passes(layers, threads, limit, **wishes)
+    if options.json:
+        rows = [
+            {
+                "name": entry.name,
+                "limit": entry.limit,
+                "needed_bytes": entry.plan.needed_bytes,
+                "memory": entry.memory,
+                "predicted": entry.plan.predicted_seconds,
+                "seconds": entry.seconds,
+            }
+            for entry in found
+        ]
+        print(json.dumps(rows, indent=1))
+    else:
+        print(passes_text(found))
     return 0
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import ctypes
 import functools
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from leanconv.bandwidth import ReadSpec
+from leanconv.classes import dataclass
 from leanconv.host import Host, this_host
 from leanconv.memory import AlignedBlock, Buffer
 from leanconv.peak import fma_peak

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from leanconv.arrays import Array
 from leanconv.errors import LeanconvError
-from leanconv.network.constants import Constants
+from leanconv.network.constants import Constant, Constants
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators import infer_node, operator
 from leanconv.torch.fusion import hooked
 from leanconv.torch.recipe import Recipe, Ref, references
-from leanconv.torch.tensors import DTYPES
+from leanconv.torch.tensors import DTYPES, as_array
 
 
 class NotLoweredError(Exception):
@@ -54,8 +54,9 @@ class Lowered:
 class Builder:
     """A graph while it grows. Handlers of operations are given it first, then what the operation is given."""
 
-    def __init__(self, inputs: Mapping[str, ValueType]) -> None:
-        """`inputs`: of the network, by name."""
+    def __init__(self, inputs: Mapping[str, ValueType], held: Callable[[Tensor], Array | Constant]) -> None:
+        """`inputs`: of the network, by name; `held`: makes constants of the model's tensors."""
+        self._held = held
         self.graph = Graph([], dict(inputs), [], Constants({}), dict(inputs))
         self.sources: list[Tensor] = []
         self.here = ""  # the instruction at hand
@@ -77,11 +78,11 @@ class Builder:
         if id(tensor) not in self._constants:
             if tensor.dtype not in DTYPES or tensor.device.type != "cpu" or not tensor.numel():
                 raise NotLoweredError(f"{self.here}: a tensor of {tensor.dtype} on {tensor.device}")
-            self._constants[id(tensor)] = self.array(tensor.detach().numpy())
+            self._constants[id(tensor)] = self.array(self._held(tensor))
             self.sources.append(tensor)
         return self._constants[id(tensor)]
 
-    def array(self, array: Array) -> str:
+    def array(self, array: Array | Constant) -> str:
         """An array as a constant."""
         name = f"constant {len(self.graph.constants)}"
         self.graph.constants[name] = array
@@ -125,18 +126,24 @@ class Builder:
 Handler = Callable[..., Any]
 
 
-def lower(recipe: Recipe, model: nn.Module, inputs: Mapping[str, ValueType]) -> Lowered:
+def lower(
+    recipe: Recipe,
+    model: nn.Module,
+    inputs: Mapping[str, ValueType],
+    held: Callable[[Tensor], Array | Constant] = as_array,
+) -> Lowered:
     """The graph of a model in evaluation.
 
     Args:
         recipe: the model's trace.
         model: whose modules and tensors it names.
         inputs: type of each placeholder, by the name of its instruction.
+        held: makes constants of the model's tensors.
 
     Raises:
         NotLoweredError: something has no operator, or depends on what only PyTorch does.
     """
-    builder = Builder(inputs)
+    builder = Builder(inputs, held)
     last: dict[str, int] = {}
     for number, step in enumerate(recipe):
         for name in references((step.args, step.kwargs)):

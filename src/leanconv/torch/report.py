@@ -50,6 +50,7 @@ class SwapReport:
         whole: whether evaluation is one native call; None if nothing was planned.
         apart: why it is not, but layers between PyTorch's operators; None if it is.
         activation_bytes: of values between the layers that are alive at once at the worst step; None unless `whole`.
+        released_bytes: of plain weights that are in a file instead of memory.
     """
 
     layers: tuple[SwappedLayer, ...]
@@ -65,6 +66,7 @@ class SwapReport:
     whole: bool | None = None
     apart: str | None = None
     activation_bytes: int | None = None
+    released_bytes: int = 0
 
     def __str__(self) -> str:
         """A table, then the totals."""
@@ -98,6 +100,8 @@ class SwapReport:
             lines.append(f"one native call; between the layers {_bytes(self.activation_bytes)}, in one arena")
         elif self.apart is not None:
             lines.append(f"layer by layer, with PyTorch's operators between: {self.apart}")
+        if self.released_bytes:
+            lines.append(f"plain weights in a file, not in memory: {_bytes(self.released_bytes)}")
         if self.workspace_bytes is not None and self.packed_weight_bytes is not None:
             limit = "none" if self.memory_limit is None else f"{self.memory_limit:,} bytes"
             lines.append(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from leanconv.torch.fusion import Chain, Modules, chains, hooked
 from leanconv.torch.layer import FusedLayer, Network
 from leanconv.torch.network import Fused, Tracer, build
 from leanconv.torch.options import LayerOptions, options
+from leanconv.torch.parked import Parked
 from leanconv.torch.recipe import recipe_of
 from leanconv.torch.report import SwappedLayer, SwapReport
 from leanconv.torch.tensors import DTYPES
@@ -35,6 +38,7 @@ def swap(
     example_input: Any = None,
     fuse: bool = True,
     measure: bool | None = None,
+    release_weights: bool | str = False,
 ) -> SwapReport:
     """Let leanconv compute the convolutions of a model, in place.
 
@@ -56,6 +60,10 @@ def swap(
             additions can be fused (whose operands' shapes must be known).
         fuse: whether to trace and fuse at all.
         measure: whether to time every layer before and after; by default if there is an example.
+        release_weights: whether to move parameters and buffers from memory to a file without a name, in the folder of
+            temporary files or in one that is named, which should be on a disk. Everything works as before; what the
+            model runs with are packed weights, and the plain ones are read from the file when they are asked for.
+            Memory that other models share with this one is not shared any more.
 
     Returns:
         What has been done; a table when printed.
@@ -64,6 +72,7 @@ def swap(
         ArgumentTypeError: not a module, or an argument of the wrong type.
         ArgumentValueError: a value that is not allowed; a model that is swapped already.
         MemoryLimitError: no plans fit the limit; says the least that would do. The model is as before.
+        AllocationError: weights cannot be moved to a file. The model is as before.
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError("model", model, "must be a torch.nn.Module")
@@ -83,6 +92,8 @@ def swap(
     timed = example if measure is not False else None
     found, left = _convolutions(model)
     fused, report = None, None
+    parked = None
+    folder = _folder(release_weights)
     training = [module for module in model.modules() if module.training]
     converted: list[nn.Module] = []
     model.eval()
@@ -90,6 +101,8 @@ def swap(
         graph, reason = _trace(model, example) if fuse else (None, "fuse=False")
         before = timing.nodes(model, graph, timed) if timed is not None and graph is not None else {}
         whole = timing.whole(model, timed) if timed is not None else None
+        if folder is not None:
+            parked = Parked(model, folder)
         for module in found.values():
             converted.append(modules.convert(module, **settings))
         if graph is None:
@@ -97,6 +110,7 @@ def swap(
             report = SwapReport(tuple(rows), left, False, reason, limit_of(common))
         else:
             fused, layers = _fused(model, graph, found, settings, common)
+            fused.whole.parked = parked
             report = _report(fused, layers, left, common, example, before, timed is not None)
             fused.install()
         if timed is not None and whole is not None:
@@ -106,12 +120,28 @@ def swap(
             fused.remove()
         for module in converted:
             modules.revert(module)
+        if parked is not None:
+            parked.restore()
         raise
     finally:
         for module in training:
             module.training = True
+    if parked is not None:
+        parked.rest()
+        report = replace(report, released_bytes=parked.nbytes)
     vars(model)[_REPORT] = converted
     return report
+
+
+def _folder(release_weights: Any) -> str | None:
+    """Where a file for the weights is to be."""
+    if not isinstance(release_weights, bool | str):
+        raise ArgumentTypeError("release_weights", release_weights, "must be a bool, or the path of a folder")
+    if isinstance(release_weights, str):
+        if not os.path.isdir(release_weights):
+            raise ArgumentValueError("release_weights", release_weights, "must be a folder that exists")
+        return release_weights
+    return tempfile.gettempdir() if release_weights else None
 
 
 def unswap(model: nn.Module) -> nn.Module:
@@ -130,6 +160,8 @@ def unswap(model: nn.Module) -> nn.Module:
     forward = vars(model).get("forward")
     if isinstance(forward, Fused):
         forward.remove()
+        if forward.whole.parked is not None:
+            forward.whole.parked.restore()
     return model
 
 

@@ -5,6 +5,7 @@ What the model is made of is looked at before each call: weights that have chang
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,11 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanconv.arrays import Array
 from leanconv.errors import LeanconvError
 from leanconv.locks import new_lock
 from leanconv.network.arrange import arrange
 from leanconv.network.arrangement import live_bytes
 from leanconv.network.compile import CompiledNetwork, compile_graph
+from leanconv.network.constants import Constant
 from leanconv.network.fusion import INVERTED, SEPARABLE, find_blocks
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators.convolution import conv_problem
@@ -25,11 +28,13 @@ from leanconv.network.passes.activations import FUSED
 from leanconv.torch.engine import readable
 from leanconv.torch.lowering import Lowered, NotLoweredError, Value, lower
 from leanconv.torch.options import LayerOptions
-from leanconv.torch.packed import RESTLESS, Mark
+from leanconv.torch.packed import RESTLESS, SAMPLES, Mark
+from leanconv.torch.parked import Parked
 from leanconv.torch.recipe import Recipe
-from leanconv.torch.tensors import DTYPES, is_channels_last
+from leanconv.torch.tensors import DTYPES, as_array, is_channels_last
 
 SIGNATURES_KEPT = 8  # kinds of inputs whose networks a model keeps
+FEW_SAMPLES = 4  # elements that are compared of a tensor in a file, each of which takes a page
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +135,7 @@ class Whole:
         self._ready: dict[Any, Ready | str] = {}
         self._marks: list[tuple[Mark, list[tuple[dict[str, Any], str]]]] = []
         self._restless = 0
+        self.parked: Parked | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("recipe", "model", "options", "inputs", "names")}
@@ -184,14 +190,20 @@ class Whole:
             return "the algorithm is a function"
         types = {name: ValueType(tuple(t.shape), DTYPES[t.dtype]) for name, t in tensors.items()}
         try:
-            lowered = lower(self.recipe, self.model, types)
-            marks = self._marked(lowered.sources)
-            turned = {name: _is_last(tensor) for name, tensor in tensors.items()}
-            found = Ready(lowered, turned, self.options, threads, limit)
+            with contextlib.nullcontext() if self.parked is None else self.parked.reading():
+                lowered = lower(self.recipe, self.model, types, self._held)
+                marks = self._marked(lowered.sources)
+                turned = {name: _is_last(tensor) for name, tensor in tensors.items()}
+                found = Ready(lowered, turned, self.options, threads, limit)
         except (NotLoweredError, LeanconvError) as error:
             return str(error)
         self._marks = self._marks or marks  # the trace reads the same ones whatever its inputs
         return found
+
+    def _held(self, tensor: Tensor) -> Array | Constant:
+        """A tensor of the model as a constant; of one in a file only what is looked at is read."""
+        parked = self.parked
+        return parked.constant(tensor) if parked is not None and tensor in parked else as_array(tensor)
 
     def _marked(self, sources: list[Tensor]) -> list[tuple[Mark, list[tuple[dict[str, Any], str]]]]:
         """Marks of the tensors, and where the model keeps them."""
@@ -204,7 +216,10 @@ class Whole:
             raise NotLoweredError("a tensor that is neither a parameter nor a buffer")
         if any(tensor.is_inference() for tensor in sources):
             raise NotLoweredError("weights made in inference mode, whose changes are not counted")
-        return [(Mark(tensor), owners[id(tensor)]) for tensor in sources]
+        parked = self.parked
+        few = set() if parked is None else {id(tensor) for tensor in sources if tensor in parked}
+        counts = [FEW_SAMPLES if id(tensor) in few else SAMPLES for tensor in sources]
+        return [(Mark(tensor, n), owners[id(tensor)]) for tensor, n in zip(sources, counts, strict=True)]
 
 
 def _made(graph: Graph, value: str) -> tuple[str, ...]:

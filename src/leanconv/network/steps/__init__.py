@@ -10,6 +10,7 @@ from leanconv.network.steps import (
     normalization,
     pooling,
     products,
+    reductions,
     resampling,
     row_norms,
     shaping,
@@ -20,7 +21,7 @@ from leanconv.network.steps.base import Lowerer, Registry
 REGISTRY = Registry()
 _MODULES = (
     *(shaping, convolution, elementwise, pooling, softmax, resampling, normalization, moments, row_norms),
-    *(blocks, products),
+    *(reductions, blocks, products),
 )
 for _module in _MODULES:
     _module.register(REGISTRY)
