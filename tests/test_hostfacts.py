@@ -46,7 +46,7 @@ def again() -> HostFacts:
 
 
 def files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("hosts/*/*.lco"))
+    return sorted(folder.glob("facts/*/*.lco"))
 
 
 def test_asked_once(asked: Asked, tmp_path: Path) -> None:

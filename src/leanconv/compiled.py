@@ -7,9 +7,7 @@ one kernel in a process, and one file on disk between processes.
 from __future__ import annotations
 
 import functools
-import glob
 import itertools
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -71,15 +69,9 @@ def cache_clear() -> None:
 @functools.cache
 def generator_digest() -> str:
     """A digest of every source file that decides what machine code a specification becomes."""
-    import hashlib
+    from leanconv.facts import digest_of_sources
 
-    here = os.path.dirname(__file__)
-    files = sorted(glob.glob(f"{here}/codegen/*.py") + glob.glob(f"{here}/kernels/*.py"))
-    digest = hashlib.sha256()
-    for file in [*files, __file__]:
-        with open(file, "rb") as source:
-            digest.update(os.path.basename(file).encode() + b"\0" + source.read())
-    return digest.hexdigest()
+    return digest_of_sources("compiled.py", "codegen", "kernels")
 
 
 def kernel(spec: KernelSpec) -> Kernel:

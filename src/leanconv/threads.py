@@ -100,7 +100,7 @@ class Pool:
         self._worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(worker)
         self._workers: list[threading.Thread] = []
         self._lock = new_lock()
-        self._sleepers = ctypes.c_int64.from_address(self.address + runtime.SLEEPERS)
+        self._busy = ctypes.c_int64.from_address(self.address + runtime.BUSY)
         self._avoided = -1
         self._current_cpu = _current_cpu()
         self._began = self._now()
@@ -111,7 +111,7 @@ class Pool:
         if helpers:
             if helpers > len(self._workers):
                 self._grow(helpers)
-            if self._sleepers.value:
+            if not self._busy.value:
                 self._spread()
         self.submit(self.address, job, helpers)
 
@@ -124,9 +124,8 @@ class Pool:
 
     def _set_limits(self, limits: Mapping[int, float]) -> None:
         """Tell native code some durations, given in seconds by word, in ticks of its clock."""
-        time.sleep(
-            max(0.0, self._began[0] + 2e-4 - time.perf_counter())
-        )  # for the clock's speed to be known well enough
+        # Long enough for the clock's speed to be known to a few percent.
+        time.sleep(max(0.0, self._began[0] + 2e-4 - time.perf_counter()))
         seconds, ticks = self._now()
         rate = (ticks - self._began[1]) / max(seconds - self._began[0], 1e-9)
         for word, duration in limits.items():
@@ -137,10 +136,10 @@ class Pool:
         ctypes.c_int64.from_address(self.address + runtime.FLUSH).value = int(flush)
 
     def _spread(self) -> None:
-        """Keep workers that are about to wake off the caller's core.
+        """Keep workers off the caller's core.
 
-        The kernel may wake a thread on the core of the one that wakes it, behind it: the caller has then done all the
-        work before the worker runs, and it stays that way call after call.
+        The kernel may wake a thread on the core of the one that wakes it, behind it, or move the caller to the one that
+        workers are kept on: the caller has then done all the work before the worker runs, call after call.
         """
         if self._current_cpu is None:
             return

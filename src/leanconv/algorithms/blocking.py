@@ -10,8 +10,8 @@ two microseconds of work.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.panels import Panels
 from leanconv.problem import Problem

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from leanconv.algorithms.base import Algorithm
 from leanconv.backward.plan import BackwardWeightsPlan
 from leanconv.backward.registry import WEIGHTS
 from leanconv.checks import one_of
+from leanconv.classes import dataclass
 from leanconv.errors import MemoryLimitError, NotApplicableError
 from leanconv.planning.model import CALL, phases_seconds
 from leanconv.problem import Problem

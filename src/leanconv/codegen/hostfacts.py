@@ -1,8 +1,7 @@
 """What LLVM says about this machine, kept on disk so that a process with all its kernels in the cache never loads it.
 
-The answer is one file beside the compiled kernels, verified and moved into place as they are. It is found by what it
-depends on: the processor as the kernel describes it, and the file that LLVM is in. Where the system describes no
-processor, LLVM is asked in every process.
+The answer is found by what it depends on: the processor as the kernel describes it, and the file that LLVM is in. Where
+the system describes no processor, LLVM is asked in every process.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ import functools
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
-_MOST_BYTES = 1 << 20
+from leanconv.classes import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,19 +28,13 @@ class HostFacts:
 @functools.cache
 def host_facts() -> HostFacts:
     """What LLVM says about this machine; LLVM is loaded only if it has not been asked before."""
-    from leanconv.cache import ObjectCache, make_key
     from leanconv.codegen.jit import ask_llvm
+    from leanconv.facts import remembered
 
     parts = _depends_on()
     if parts is None:
         return ask_llvm()
-    cache = ObjectCache(max_bytes=_MOST_BYTES, folder="hosts")
-    key = make_key(parts)
-    found = _decode(cache.get(key))
-    if found is None:
-        found = ask_llvm()
-        cache.put(key, json.dumps(asdict(found)).encode(), parts)
-    return found
+    return HostFacts(**json.loads(remembered(parts, lambda: json.dumps(asdict(ask_llvm())))))
 
 
 def _depends_on() -> dict[str, str] | None:
@@ -65,12 +58,3 @@ def _library() -> str:
     except OSError:
         return ""
     return f"{llvmlite.__version__} {status.st_size} {status.st_mtime_ns}"
-
-
-def _decode(data: bytes | None) -> HostFacts | None:
-    if data is None:
-        return None
-    try:
-        return HostFacts(**{name: str(value) for name, value in json.loads(data).items()})
-    except (ValueError, TypeError, AttributeError):
-        return None

@@ -14,8 +14,9 @@ Networks, CVPR 2016; B. Barabasz et al.: Error Analysis and Improving the Accura
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from fractions import Fraction
+
+from leanconv.classes import dataclass
 
 
 @dataclass(frozen=True, slots=True)

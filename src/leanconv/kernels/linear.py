@@ -8,9 +8,10 @@ signs, the sum and the difference of their inputs are formed once.  What is left
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Value
 from leanconv.kernels.cook_toom import ONE, ZERO, Matrix, Surd
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I32, I64, Function, Value, lanes_of, scalar_of, vector
 from leanconv.kernels.activations import emit_activation, emit_exp
 from leanconv.problem import ACTIVATIONS, Activation

@@ -10,8 +10,8 @@ T. F. Chan, G. H. Golub, R. J. LeVeque: Algorithms for Computing the Sample Vari
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, lanes_of, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host

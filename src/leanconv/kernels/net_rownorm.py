@@ -7,8 +7,8 @@ Normalization, 2019.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host

@@ -14,9 +14,9 @@ block, instead of beforehand.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Reduction, Sum, Tile

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
+from leanconv.classes import dataclass
 from leanconv.network.places import Place
 from leanconv.network.steps.base import Call, Lowerer
 

@@ -8,9 +8,10 @@ steps: a price for a byte, bisected, turns their limit into a sum (Lagrange), as
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from leanconv.classes import dataclass
 from leanconv.errors import MemoryLimitError
 from leanconv.network.arena import ArenaPlan, Region, plan_arena
 from leanconv.network.arrange import arrange

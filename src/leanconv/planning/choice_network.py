@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from leanconv.classes import dataclass
 from leanconv.errors import MemoryLimitError
 from leanconv.planning.network import NetworkPlan, plan_layers
 from leanconv.planning.text import seconds_text, table_text

@@ -7,10 +7,10 @@ import math
 import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from leanconv.bench.layers import Layer
+from leanconv.classes import dataclass
 from leanconv.errors import CacheError, LeanconvError
 from leanconv.planning.candidates import candidates, fits
 from leanconv.problem import Problem

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 
 import numpy as np
 
+from leanconv.classes import dataclass
 from leanconv.host import this_host
 from leanconv.options import make_problem
 from leanconv.plan import Plan

@@ -9,10 +9,11 @@ weights, tables).  Workspace buffers have their own names.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, TypeAlias
 
 from leanconv.arrays import Array, address_of
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.memory import Block, Buffer, arena_bytes
 from leanconv.network.constants import Constant
