@@ -113,8 +113,9 @@ def _case(case: dict[str, Any]) -> Taken:
     from leanconv.outputs import empty
 
     x_shape, w_shape = case["shapes"]
-    options = {name: tuple(map(_tuple, value)) if isinstance(value, list) else value
-               for name, value in case["options"].items()}  # fmt: skip
+    options: dict[str, Any] = {
+        name: tuple(map(_tuple, value)) if isinstance(value, list) else value for name, value in case["options"].items()
+    }
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(shape, dtype=np.float32) for shape in (x_shape, w_shape))
     bias = rng.standard_normal(w_shape[0], dtype=np.float32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -44,11 +44,13 @@ class Lowered:
         graph: of the network; its constants are the model's own memory.
         sources: the tensors that constants are made of.
         output: what the model returns, with a `Value` in place of each tensor.
+        types: of the instructions' results, where these are one value.
     """
 
     graph: Graph
-    sources: list[Tensor] = field(default_factory=list)
-    output: Any = None
+    sources: list[Tensor]
+    output: Any
+    types: dict[str, ValueType]
 
 
 class Builder:
@@ -156,7 +158,9 @@ def lower(
                 raise NotLoweredError(f"the input {step.name} is no tensor")
         elif step.kind == "output":
             output = _resolved(step.args[0], known)
-            return _finished(builder, output)
+            _finish(builder, output)
+            types = {n: builder.graph.types[v.name] for n, v in known.items() if isinstance(v, Value)}
+            return Lowered(builder.graph, builder.sources, output, types)
         elif step.kind == "get_attr":
             known[step.name] = _attribute(model, str(step.target))
         else:
@@ -247,8 +251,8 @@ def _replace(
     builder.memory[result.name] = memory
 
 
-def _finished(builder: Builder, output: Any) -> Lowered:
-    """The graph with its outputs; those that are the same value count once."""
+def _finish(builder: Builder, output: Any) -> None:
+    """Name the outputs; those that are the same value count once."""
     found: list[str] = []
 
     def collect(value: Any) -> None:
@@ -270,7 +274,6 @@ def _finished(builder: Builder, output: Any) -> Lowered:
     if any(builder.graph.types[name].dtype not in ("float32", "float64") for name in found):
         raise NotLoweredError("an output of another element type")
     builder.graph.outputs = found
-    return Lowered(builder.graph, builder.sources, output)
 
 
 def number(value: Any) -> Array:

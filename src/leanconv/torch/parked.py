@@ -11,6 +11,7 @@ import contextlib
 import ctypes
 import os
 import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -24,6 +25,7 @@ from leanconv.network.constants import Constant
 from leanconv.torch.tensors import as_array, numpy_dtype
 
 SMALLEST = 64 << 10  # bytes of a storage that is worth a file
+BEHIND = 0.01  # seconds between two times that pages are given back while weights are read
 _PAGE = 4096
 _NORMAL, _RANDOM, _PAGEOUT = 0, 1, 21  # as of Linux's madvise
 
@@ -76,20 +78,35 @@ class Parked:
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
         """While weights are read from end to end; afterwards their pages are given back."""
-        if self.nbytes:
-            self._madvise(ctypes.c_void_p(self._start), ctypes.c_size_t(self._span), _NORMAL)
+        if not self.nbytes:
+            yield
+            return
+        self._advise(_NORMAL)
+        done = threading.Event()
+
+        def follow() -> None:  # a single layer may be most of the model
+            while not done.wait(BEHIND):
+                self._advise(_PAGEOUT)
+
+        follower = threading.Thread(target=follow, daemon=True)
+        follower.start()
         try:
             yield
         finally:
+            done.set()
+            follower.join()
             self.rest()
             trim_heap()
+
+    def _advise(self, what: int) -> None:
+        self._madvise(ctypes.c_void_p(self._start), ctypes.c_size_t(self._span), what)
 
     def rest(self) -> None:
         """Give the pages back that have been read; those that were changed stay."""
         if self.nbytes:
-            self._madvise(ctypes.c_void_p(self._start), ctypes.c_size_t(self._span), _PAGEOUT)
+            self._advise(_PAGEOUT)
             # Single elements are looked at now and then: they are not to bring their neighbours with them.
-            self._madvise(ctypes.c_void_p(self._start), ctypes.c_size_t(self._span), _RANDOM)
+            self._advise(_RANDOM)
 
     def constant(self, tensor: Tensor) -> Constant:
         """A tensor as a constant of a network, whose pages are given back when nobody looks any more."""
@@ -132,6 +149,8 @@ def _mapped(groups: list[list[Tensor]], starts: list[int], folder: str) -> torch
             file.truncate(starts[-1])
             file.flush()
             os.fsync(file.fileno())  # pages that are not on the disk yet could not be dropped
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return torch.UntypedStorage.from_file(path, False, starts[-1])
     except (OSError, RuntimeError) as error:
         raise AllocationError(

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
 
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.torch import modules, timing
@@ -98,23 +97,23 @@ def swap(
     converted: list[nn.Module] = []
     model.eval()
     try:
-        graph, reason = _trace(model, example) if fuse else (None, "fuse=False")
+        graph, whole, reason = _trace(model, example, common) if fuse else (None, None, "fuse=False")
         before = timing.nodes(model, graph, timed) if timed is not None and graph is not None else {}
-        whole = timing.whole(model, timed) if timed is not None else None
+        alone = timing.whole(model, timed) if timed is not None else None
         if folder is not None:
             parked = Parked(model, folder)
         for module in found.values():
             converted.append(modules.convert(module, **settings))
-        if graph is None:
+        if graph is None or whole is None:
             rows = [SwappedLayer(name, "conv") for name in found]
             report = SwapReport(tuple(rows), left, False, reason, limit_of(common))
         else:
-            fused, layers = _fused(model, graph, found, settings, common)
-            fused.whole.parked = parked
+            fused, layers = _fused(model, graph, found, settings, common, whole)
+            whole.parked = parked
             report = _report(fused, layers, left, common, example, before, timed is not None)
             fused.install()
-        if timed is not None and whole is not None:
-            report = replace(report, before_seconds=whole, after_seconds=timing.whole(model, timed))
+        if timed is not None and alone is not None:
+            report = replace(report, before_seconds=alone, after_seconds=timing.whole(model, timed))
     except BaseException:
         if fused is not None and vars(model).get("forward") is fused:
             fused.remove()
@@ -185,25 +184,36 @@ def _convolutions(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str
     return found, left
 
 
-def _trace(model: nn.Module, example: tuple[Any, ...] | None) -> tuple[fx.Graph | None, str | None]:
-    """The model's graph, with shapes if there is an example; or why there is none."""
+def _trace(
+    model: nn.Module, example: tuple[Any, ...] | None, common: LayerOptions
+) -> tuple[fx.Graph | None, Whole | None, str | None]:
+    """The model's graph, with shapes if there is an example, and what compiles it whole; or why there is none."""
     if hooked(model) or model._forward_hooks_with_kwargs:
-        return None, "the model itself has hooks"
+        return None, None, "the model itself has hooks"
     try:
         graph = Tracer().trace(model)
+        whole = Whole(recipe_of(graph), model, common)
         if example is not None:
-            with torch.no_grad():
-                ShapeProp(fx.GraphModule(model, graph)).propagate(*example)
+            types = whole.types(example)
+            if types is None:
+                with torch.no_grad():
+                    types = timing.types(model, graph, example)
+            for node in graph.nodes:
+                node.meta["type"] = types.get(node.name)
     except Exception as error:  # whatever the model's code does with what stands in for tensors
-        return None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-    return graph, None
+        return None, None, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+    return graph, whole, None
 
 
 def _fused(
-    model: nn.Module, graph: fx.Graph, found: dict[str, nn.Module], settings: dict[str, Any], common: LayerOptions
+    model: nn.Module,
+    graph: fx.Graph,
+    found: dict[str, nn.Module],
+    settings: dict[str, Any],
+    common: LayerOptions,
+    whole: Whole,
 ) -> tuple[Fused, list[tuple[Chain, str, FusedLayer]]]:
     named = dict(model.named_modules())
-    whole = Whole(recipe_of(graph), model, common)
     shared = Network()
 
     def make(chain: Chain) -> FusedLayer:

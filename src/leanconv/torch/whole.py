@@ -176,6 +176,16 @@ class Whole:
                     self._ready[key] = found
         return found
 
+    def types(self, args: tuple[Any, ...]) -> dict[str, ValueType] | None:
+        """Types of the results of the trace's instructions; None where the model cannot be one network."""
+        tensors = self.tensors(args, {})
+        if tensors is None:
+            return None
+        with contextlib.suppress(NotLoweredError):
+            given = {name: ValueType(tuple(t.shape), DTYPES[t.dtype]) for name, t in tensors.items()}
+            return lower(self.recipe, self.model, given, self._held).types
+        return None
+
     def _current(self) -> bool:
         """Whether all that networks were made of is as it was."""
         for mark, owners in self._marks:
@@ -190,10 +200,10 @@ class Whole:
             return "the algorithm is a function"
         types = {name: ValueType(tuple(t.shape), DTYPES[t.dtype]) for name, t in tensors.items()}
         try:
+            lowered = lower(self.recipe, self.model, types, self._held)
+            marks = self._marked(lowered.sources)
+            turned = {name: _is_last(tensor) for name, tensor in tensors.items()}
             with contextlib.nullcontext() if self.parked is None else self.parked.reading():
-                lowered = lower(self.recipe, self.model, types, self._held)
-                marks = self._marked(lowered.sources)
-                turned = {name: _is_last(tensor) for name, tensor in tensors.items()}
                 found = Ready(lowered, turned, self.options, threads, limit)
         except (NotLoweredError, LeanconvError) as error:
             return str(error)
