@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,9 @@ from leanconv.bench.benchdnn import parse
 from leanconv.bench.catalogue import in_order
 from leanconv.cli import main
 from leanconv.errors import CacheError
-from leanconv.planning import choice_counters, choice_times, tuning
+from leanconv.planning import choice_counters, choice_memory, choice_times, tuning
 from leanconv.planning import records as records_module
+from leanconv.planning.choice_memory import SLACK, Taken
 from leanconv.planning.choice_plot import front
 from leanconv.planning.error import compared, error_text, merged
 from leanconv.planning.lesson import Lesson, Rate
@@ -147,6 +151,54 @@ def test_layers_of_networks_stand_in_order_as_often_as_they_occur() -> None:
     names = [layer.name for layer in in_order(["resnet50"])]
     assert len(names) == 53 and names.count("resnet50/layer1_1x1_c") == 3
     assert len(in_order([TINY, TINY])) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a process takes")
+def test_what_layers_take_under_limits_is_what_they_declare(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], store: Records
+) -> None:
+    file = tmp_path / "limits.json"
+    layer = "mb1ic64ih28oc64kh3ph1"
+    assert main(["limits", layer, "--memory-limit", "0,unlimited", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    assert "2 of 2 keep to their limit and to what they declare; measured is at most" in text
+    none, free = (Taken(**row) for row in json.loads(file.read_text())["rows"])
+    assert (none.limit, none.counted, free.limit) == (0, 0, None) and free.declared > none.declared > 0
+    for entry in (none, free):
+        assert entry.measured is not None and 0.5 * entry.declared < entry.measured <= entry.declared + SLACK
+
+
+def test_more_than_declared_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    good = Taken("a", 4096, "direct", 1, 4096, 5000, 5000)
+    cases = [good, replace(good, counted=4097), replace(good, measured=5001 + SLACK), replace(good, measured=None)]
+    assert [entry.kept for entry in cases] == [True, False, False, True]
+    monkeypatch.setattr(choice_memory, "taken", lambda *_: iter(cases))
+    assert main(["limits", TINY]) == 1
+    text = capsys.readouterr().out
+    assert text.count("MORE THAN DECLARED") == 2 and "2 of 4 keep" in text
+
+
+def test_a_case_that_fails_says_why(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    done = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError: no room\n")
+    monkeypatch.setattr(choice_memory.subprocess, "run", lambda *_, **__: done)
+    assert main(["limits", TINY]) == 1
+    assert "failed: MemoryError: no room" in capsys.readouterr().err
+    assert main(["limits", TINY, "--threads", "0"]) == 2
+    assert main(["limits", TINY, "--filter", "nothing"]) == 2
+
+
+def test_short_calls_are_timed_on_one_thread_too(store: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int]] = []
+    real = tuning._time
+    monkeypatch.setattr(
+        tuning,
+        "_time",
+        lambda p, contest, **o: seen.extend((e.name, e.threads) for e in contest) or real(p, contest, **o),
+    )
+    monkeypatch.setattr(tuning, "SHORT", 1.0)
+    plan = leanconv.plan((1, 64, 32, 32), (64, 64, 3, 3), threads=2, choose="measure", budget=0.05)
+    assert plan.threads in (1, 2) and {count for _, count in seen} == {1, 2}
+    assert {name for name, count in seen if count == 2} <= {name for name, count in seen if count == 1}
 
 
 # -- gradients ----------------------------------------------------------------------------------------------

@@ -358,6 +358,6 @@ _COMMANDS = {
     "cache": _cache,
     **results_cli.HANDLERS,
     **dict.fromkeys(("run", "warmup"), _model),
-    **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas"), _plan),
+    **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas", "limits"), _plan),
     **results_cli.HANDLERS,
 }

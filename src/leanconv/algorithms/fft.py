@@ -50,7 +50,7 @@ from leanconv.problem import Problem
 # is another matrix, used for a block of tiles only. How much more: of windows, and of weights by the part of the last
 # cache that they fill. A register tile of few rows waits for its own sums.
 _PLACE, _LENGTH = 16.0, 0.5
-_WINDOWS, _WEIGHTS = 25.0, ((0.25, 3.0), (0.8, 13.0), (math.inf, 30.0))
+_WINDOWS, _WEIGHTS = 25.0, ((0.25, 3.0), (0.8, 10.0), (math.inf, 8.0))
 _READ, _READ_MEMORY = 0.011, 0.0218
 _ROWS, _FEWEST = 6, 4
 BLOCK = 16  # tiles that weights are read for at least

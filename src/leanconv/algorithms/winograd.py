@@ -47,7 +47,7 @@ _ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5
 # For the cost model: operations a point of one pass of a transform, those of loading and storing it, and how much more
 # of a byte's time shows than with the plain core: weights are used for a tile's few rows and not again in the block.
 # Less than a vector of channels (RGB images) is loaded in pieces, and its products are too short to hide the rest.
-_PASS, _MOVE, _STREAM, _NARROW = 2.2, 3.0, 8.0, 3.0
+_PASS, _MOVE, _STREAM, _NARROW = 2.2, 3.0, 10.0, 3.0
 
 
 def tiling_of(problem: Problem, outputs: int) -> Tiling:

@@ -7,8 +7,9 @@ steps: a price for a byte, bisected, turns their limit into a sum (Lagrange), as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from leanconv.classes import dataclass
 from leanconv.errors import MemoryLimitError
@@ -17,6 +18,7 @@ from leanconv.network.arrange import arrange
 from leanconv.network.arrangement import Arrangement, lifetimes, live
 from leanconv.network.fusion import FoundBlock, find_blocks, with_blocks
 from leanconv.network.graph import Graph
+from leanconv.network.lock import pinned_blocks, pinned_options
 from leanconv.network.native import workspace_region
 from leanconv.network.steps.base import Built, Option, Setting
 
@@ -33,7 +35,7 @@ class Choice:
 
     def without_recipes(self) -> Choice:
         """The same choice, once all steps are built: recipes keep weights in memory."""
-        spent = tuple(None if option is None else replace(option, build=_spent) for option in self.options)
+        spent = tuple(None if option is None else replace(option, build=_spent, remake=None) for option in self.options)
         return replace(self, options=spent)
 
     @property
@@ -56,16 +58,23 @@ def _spent() -> Built:
     raise AssertionError("the step is built already")
 
 
-def plan_network(graph: Graph, setting: Setting, limit: int | None) -> tuple[Arrangement, Choice]:
+def plan_network(
+    graph: Graph, setting: Setting, limit: int | None, pinned: Mapping[str, Any] | None = None
+) -> tuple[Arrangement, Choice]:
     """Places and ways for a whole network.
 
     Blocks of layers are one step where what lies between the layers would not stay in the cache, and where the limit
-    asks for it.
+    asks for it.  With `pinned`, which `lock.decisions` made, all is as it says.
 
     Raises:
         MemoryLimitError: nothing fits the limit; says the least that would do.
+        CacheError: what is pinned is not for this network, or cannot be carried out here.
     """
     blocks = find_blocks(graph) if setting.algorithm == "auto" else []
+    if pinned is not None:
+        found = arrange(with_blocks(graph, pinned_blocks(blocks, pinned)))
+        rows = pinned_options(found, options_of(found, setting), pinned)
+        return found, choose(found, rows, setting.threads, limit)
     joined = [block for block in blocks if block.middle_bytes(graph) > 2 * setting.host.l2]
     least: MemoryLimitError | None = None
     while True:

@@ -21,6 +21,7 @@ from leanconv.network.operators import evaluate_node, operator
 from leanconv.network.places import Place
 from leanconv.network.steps.base import Built, Option, address
 from leanconv.program import Compiled, Job, Phase, Program
+from leanconv.progress import report
 from leanconv.threads import pool
 
 ABSOLUTE = "absolute"
@@ -122,6 +123,7 @@ def _array(place: Place, addresses: Mapping[str, int]) -> Array:
 
 def link_step(number: int, step: Step, option: Option, threads: int) -> LinkedStep:
     """Build a step as chosen, and give its buffers names that no other step has."""
+    report("pack", number, 0)
     built = option.build()
     layout: Layout = layout_of(option.workspace, threads)
     slots: dict[str, tuple[str, int]] = {}

@@ -12,7 +12,7 @@ from leanconv.plan import Plan
 from leanconv.planning.model import FORK, seconds
 from leanconv.problem import Problem
 
-_ALONE = 25  # times what it takes to start other threads, below which one thread may be as fast
+_ALONE = 12  # times what it takes to start other threads, below which one thread may be as fast
 
 
 @dataclass(frozen=True, slots=True)

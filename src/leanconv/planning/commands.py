@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from leanconv.errors import LeanconvError
-from leanconv.planning.choice_command import add_model_error, model_error
+from leanconv.planning.choice_command import add_limits, add_model_error, limits, model_error
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -64,6 +65,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     _add_common(network)
     add_model_error(commands)
+    add_limits(commands)
     formulas = commands.add_parser(
         "formulas",
         help="show the workspace that papers state beside what a call takes",
@@ -95,7 +97,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
     steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": model_error}
-    steps["formulas"] = _formulas
+    steps |= {"formulas": _formulas, "limits": limits}
     try:
         return steps[options.command](options)
     except LeanconvError as error:
@@ -232,6 +234,7 @@ def _tune(options: argparse.Namespace) -> int:
 
 def _network(options: argparse.Namespace) -> int:
     from leanconv.bench.catalogue import in_order
+    from leanconv.planning.figures import figures
     from leanconv.planning.network import frontier, plan_layers
     from leanconv.planning.text import frontier_text
 
@@ -244,14 +247,22 @@ def _network(options: argparse.Namespace) -> int:
         return 0
     if options.measure:
         return _measure_network(layers, threads, limit, options, wishes)
+    figures()  # of the machine: measured once, then remembered
+    begin = time.perf_counter()
     found = plan_layers(layers, threads, limit, **wishes)
+    took = time.perf_counter() - begin
     if not options.json:
-        print(found)
+        shapes = len({problem for _, problem in layers})
+        print(f"{found}\nplanned in         {1e3 * took:.1f} ms: {len(layers)} layers of {shapes} shapes")
         return 0
     steps = [{"name": s.name, "algorithm": s.plan.algorithm, "layout": s.layout} for s in found.steps]
-    print(
-        json.dumps({"needed_bytes": found.needed_bytes, "seconds": found.predicted_seconds, "steps": steps}, indent=1)
-    )
+    totals = {
+        "needed_bytes": found.needed_bytes,
+        "seconds": found.predicted_seconds,
+        "planning_seconds": took,
+        "steps": steps,
+    }
+    print(json.dumps(totals, indent=1))
     return 0
 
 

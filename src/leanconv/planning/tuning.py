@@ -22,6 +22,7 @@ from leanconv.problem import Problem, to_user
 from leanconv.registry import added
 
 FEW, NEAR = 4, 1.6  # how many of the best by the model are timed, and how far they may be behind the first
+SHORT = 300e-6  # seconds of a call below which one thread is timed too
 SAMPLE = 1e-3  # seconds that a sample lasts at least
 ROUNDS = 9
 _SETTINGS = (1, 2, 4, 8, 16, 32, 64)
@@ -51,8 +52,19 @@ def fastest(
     else:
         near = [entry for entry in fitting if entry.predicted_seconds <= NEAR * fitting[0].predicted_seconds]
         contest = (near if len(near) > 1 else list(fitting[:2]))[:FEW]
+        contest += _alone(problem, contest, limit, bound=bound)
     times = measured(problem, contest, bound=bound, budget=None if exhaustive else budget)
     return min(contest, key=lambda entry: times.get(signature(entry.plan), float("inf"))).plan
+
+
+def _alone(problem: Problem, contest: Sequence[Candidate], limit: int | None, *, bound: bool) -> list[Candidate]:
+    """The candidates of short calls again, on one thread: others may take longer to come than they save."""
+    found = []
+    for entry in contest:
+        if entry.threads > 1 and entry.predicted_seconds < SHORT:
+            alone = candidate(problem, entry.plan.chosen, 1, limit, bound=bound, parameters=entry.plan.tunables)
+            found += [alone] if fits(alone, limit) else []
+    return found
 
 
 def measured(problem: Problem, contest: Sequence[Candidate], *, bound: bool, budget: float | None) -> dict[str, float]:

@@ -19,6 +19,7 @@ from leanconv.memory import Block, Buffer, arena_bytes
 from leanconv.network.constants import Constant
 from leanconv.network.graph import Node, ValueType
 from leanconv.network.places import Place, channels_last, order_of, row_major
+from leanconv.plan import Plan
 from leanconv.program import Phase
 
 FLOATS = ("float32", "float64")
@@ -118,6 +119,8 @@ class Option:
         kept_bytes: memory that is kept for the step between runs, packed weights among it.
         extra_bytes: what of it counts against a limit: all but the size of the plain weights.
         build: makes the phases, packs weights and compiles nothing yet.
+        plan: of a single layer, if that is what the option is.
+        remake: the same step by another plan of its layer.
     """
 
     name: str
@@ -126,6 +129,8 @@ class Option:
     workspace: tuple[Buffer, ...] = ()
     kept_bytes: int = 0
     extra_bytes: int = 0
+    plan: Plan | None = None
+    remake: Callable[[Plan], Option] | None = None
 
     def workspace_bytes(self, threads: int) -> int:
         """Bytes of the workspace, every rounding to cache lines counted."""

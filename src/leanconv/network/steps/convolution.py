@@ -96,22 +96,21 @@ def plan_options(problem: Problem, weights: Weights, roles: dict[str, Place], se
     requirements = (setting.algorithm, setting.accuracy, setting.deterministic)
     found = layer_options(problem, setting.threads, 0 if setting.limited else None, requirements)
     plain = problem.w_bytes + (problem.out_channels * problem.itemsize if problem.has_bias else 0)
-    result = []
-    for option in sorted(found, key=lambda option: option.seconds):
-        plan = option.candidate.plan
+
+    def made(plan: Plan, seconds: float) -> Option:
         kept = (plan.packed_weight_bytes or plain) + plan.table_bytes
-        extra = max(0, kept - plain)
-        result.append(
-            Option(
-                plan.algorithm,
-                option.seconds,
-                lambda plan=plan: _built(plan, *weights(), roles),  # type: ignore[misc]
-                plan.lowering.workspace,
-                kept,
-                extra,
-            )
+        return Option(
+            plan.algorithm,
+            seconds,
+            lambda: _built(plan, *weights(), roles),
+            plan.lowering.workspace,
+            kept,
+            max(0, kept - plain),
+            plan,
+            lambda other: made(other, seconds),
         )
-    return result
+
+    return [made(option.candidate.plan, option.seconds) for option in sorted(found, key=lambda option: option.seconds)]
 
 
 def _built(plan: Plan, w: Array, bias: Array | None, places: dict[str, Place]) -> Built:
