@@ -116,9 +116,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_planning(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from leanconv.bench.startup import add_command
     from leanconv.onnx import commands as models
     from leanconv.planning.commands import add_commands
 
+    add_command(commands)
     add_commands(commands)
     models.add_commands(commands)
 
@@ -346,6 +348,12 @@ def _model(options: argparse.Namespace, _: list[str]) -> int:
     return run(options)
 
 
+def _startup(options: argparse.Namespace, _: list[str]) -> int:
+    from leanconv.bench.startup import run
+
+    return run(options)
+
+
 def _plan(options: argparse.Namespace, _: list[str]) -> int:
     from leanconv.planning.commands import run
 
@@ -356,6 +364,7 @@ _COMMANDS = {
     "bench": _bench,
     "doctor": _doctor,
     "cache": _cache,
+    "startup": _startup,
     **results_cli.HANDLERS,
     **dict.fromkeys(("run", "warmup"), _model),
     **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas", "limits"), _plan),
