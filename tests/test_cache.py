@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import platformdirs
 import pytest
 
 from guard import run_python
@@ -216,9 +217,12 @@ def test_choice_of_place_and_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         ObjectCache()
     monkeypatch.setenv("LEANCONV_CACHE", "")
     monkeypatch.delenv("LEANCONV_CACHE_DIR")
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: str(tmp_path / "user"))
+    for chosen in ("", str(tmp_path / "xdg"), "not/absolute"):
+        monkeypatch.setenv("XDG_CACHE_HOME", chosen)
+        assert ObjectCache().directory == platformdirs.user_cache_dir("leanconv", appauthor=False)
+    monkeypatch.setattr(cache, "_of_the_user", lambda: str(tmp_path / "user"))
     assert (ObjectCache().directory, ObjectCache().mode) == (str(tmp_path / "user"), "rw")
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda *_, **__: "~/.cache/leanconv")
+    monkeypatch.setattr(cache, "_of_the_user", lambda: "~/.cache/leanconv")
     with pytest.warns(RuntimeWarning, match="no home directory"):
         assert ObjectCache().mode == "off"
     with pytest.raises(ArgumentValueError, match="mode='no'"):

@@ -217,14 +217,31 @@ def test_bench_lists_networks_and_layers(capsys):
 # -- doctor -------------------------------------------------------------------------------------------------
 
 
-def test_doctor(capsys):
-    code, out, _ = outcome(capsys, "doctor")
+@pytest.fixture(scope="module")
+def diagnosis():
+    """One real examination, which takes some seconds, for all tests of how it is shown."""
+    return doctor.examine(bandwidth=True)
+
+
+def test_doctor_examines_what_auto_may_take(diagnosis):
+    assert diagnosis.peak_gflops[1] > 0 and diagnosis.machine["target"]
+    done, of = map(int, re.search(r"Self-test: (\d+) of (\d+) results agree", diagnosis.notes[-1]).groups())
+    assert done == of > 20
+    assert not [problem for problem in diagnosis.problems if "Self-test" in problem or "failed" in problem]
+
+
+def test_doctor(capsys, monkeypatch, diagnosis):
+    asked = {}
+    monkeypatch.setattr(doctor, "examine", lambda **options: asked.update(options) or diagnosis)
+    code, out, _ = outcome(capsys, "doctor", "--every")
+    assert asked == {"bandwidth": False, "every": True}
     for word in ("cpu", "target", "caches", "threads", "peak", "cache", "versions"):
         assert re.search(rf"^{word} ", out, re.MULTILINE), word
     assert code == (1 if "\nproblem " in out else 0)
 
 
-def test_doctor_json(capsys):
+def test_doctor_json(capsys, monkeypatch, diagnosis):
+    monkeypatch.setattr(doctor, "examine", lambda **_: diagnosis)
     _, out, _ = outcome(capsys, "doctor", "--json", "--bandwidth")
     content = json.loads(out)
     assert content["peak_gflops"]["1"] > 0 and content["copy_gb_per_s"] > 0
@@ -237,6 +254,7 @@ def test_doctor_survives_what_is_broken(capsys, monkeypatch):
 
     monkeypatch.setattr(doctor, "machine_facts", broken)
     monkeypatch.setattr(doctor, "_peak", lambda found: None)
+    monkeypatch.setattr(doctor, "_self_test", lambda found, every: None)
     code, out, _ = outcome(capsys, "doctor")
     assert code == 1 and "Looking at the machine failed: OSError: no /proc here" in out
 

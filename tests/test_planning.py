@@ -315,7 +315,8 @@ def test_the_lesson() -> None:
     found = lesson(problem(x_shape=(1, 8, 10, 10), w_shape=(16, 8, 3, 3)))
     assert found.redundancy == 9 and found.matrix_bytes == 9 * found.image_bytes == 9 * 8 * 100 * 4
     assert found.loop_lines == 8 * 3 and found.loop_intensity == 0.25 < found.tile_intensity
-    assert [rate.name for rate in found.rates] == ["reference", "im2col", "im2row_strip", "direct"]
+    assert [rate.name for rate in found.rates][:4] == ["reference", "im2col", "im2row_strip", "direct"]
+    assert found.counters_missing or all(rate.counters for rate in found.rates)
     assert "times the loops" in str(found) and all(rate.gflops > 0 for rate in found.rates)
 
 

@@ -7,6 +7,8 @@ from typing import Any, Unpack
 
 from numpy.typing import DTypeLike
 
+from leanconv.backward.api import weights_problem
+from leanconv.backward.explain import explain_gradient
 from leanconv.calls import convolve
 from leanconv.checks import flag, integer
 from leanconv.directions import algorithms_of, problem_of
@@ -215,8 +217,9 @@ def explain(
         x_shape: as in `plan`; so are w_shape, dtype, algorithm, accuracy, deterministic, choose, memory_limit, threads
             and the further options that describe the problem.
         w_shape: see there.
-        direction: "forward", "transposed" (shapes and options as in `plan_transpose`) or "backward_data" (as in
-            `plan_backward_data`).
+        direction: "forward", "transposed" (shapes and options as in `plan_transpose`), "backward_data" (as in
+            `plan_backward_data`) or "backward_weights" (as in `plan_backward_weights`, which has neither accuracy nor
+            choose: its algorithms all add the same products, and the model decides).
         dtype: see there.
         algorithm: see there.
         accuracy: see there.
@@ -234,11 +237,16 @@ def explain(
         NotApplicableError: the algorithm asked for cannot compute this; carries the reason.
         MemoryLimitError: nothing fits the limit; says the least that would do.
     """
+    count = get_num_threads() if threads is None else integer("threads", threads, 1)
+    if direction == "backward_weights":
+        gradient = weights_problem(_ndim(x_shape, options.get("layout")), x_shape, w_shape, dtype, options)
+        limit = resolve_limit(memory_limit)
+        return explain_gradient(gradient, algorithm, count, limit, measure=measure, budget=budget)  # type: ignore[arg-type]
     problem = problem_of(direction, _ndim(x_shape, options.get("layout")), x_shape, w_shape, dtype, options)
     return explain_problem(
         problem,
         algorithm,
-        get_num_threads() if threads is None else integer("threads", threads, 1),
+        count,
         resolve_limit(memory_limit),
         accuracy=accuracy,
         deterministic=deterministic,

@@ -93,8 +93,10 @@ def _parser() -> argparse.ArgumentParser:
         "doctor",
         help="show what leanconv finds on this machine, and what stands in its way",
         description="Show CPU, caches, threads, versions, the cache of compiled kernels and the measured "
-        "peak; run every algorithm on small layers; report problems. Takes a few seconds.",
+        "peak; run the algorithms on small layers; report problems. Takes some seconds, and longer the first time, "
+        "when their kernels are compiled.",
     )
+    doctor.add_argument("--every", action="store_true", help="run those algorithms too that auto never takes")
     doctor.add_argument("--bandwidth", action="store_true", help="also measure the speed of memory")
     doctor.add_argument("--json", action="store_true", help="print JSON")
 
@@ -107,16 +109,18 @@ def _parser() -> argparse.ArgumentParser:
     actions = cache.add_subparsers(dest="action", metavar="ACTION", required=True)
     info = actions.add_parser("info", help="show where the cache is and what it holds")
     info.add_argument("--json", action="store_true", help="print JSON")
-    actions.add_parser("clear", help="delete all kernels")
+    actions.add_parser("clear", help="delete all kernels, and what is kept of ONNX models")
     actions.add_parser("path", help="print the folder, and nothing else")
     _add_planning(commands)
     return parser
 
 
 def _add_planning(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from leanconv.bench.startup import add_command
     from leanconv.onnx import commands as models
     from leanconv.planning.commands import add_commands
 
+    add_command(commands)
     add_commands(commands)
     models.add_commands(commands)
 
@@ -163,6 +167,11 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "last), or several (default: NHWC)",
     )
     add("--threads", type=_counts, default=(1,), metavar="N,M", help="numbers of threads (default: 1)")
+    add(
+        "--scaling",
+        action="store_true",
+        help="let the numbers of threads take turns with one algorithm, and show how much faster several are",
+    )
     add(
         "--peers",
         type=_words,
@@ -296,7 +305,7 @@ def _doctor(options: argparse.Namespace, _: list[str]) -> int:
 
     from leanconv import doctor
 
-    found = doctor.examine(bandwidth=options.bandwidth)
+    found = doctor.examine(bandwidth=options.bandwidth, every=options.every)
     if options.json:
         print(json.dumps(asdict(found), indent=1, default=str))
     else:
@@ -320,6 +329,7 @@ def _cache(options: argparse.Namespace, _: list[str]) -> int:
             print(info.directory)
         elif options.action == "clear":
             deleted = cache.clear()
+            ObjectCache(folder="models").clear()
             print(f"deleted {deleted} kernels from {info.directory}")
             if cache.info().entries:
                 print(f"leanconv: {cache.info().entries} could not be deleted", file=sys.stderr)
@@ -343,6 +353,12 @@ def _model(options: argparse.Namespace, _: list[str]) -> int:
     return run(options)
 
 
+def _startup(options: argparse.Namespace, _: list[str]) -> int:
+    from leanconv.bench.startup import run
+
+    return run(options)
+
+
 def _plan(options: argparse.Namespace, _: list[str]) -> int:
     from leanconv.planning.commands import run
 
@@ -353,8 +369,9 @@ _COMMANDS = {
     "bench": _bench,
     "doctor": _doctor,
     "cache": _cache,
+    "startup": _startup,
     **results_cli.HANDLERS,
     **dict.fromkeys(("run", "warmup"), _model),
-    **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas"), _plan),
+    **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas", "limits"), _plan),
     **results_cli.HANDLERS,
 }

@@ -7,8 +7,7 @@ one kernel in a process, and one file on disk between processes.
 from __future__ import annotations
 
 import functools
-import glob
-import os
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -18,6 +17,7 @@ from leanconv.codegen.ir import Module
 from leanconv.codegen.targets import Target
 from leanconv.foreign import sources
 from leanconv.locks import new_lock
+from leanconv.progress import watcher
 
 if TYPE_CHECKING:
     from leanconv.cache import CacheInfo, ObjectCache
@@ -69,15 +69,9 @@ def cache_clear() -> None:
 @functools.cache
 def generator_digest() -> str:
     """A digest of every source file that decides what machine code a specification becomes."""
-    import hashlib
+    from leanconv.facts import digest_of_sources
 
-    here = os.path.dirname(__file__)
-    files = sorted(glob.glob(f"{here}/codegen/*.py") + glob.glob(f"{here}/kernels/*.py"))
-    digest = hashlib.sha256()
-    for file in [*files, __file__]:
-        with open(file, "rb") as source:
-            digest.update(os.path.basename(file).encode() + b"\0" + source.read())
-    return digest.hexdigest()
+    return digest_of_sources("compiled.py", "codegen", "kernels")
 
 
 def kernel(spec: KernelSpec) -> Kernel:
@@ -110,7 +104,18 @@ def prepare(specs: Iterable[KernelSpec]) -> None:
         return  # `kernel` does it when it is asked
     new = [spec for spec in wanted if not object_cache().holds(cache_key(identity(spec)))]
     if len(new) >= compilers.MANY:
-        compilers.compile_together(new, _keep, kernel)
+        tell, ready = watcher(), itertools.count(1)
+
+        def keep(spec: KernelSpec, fields: tuple[str, ...], code: bytes) -> None:
+            _keep(spec, fields, code)
+            tell("compile", next(ready), len(new))
+
+        def here(spec: KernelSpec) -> None:
+            kernel(spec)
+            tell("compile", next(ready), len(new))
+
+        tell("compile", 0, len(new))
+        compilers.compile_together(new, keep, here)
 
 
 def identity(spec: KernelSpec) -> str:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import subprocess
+
     from leanconv.compiled import KernelSpec
 
 SETTING = "LEANCONV_COMPILERS"
@@ -86,6 +87,8 @@ def compile_together(specs: Sequence[KernelSpec], deliver: Deliver, here: Callab
 @contextlib.contextmanager
 def _started(count: int) -> Iterator[list[subprocess.Popen[bytes]]]:
     """So many processes that serve, fewer or none where they cannot be started; ended afterwards."""
+    import subprocess  # only here: most processes find their kernels in the cache
+
     others: list[subprocess.Popen[bytes]] = []
     # Another program that embeds Python is no interpreter to be started.
     if os.path.basename(sys.executable or "").lower().startswith(("python", "pypy")):

@@ -86,8 +86,13 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
-def examine(*, bandwidth: bool = False) -> Diagnosis:
-    """Look at everything and measure the peak; whatever goes wrong becomes a problem in the result."""
+def examine(*, bandwidth: bool = False, every: bool = False) -> Diagnosis:
+    """Look at everything and measure the peak; whatever goes wrong becomes a problem in the result.
+
+    Args:
+        bandwidth: whether to measure the speed of memory, too.
+        every: whether the self-test runs every algorithm, instead of those that "auto" may take.
+    """
     found = Diagnosis()
 
     def attempt(what: str, step: Callable[[Diagnosis], None]) -> None:
@@ -102,7 +107,7 @@ def examine(*, bandwidth: bool = False) -> Diagnosis:
     attempt("Choosing threads", _threads)
     attempt("Looking at the cache", _cache)
     attempt("Measuring the peak", _peak)
-    attempt("The self-test", _self_test)
+    attempt("The self-test", lambda found: _self_test(found, every=every))
     if bandwidth:
         attempt("Measuring memory", _bandwidth)
     return found
@@ -187,13 +192,16 @@ def _peak(found: Diagnosis) -> None:
         )
 
 
-def _self_test(found: Diagnosis) -> None:
-    """Run every algorithm on two small layers and compare with float64."""
+def _self_test(found: Diagnosis, *, every: bool) -> None:
+    """Run algorithms on two small layers and compare with float64."""
+    from leanconv.algorithms import REGISTRY
     from leanconv.bench.benchdnn import parse
-    from leanconv.bench.run import Settings, run
+    from leanconv.bench.run import ALL, Settings, run
 
     layers = [parse("mb2ic19ih11oc23kh3ph1nodd"), parse("mb1ic32ih14oc32kh1npointwise")]
-    settings = Settings(layouts=("NHWC", "NCHW"), threads=(found.threads.get("default", 1),), time=0, rounds=1)
+    threads = found.threads.get("default", 1)
+    names = (ALL,) if every else tuple(entry.name for entry in REGISTRY if entry.automatic)
+    settings = Settings(names, layouts=("NHWC", "NCHW"), threads=(threads,), time=0, rounds=1)
     report = run(layers, settings)
     for row in report.failures:
         found.problems.append(f"Self-test: {row.algorithm}, {row.layout}, {row.layer}: {row.reason}")

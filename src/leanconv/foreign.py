@@ -6,12 +6,14 @@ import functools
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-_PACKAGE = __name__.partition(".")[0]
+from leanconv.classes import field_names
+
+_PLAIN = frozenset((int, str, float, bool, type(None), bytes, Fraction))
+_KNOWN = (__name__.partition(".")[0], "builtins")
 
 
 def sources(*objects: Any) -> str:
@@ -20,7 +22,10 @@ def sources(*objects: Any) -> str:
     Where a class has no source file, such as in an interactive session, the digest is one of this process only, so that
     nothing that was kept for other code is ever found.
     """
-    names = sorted({name for each in objects for name in _modules(each)})
+    found: set[str] = set()
+    for each in objects:
+        _collect(each, found)
+    names = sorted(found)
     if not names:
         return ""
     digest = hashlib.sha256()
@@ -29,16 +34,24 @@ def sources(*objects: Any) -> str:
     return digest.hexdigest()
 
 
-def _modules(value: Any) -> Iterator[str]:
+def _collect(value: Any, found: set[str]) -> None:
+    """Add the names of foreign modules that the classes of a value and of what it holds are of."""
     kind = type(value)
-    if kind.__module__.partition(".")[0] not in (_PACKAGE, "builtins"):
-        yield kind.__module__
-    if is_dataclass(value):
-        for field in fields(value):
-            yield from _modules(getattr(value, field.name))
-    elif isinstance(value, tuple | list):
+    if kind in _PLAIN:
+        return
+    if kind is tuple or kind is list:
         for each in value:
-            yield from _modules(each)
+            if type(each) not in _PLAIN:
+                _collect(each, found)
+        return
+    if kind.__module__.partition(".")[0] not in _KNOWN:
+        found.add(kind.__module__)
+    if isinstance(value, tuple | list):
+        for each in value:
+            _collect(each, found)
+    else:
+        for name in field_names(kind):
+            _collect(getattr(value, name), found)
 
 
 def _source(module: str) -> bytes:

@@ -20,7 +20,7 @@ class Host:
 
 @functools.cache
 def this_host() -> Host:
-    """This machine; loads LLVM, which alone knows all CPUs and their features."""
+    """This machine; loads LLVM, which alone knows all CPUs and their features, if this one was never asked about."""
     from leanconv.codegen.jit import host_target
     from leanconv.machine import cache_sizes
 

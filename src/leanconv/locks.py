@@ -1,4 +1,4 @@
-"""Locks that a forked child finds free: the threads that held them in the parent do not exist there."""
+"""Locks, and room, that a forked child finds free: the threads that held them in the parent do not exist there."""
 
 from __future__ import annotations
 
@@ -19,6 +19,19 @@ def new_lock(*, again: bool = False) -> contextlib.AbstractContextManager[bool]:
     lock: Any = threading.RLock() if again else threading.Lock()
     _locks.add(lock)
     return lock  # type: ignore[no-any-return]
+
+
+class Room(threading.Semaphore):
+    """Room for so many at a time, all of it free in every forked child."""
+
+    def __init__(self, count: int) -> None:
+        """`count`: at least 1."""
+        super().__init__(count)
+        self._count = count
+        _locks.add(self)
+
+    def _at_fork_reinit(self) -> None:
+        super().__init__(self._count)
 
 
 def _free_all() -> None:

@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,9 @@ from pathlib import Path
 from leanconv.errors import ArgumentValueError
 
 _CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# What /proc/cpuinfo calls what decides which instructions a CPU runs, on x86 and then on ARM.
+_TELLING = frozenset(("vendor_id", "cpu family", "model", "model name", "stepping", "flags"))
+_TELLING |= {"Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision"}
 _CPUS, _CPUINFO = Path("/sys/devices/system/cpu"), Path("/proc/cpuinfo")
 
 # MIDR implementer and part; arm64 kernels print no name.
@@ -101,6 +105,42 @@ def cpu_name() -> str:
     else:
         name = _cpuinfo_name(_read(_CPUINFO))
     return name or platform.processor() or platform.machine() or "unknown CPU"
+
+
+@lru_cache(maxsize=1)
+def cpu_identity() -> str:
+    """Return text that differs between CPUs that run different instructions; empty where the system describes none.
+
+    It is of Linux' own description, and of the capabilities that it tells every process: an emulator that changes what
+    a CPU can do changes those.
+    """
+    if not sys.platform.startswith("linux"):
+        return ""
+    try:
+        with open(_CPUINFO, encoding="utf-8", errors="replace") as file:
+            lines = _described(file)
+    except OSError:
+        return ""
+    if not lines:
+        return ""
+    capabilities = ctypes.CDLL(None).getauxval
+    capabilities.argtypes, capabilities.restype = (ctypes.c_ulong,), ctypes.c_ulong
+    return "\n".join([platform.machine(), *lines, *(f"{capabilities(kind):x}" for kind in (16, 26))])  # AT_HWCAP, 2
+
+
+def _described(cpuinfo: Iterable[str]) -> list[str]:
+    """Return the lines that tell what kinds of CPU there are.
+
+    Of x86 CPUs the first is enough, and the kernel takes its time to describe many: reading stops there.
+    """
+    found: dict[str, None] = {}
+    for line in cpuinfo:
+        name, _, value = line.partition(":")
+        if name.strip() in _TELLING:
+            found[f"{name.strip()}: {' '.join(value.split())}"] = None
+        elif not name.strip() and any(each.startswith("flags:") for each in found):
+            break
+    return list(found)
 
 
 def _is_count(text: str) -> bool:

@@ -15,6 +15,7 @@ from leanconv.compiled import Kernel, KernelSpec, kernel, prepare
 from leanconv.kernels import runtime
 from leanconv.kernels.fields import pack_fields
 from leanconv.memory import AlignedBlock, Buffer, Layout, layout_of
+from leanconv.progress import report
 
 ARGUMENTS = ("x", "w", "out", "residual", "weights", "bias", "map")
 
@@ -80,7 +81,8 @@ class Compiled:
         prepare(phase.spec for phase in self.program.phases)
         self.kernels: list[Kernel] = []
         self.fields: list[ctypes.Array[ctypes.c_int64]] = []
-        for phase in self.program.phases:
+        for number, phase in enumerate(self.program.phases):
+            report("compile", number, len(self.program.phases))
             compiled = kernel(phase.spec)
             values = dict(phase.fields)
             for name in compiled.fields:

@@ -14,7 +14,7 @@ from pathlib import Path
 from leanconv.errors import LeanconvError
 from leanconv.kernels import runtime
 from leanconv.memory import AlignedBlock
-from leanconv.threads import Pool
+from leanconv.threads import LIMITS, Pool
 
 
 class NoOpenMPError(LeanconvError, RuntimeError):
@@ -36,6 +36,7 @@ class TeamPool(Pool):
             ctypes.c_void_p.from_address(self._team.address + offset).value = value
         self._job = ctypes.c_void_p.from_address(self._team.address + runtime.TEAM_JOB)
         self._count = ctypes.c_int32.from_address(self._team.address + runtime.TEAM_COUNT)
+        self._set_limits(LIMITS)
 
     def run(self, job: int, count: int) -> None:
         """Run the job at an address on `count` threads, the caller being one of them."""
@@ -43,7 +44,6 @@ class TeamPool(Pool):
             try:
                 self._job.value, self._count.value = job, count
                 self._run_shared(self._team.address)
-                self._stalled.value = 0
             finally:
                 self._lock.release()  # type: ignore[attr-defined]
         else:

@@ -17,16 +17,23 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from leanconv.checks import flag as check_flag
 from leanconv.checks import integer
-from leanconv.kernels import runtime
+from leanconv.kernels import runtime, stalls
 from leanconv.locks import new_lock
 from leanconv.memory import AlignedBlock
 
-SHORTEST_REST, LONGEST_REST = 0.005, 0.2  # seconds that callers work alone after a stall
-CALM_CALLS = 16  # calls without a stall after which the next one counts as the first
+# Seconds: see `kernels.stalls`, and `kernels.runtime` for the last two.
+LIMITS = {
+    stalls.MOST_BALANCE: 0.01,
+    stalls.SHORTEST: 0.005,
+    stalls.LONGEST: 0.2,
+    stalls.REST: 0.005,
+    runtime.NEAR: 0.0003,
+    runtime.SHORT: 0.0001,
+}
 _chosen: int | None = None
 _scoped: contextvars.ContextVar[int | None] = contextvars.ContextVar("leanconv_threads", default=None)
 
@@ -93,47 +100,46 @@ class Pool:
         self._worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(worker)
         self._workers: list[threading.Thread] = []
         self._lock = new_lock()
-        self._sleepers = ctypes.c_int64.from_address(self.address + runtime.SLEEPERS)
-        self._stalled = ctypes.c_int64.from_address(self.address + runtime.STALLED)
-        self._rest_until, self._rest, self._calm = 0.0, SHORTEST_REST, 0
+        self._busy = ctypes.c_int64.from_address(self.address + runtime.BUSY)
         self._avoided = -1
         self._current_cpu = _current_cpu()
+        self._began = self._now()
 
     def run(self, job: int, count: int) -> None:
-        """Run the job at an address on `count` threads, the caller being one of them.
-
-        A worker whose core is taken by another process leaves its chunk unfinished for a time slice of some
-        milliseconds. After such a stall callers work alone for a while, twice as long each time it happens again, so
-        that a busy neighbour costs a few percent and a passing one next to nothing.
-        """
+        """Run the job at an address on `count` threads, the caller being one of them."""
         helpers = count - 1
         if helpers:
             if helpers > len(self._workers):
                 self._grow(helpers)
-            if self._rest_until and time.monotonic() < self._rest_until:
-                helpers = 0
-            elif self._sleepers.value:
+            if not self._busy.value:
                 self._spread()
         self.submit(self.address, job, helpers)
-        if helpers:
-            if self._stalled.value:
-                self._stalled.value = 0
-                self._rest_until = time.monotonic() + self._rest
-                self._rest, self._calm = min(2 * self._rest, LONGEST_REST), 0
-            elif self._rest > SHORTEST_REST:
-                self._calm += 1
-                if self._calm >= CALM_CALLS:
-                    self._rest = SHORTEST_REST
+
+    def _now(self) -> tuple[float, int]:
+        """The time in seconds, and in ticks of the clock that native code reads."""
+        nothing = AlignedBlock(runtime.JOB_RECORDS)
+        ctypes.memset(nothing.address, 0, runtime.JOB_RECORDS)
+        self.submit(self.address, nothing.address, 0)
+        return time.perf_counter(), ctypes.c_int64.from_address(nothing.address + runtime.JOB_BEGAN).value
+
+    def _set_limits(self, limits: Mapping[int, float]) -> None:
+        """Tell native code some durations, given in seconds by word, in ticks of its clock."""
+        # Long enough for the clock's speed to be known to a few percent.
+        time.sleep(max(0.0, self._began[0] + 2e-4 - time.perf_counter()))
+        seconds, ticks = self._now()
+        rate = (ticks - self._began[1]) / max(seconds - self._began[0], 1e-9)
+        for word, duration in limits.items():
+            ctypes.c_int64.from_address(self.address + word).value = int(rate * duration)
 
     def flush_denormals(self, flush: bool) -> None:
         """Whether numbers below the normal range count as 0 in jobs that begin from now on."""
         ctypes.c_int64.from_address(self.address + runtime.FLUSH).value = int(flush)
 
     def _spread(self) -> None:
-        """Keep workers that are about to wake off the caller's core.
+        """Keep workers off the caller's core.
 
-        The kernel may wake a thread on the core of the one that wakes it, behind it: the caller has then done all the
-        work before the worker runs, and it stays that way call after call.
+        The kernel may wake a thread on the core of the one that wakes it, behind it, or move the caller to the one that
+        workers are kept on: the caller has then done all the work before the worker runs, call after call.
         """
         if self._current_cpu is None:
             return
@@ -155,6 +161,7 @@ class Pool:
                 thread.start()
                 self._workers.append(thread)
             self._avoided = -1
+            self._set_limits(LIMITS)
 
     def stop(self) -> None:
         """End all workers and wait for them."""

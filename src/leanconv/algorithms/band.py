@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
@@ -32,6 +31,7 @@ from leanconv.algorithms.dense import (
     rows_input,
 )
 from leanconv.algorithms.lowered import fitting_strips
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.band import Band, BandSpec
 from leanconv.kernels.image import Image, Rows

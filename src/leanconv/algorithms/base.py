@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import ClassVar
 
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.cost import Cost
 from leanconv.memory import Buffer

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 from leanconv.algorithms import columns
 from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.batchwise import blocking, common_fields, narrowed
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.batchband import BatchBandSpec
 from leanconv.kernels.batchstage import BatchStage, BatchStageSpec

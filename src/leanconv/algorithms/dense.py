@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.dense import DenseSpec

@@ -32,7 +32,7 @@ from leanconv.algorithms.fft_windows import (
     longest_window,
     windows_along,
 )
-from leanconv.algorithms.winograd import BlocksOfTiles, odd_lines
+from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.core import Reduction
@@ -50,7 +50,7 @@ from leanconv.problem import Problem
 # is another matrix, used for a block of tiles only. How much more: of windows, and of weights by the part of the last
 # cache that they fill. A register tile of few rows waits for its own sums.
 _PLACE, _LENGTH = 16.0, 0.5
-_WINDOWS, _WEIGHTS = 25.0, ((0.25, 3.0), (0.8, 13.0), (math.inf, 30.0))
+_WINDOWS, _WEIGHTS = 25.0, ((0.25, 3.0), (0.8, 10.0), (math.inf, 8.0))
 _READ, _READ_MEMORY = 0.011, 0.0218
 _ROWS, _FEWEST = 6, 4
 BLOCK = 16  # tiles that weights are read for at least
@@ -221,7 +221,7 @@ class _Lowered(BlocksOfTiles):
 
     def __init__(self, problem: Problem, host: Host, grid: Grid) -> None:
         p = problem
-        super().__init__(p, host, FftTiling.of(grid, p.out_size, p.dilation, p.pad_low), transform=False)
+        super().__init__(p, host, FftTiling.of(grid, p.out_size, p.dilation, p.pad_low))
         self.padded = reaches_outside(p, self.tiling)
         self.grid = grid
 

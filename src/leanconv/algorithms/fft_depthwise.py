@@ -23,7 +23,7 @@ from typing import ClassVar
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.fft import Fft, reaches_outside, steps_of, transform_slots
 from leanconv.algorithms.fft_windows import LONGEST, Extent, best_grid, extent
-from leanconv.algorithms.winograd import tile_fields
+from leanconv.algorithms.winograd_blocks import tile_fields
 from leanconv.host import Host
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.fft_grid import FftTiling, Grid

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import wanted_chunks
 from leanconv.algorithms.dense import image_input
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.columns import RowPackSpec
 from leanconv.kernels.epilogue import Epilogue

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from leanconv.algorithms.blocking import panels_of, wanted_chunks
 from leanconv.algorithms.dense import output_fields, output_refusal, panel_fields, store_columns
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue

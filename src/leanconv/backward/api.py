@@ -9,10 +9,11 @@ from typing import Any, Unpack
 from numpy.typing import DTypeLike
 
 from leanconv.arrays import as_array, check_same_dtype, element_strides
+from leanconv.backward.choice import choose_gradient
 from leanconv.backward.plan import BackwardWeightsPlan, result_array
 from leanconv.backward.registry import WEIGHTS
-from leanconv.checks import canonical_strides, flag, integer, one_of
-from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableError
+from leanconv.checks import canonical_strides, flag, integer
+from leanconv.errors import ArgumentValueError
 from leanconv.keywords import ProblemOptions, WeightOptions, refuse, takes
 from leanconv.locks import new_lock
 from leanconv.options import Ints, Padding, make_problem
@@ -130,7 +131,7 @@ def plan_backward_weights(
         raise ArgumentValueError("x_shape", x_shape, "must have a batch, a channel and 1 to 3 spatial axes")
     problem = weights_problem(len(x_shape) - 2, x_shape, w_shape, dtype, options)
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
-    return _chosen(problem, algorithm, count, resolve_limit(memory_limit))
+    return choose_gradient(problem, algorithm, count, resolve_limit(memory_limit))
 
 
 def weights_problem(
@@ -163,30 +164,6 @@ def list_weight_algorithms(problem: Problem, threads: int) -> list[AlgorithmInfo
             )
         )
     return result
-
-
-def _chosen(problem: Problem, algorithm: str, threads: int, limit: int | None) -> BackwardWeightsPlan:
-    """The first algorithm that may run, applies and fits; on fewer threads if that takes fewer bytes."""
-    one_of("algorithm", algorithm, ("auto", *(entry.name for entry in WEIGHTS)))
-    named = [
-        entry for entry in WEIGHTS if algorithm in (entry.name, "auto") and (entry.automatic or algorithm != "auto")
-    ]
-    able = [entry for entry in named if entry.refusal(problem) is None]
-    if not able:
-        raise NotApplicableError(named[0].name, named[0].refusal(problem) or "")
-    least: int | None = None
-    for entry in able:
-        count = threads
-        while True:
-            plan = BackwardWeightsPlan(problem, entry, count, limit)
-            if limit is None or plan.workspace_bytes <= limit:
-                return plan
-            if count == 1:
-                break
-            count //= 2
-        least = plan.workspace_bytes if least is None else min(least, plan.workspace_bytes)
-    assert limit is not None and least is not None
-    raise MemoryLimitError(limit, least, f"{algorithm} for {problem.describe()}")
 
 
 def _gradient(
@@ -254,7 +231,7 @@ def _gradient(
             if result is None
             else canonical_strides("out", element_strides(result), problem.w_shape, "NCHW", written=True),
         )
-        plan = _chosen(problem, algorithm, count, limit)
+        plan = choose_gradient(problem, algorithm, count, limit)
         with _lock:
             if len(_plans) >= KEPT:
                 _plans.clear()

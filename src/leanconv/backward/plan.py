@@ -17,7 +17,7 @@ from leanconv.memory import arena_bytes
 from leanconv.outputs import new_output
 from leanconv.plan import arena_for
 from leanconv.problem import Problem, to_user
-from leanconv.program import Compiled, Program
+from leanconv.program import Compiled, Phase, Program
 
 
 class BackwardWeightsPlan:
@@ -57,6 +57,11 @@ class BackwardWeightsPlan:
     def steps(self) -> list[str]:
         """What a call does, in words, in order."""
         return list(self._lowering.steps)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """What a call runs."""
+        return self._lowering.phases
 
     @property
     def workspace_bytes(self) -> int:

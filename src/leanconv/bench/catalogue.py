@@ -73,6 +73,19 @@ def resolve(words: Iterable[str]) -> list[Layer]:
     return layers
 
 
+def in_order(words: Iterable[str]) -> list[Layer]:
+    """As `resolve`, but the layers of networks stand in their order, each as often as the network holds it.
+
+    Raises:
+        LayerError: as `resolve`.
+    """
+    layers: list[Layer] = []
+    for word in words:
+        found = network(word) if _known_network(word) and not Path(word).is_file() else _resolve_word(word)
+        layers += [layer for layer in found for _ in range(layer.repeats)]
+    return layers
+
+
 def select(layers: Iterable[Layer], *, pattern: str | None = None, batch: int | None = None) -> list[Layer]:
     """Return the layers whose name holds a match of a regular expression, with another batch if given.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.core import SECTION
 from leanconv.memory import Buffer, arena_bytes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from leanconv.arrays import (
     check_strides,
 )
 from leanconv.bound import Runner
+from leanconv.classes import dataclass
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError
 from leanconv.locks import new_lock
 from leanconv.memory import Block, Buffer, arena_bytes

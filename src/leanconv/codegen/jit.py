@@ -1,8 +1,9 @@
-"""The only module that talks to LLVM: IR text to object bytes, object bytes to callable addresses.
+"""The only module that talks to LLVM: IR text to object bytes; and object bytes to callable addresses.
 
 Kept to what survives LLVM's releases: parse, verify, emit an object without any pass pipeline (the IR is
 already unrolled and vectorised; LLVM's default pipeline costs 9 to 20 ms a kernel, leaks about 70 KB a module
-and gains nothing), then link the object through LLJIT.  See docs/decisions/0001-lljit-and-object-bytes.md.
+and gains nothing).  See docs/decisions/0001-lljit-and-object-bytes.md.  Objects are linked by `loader`, without
+LLVM, and through LLJIT where that cannot: see docs/decisions/0015-own-loader.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import threading
 from typing import Any
 
+from leanconv.codegen import loader
+from leanconv.codegen.hostfacts import HostFacts, host_facts
 from leanconv.codegen.targets import AVX2, AVX512, NEON, PORTABLE, Target
 from leanconv.errors import CompileError
 
@@ -68,7 +71,18 @@ def llvm_version() -> str:
     """Versions of llvmlite and of the LLVM inside it."""
     import llvmlite
 
-    return f"llvmlite {llvmlite.__version__} LLVM {'.'.join(map(str, _llvm().llvm_version_info))}"
+    return f"llvmlite {llvmlite.__version__} LLVM {host_facts().llvm}"
+
+
+def ask_llvm() -> HostFacts:
+    """What LLVM, which this loads, says about this machine and itself."""
+    llvm = _llvm()
+    return HostFacts(
+        llvm=".".join(map(str, llvm.llvm_version_info)),
+        triple=llvm.get_process_triple(),
+        cpu=llvm.get_host_cpu_name(),
+        features=llvm.get_host_cpu_features().flatten(),
+    )
 
 
 @functools.cache
@@ -79,17 +93,16 @@ def host_target() -> Target:
     """
     from dataclasses import replace
 
-    llvm = _llvm()
-    features = llvm.get_host_cpu_features()
-    triple = llvm.get_process_triple()
+    facts = host_facts()
+    triple, features = facts.triple, frozenset(facts.features.split(","))
     wanted = os.environ.get("LEANCONV_TARGET", "")
     if triple.startswith(("aarch64", "arm64")):
         able = [NEON]
     else:
         able = [PORTABLE]
-        if features.get("avx2") and features.get("fma"):
+        if {"+avx2", "+fma"} <= features:
             able.insert(0, AVX2)
-            if all(features.get(f"avx512{part}") for part in ("f", "vl", "dq", "bw")):
+            if {"+avx512f", "+avx512vl", "+avx512dq", "+avx512bw"} <= features:
                 able.insert(0, AVX512)
     names = [target.name for target in able]
     if wanted and wanted not in names:
@@ -100,7 +113,7 @@ def host_target() -> Target:
     extra = ",-prefer-256-bit" if chosen is AVX512 else ""
     if chosen is PORTABLE:
         return replace(chosen, triple=triple)
-    return replace(chosen, triple=triple, cpu=llvm.get_host_cpu_name(), features=features.flatten() + extra)
+    return replace(chosen, triple=triple, cpu=facts.cpu, features=facts.features + extra)
 
 
 def compile_object(text: str, target: Target) -> bytes:
@@ -134,16 +147,33 @@ class Linked:
     """Linked machine code: addresses of its functions, valid as long as this object lives."""
 
     def __init__(self, object_bytes: bytes, names: tuple[str, ...], imports: dict[str, int] | None = None) -> None:
-        global _counter
-        with _lock:
-            _counter += 1
-            builder = _llvm().JITLibraryBuilder().add_object_img(object_bytes)
-            for symbol, address in (imports or {}).items():
-                builder.import_symbol(symbol, address)
-            for name in names:
-                builder.export_symbol(name)
-            try:
-                self._tracker = builder.link(_lljit(), f"leanconv{_counter}")
-            except RuntimeError as error:
-                raise CompileError(f"linking {', '.join(names)} failed: {error}") from error
-            self.addresses = {name: int(self._tracker[name]) for name in names}
+        """Link, by our own loader where it can.
+
+        Raises:
+            CompileError: the object is damaged, or a symbol is defined nowhere.
+        """
+        found = loader.link(object_bytes, names, imports) or link_by_llvm(object_bytes, names, imports)
+        self._held, self.addresses = found
+
+
+def link_by_llvm(
+    object_bytes: bytes, names: tuple[str, ...], imports: dict[str, int] | None = None
+) -> tuple[object, dict[str, int]]:
+    """Link by LLJIT: what keeps the code in memory, and the addresses.
+
+    Raises:
+        CompileError: LLVM could not.
+    """
+    global _counter
+    with _lock:
+        _counter += 1
+        builder = _llvm().JITLibraryBuilder().add_object_img(object_bytes)
+        for symbol, address in (imports or {}).items():
+            builder.import_symbol(symbol, address)
+        for name in names:
+            builder.export_symbol(name)
+        try:
+            tracker = builder.link(_lljit(), f"leanconv{_counter}")
+        except RuntimeError as error:
+            raise CompileError(f"linking {', '.join(names)} failed: {error}") from error
+        return tracker, {name: int(tracker[name]) for name in names}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass
+
+from leanconv.classes import dataclass
 
 I1, I32, I64, PTR = "i1", "i32", "i64", "ptr"
 SCALARS = {"float32": "float", "float64": "double"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from leanconv.algorithms.box import box_phase, box_refusal
 from leanconv.arrays import as_array, check_same_dtype, element_strides
 from leanconv.blocks.base import BlockLowering, BlockPlan, BoundBlock, left_for_workspace
 from leanconv.checks import flag, integer, one_of, per_axis
+from leanconv.classes import dataclass
 from leanconv.errors import ArgumentValueError, NotApplicableError
 from leanconv.host import this_host
 from leanconv.options import ActivationLike, Ints, Padding, make_activation, make_problem

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from leanconv.arrays import Array, as_array
 from leanconv.blocks.base import BlockPlan
 from leanconv.blocks.chain import lower_chain
 from leanconv.checks import integer
+from leanconv.classes import dataclass
 from leanconv.decomp.base import WHOLE, Decomposed, Way
 from leanconv.decomp.factors import Float64
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, MissingPackageError

@@ -12,9 +12,9 @@ kernel of one tap and stride 2 becomes one of stride 1.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.copy import copy_run

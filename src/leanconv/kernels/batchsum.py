@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Index, Value
 from leanconv.kernels.columns import ColumnSum
 from leanconv.kernels.cursor import SharedCursor

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I32, SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.epilogue import Epilogue

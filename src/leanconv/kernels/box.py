@@ -16,8 +16,8 @@ pixel that is not finite shows only where the box covers it.  The order of every
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.host import Host

@@ -14,8 +14,7 @@ The sums are those of the other form, bit for bit.  The vectors of the last pixe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Reduction, Sum, Tile

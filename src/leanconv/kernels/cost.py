@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from leanconv.classes import dataclass
 
 COUNTS = {
     "multiply": "vector multiply-adds as they issue: empty lanes, loads and latency that hold them up included",

@@ -13,8 +13,8 @@ the "rows" layout) and pixels; `w_g`, `w_panel` bytes of packed weights per grou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Reduction, Sum, Tile

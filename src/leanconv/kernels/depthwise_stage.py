@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.channelwise import Channelwise, ChannelwiseSpec
 from leanconv.kernels.fields import Fields, Prefixed

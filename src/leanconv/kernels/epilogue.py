@@ -7,8 +7,8 @@ costs no extra pass over the output.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value, lanes_of
 from leanconv.kernels.activations import emit_activation
 from leanconv.problem import Activation

@@ -7,8 +7,7 @@ real points: (a + b i)(c + d i) = c (a + b) - b (c + d) + (c (a + b) + a (d - c)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Value
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.winograd import WinogradSpec

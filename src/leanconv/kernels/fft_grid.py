@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.fft_program import reals

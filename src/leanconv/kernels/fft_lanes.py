@@ -7,8 +7,9 @@ bins and transformed back without leaving its place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.fft_grid import FftTiling

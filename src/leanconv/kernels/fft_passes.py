@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value, lanes_of, scalar_of
 from leanconv.codegen.types import ITEMSIZE
 from leanconv.kernels.fft_grid import Grid, Region

@@ -7,8 +7,8 @@ own rows whatever the layout, the padding and the edge of the image.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.channel_runs import gather, load_runs, scatter, store_runs

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.fft_grid import FftTiling
 from leanconv.kernels.fft_passes import Line, Passes, store_weights

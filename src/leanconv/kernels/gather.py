@@ -6,8 +6,7 @@ takes the pixel there; "bilinear" blends the four around it, and copies the one 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I64, SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.copy import copy_run

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I1, Function, Index, Value
 from leanconv.kernels.core import Sum
 from leanconv.kernels.cursor import Cursor, PointerCursor, SharedCursor

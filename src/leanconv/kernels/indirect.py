@@ -10,8 +10,7 @@ pixel are not adjacent no row can stand for one, and a tile with such an entry i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Sum

@@ -10,8 +10,7 @@ output.  Sections are those of `SECTION` terms or fewer in which long sums are a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.channelwise import Channelwise, ChannelwiseSpec

@@ -13,8 +13,7 @@ one output channel each lane reads its own: a plain load.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Value, scalar_of, vector
 from leanconv.kernels.epilogue import load_lanes
 

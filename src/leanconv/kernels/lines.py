@@ -7,8 +7,8 @@ lines need tiles of `rows` and one row less only; the planner knows the lengths 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 
 

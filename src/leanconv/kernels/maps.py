@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Index, Value
 from leanconv.kernels.core import Tile
 from leanconv.kernels.epilogue import Epilogue, load_lanes, row_addresses

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Value
 from leanconv.kernels.core import Sum
 from leanconv.kernels.cost import Cost

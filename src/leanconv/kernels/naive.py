@@ -6,8 +6,7 @@ compare with; nothing ever falls back to it silently.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.epilogue import Epilogue

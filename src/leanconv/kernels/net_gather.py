@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I64, SCALARS, Function, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host

@@ -9,8 +9,8 @@ A. Krizhevsky, I. Sutskever, G. Hinton: ImageNet Classification with Deep Convol
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.core import Tile
 from leanconv.kernels.epilogue import Epilogue, load_lanes, row_addresses, store_lanes, transpose

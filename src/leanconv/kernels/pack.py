@@ -8,8 +8,7 @@ with weights that may change runs it first.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.fields import Fields, KernelFunction

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Value
 from leanconv.kernels.fields import Fields
 

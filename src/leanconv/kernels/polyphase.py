@@ -10,8 +10,7 @@ first ones are those of a smaller tile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.kernels.cook_toom import ONE, ZERO, CookToom, Matrix, Surd
 
 

@@ -10,8 +10,8 @@ under one tap are then neighbours, whatever the stride and the dilation:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
 from leanconv.kernels.copy import copy_run
 from leanconv.kernels.fields import Fields

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value, lanes_of, scalar_of
 from leanconv.kernels.epilogue import item_bytes, pieces, store_lanes, transpose
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Value
 from leanconv.kernels.epilogue import load_lanes, store_lanes
 from leanconv.kernels.output import Output

@@ -14,8 +14,8 @@ wherever a row lies, so that bands do not show in the bits.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host

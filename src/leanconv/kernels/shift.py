@@ -6,8 +6,7 @@ outside the image is written as zeros, or is the pixel that the pad mode names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I1, I64, SCALARS, Function, Index, Value
 from leanconv.kernels.copy import copy_run
 from leanconv.kernels.fields import Fields

@@ -9,8 +9,8 @@ does not reads a zero, or the pixel that the pad mode names.  Nothing is copied.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I64, Function, Index, Value
 from leanconv.kernels.core import Sum
 from leanconv.kernels.cursor import ZERO_BYTES, Addresses, Cursor

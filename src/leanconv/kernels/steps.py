@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I32, I64, Index, Value
 from leanconv.kernels.core import Reduction, Sum, Tile
 from leanconv.kernels.cursor import PointerCursor

@@ -13,8 +13,8 @@ copy-long     a whole plane, then zeros where it wrapped          a row of the w
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Value
 from leanconv.kernels.copy import copy_run
 from leanconv.kernels.fields import Fields

@@ -10,8 +10,8 @@ As in the register-tiled core, sums of more than `SECTION` terms are cut into se
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.core import LOOP_ALIGN, SECTION
 

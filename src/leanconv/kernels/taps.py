@@ -11,9 +11,9 @@ long sums come for free, and the order does not depend on blocks, tiles or threa
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Tile

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import Value
 from leanconv.kernels.core import Sum
 from leanconv.kernels.cursor import SharedCursor

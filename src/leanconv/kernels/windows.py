@@ -14,8 +14,7 @@ each dimension.  Padding is written as zeros, or as the pixels that another pad 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.fields import Fields

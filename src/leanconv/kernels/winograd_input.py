@@ -8,8 +8,8 @@ over a window's worth of vectors on the stack.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import I1, I64, PTR, SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.channel_runs import gather, load_runs

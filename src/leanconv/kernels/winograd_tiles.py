@@ -14,8 +14,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import PTR, Function, Index, Value
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.polyphase import Transform

@@ -8,8 +8,8 @@ are tried as long as the result is above what is alive at once, which no placeme
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.memory import ALIGNMENT
 
 MOST_TRIES = 12  # orders made from the best of the usual ones

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from leanconv.network.arrangement import ARENA, CONSTANT, INPUT, OUTPUT, Arrangement, Step, lifetimes, live, live_bytes
+from leanconv.network.constants import Values
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.joins import concat_slots
 from leanconv.network.places import Place, channels_last, dense, order_of, row_major, sliced
@@ -76,8 +77,8 @@ class _Arranger:
         graph, places = self.graph, self.result.places
         for name, type_ in graph.inputs.items():
             places[name] = dense(INPUT + name, type_)
-        for name, array in graph.constants.items():
-            places[name] = dense(CONSTANT + name, ValueType(array.shape, array.dtype.name))
+        for name, constant in graph.constants.handles():
+            places[name] = dense(CONSTANT + name, ValueType(constant.shape, constant.dtype.name))
         for name in dict.fromkeys(graph.outputs):
             if name in places:
                 self._to_output(name)
@@ -90,16 +91,16 @@ class _Arranger:
         if found is None:
             return None, f"no kernels for {node.op}"
         types = [self.graph.types[name] if name else None for name in node.inputs]
-        constants = [self.graph.constants.get(name) for name in node.inputs]
-        if any(t is not None and not t.size and c is None for t, c in zip(types, constants, strict=True)):
+        handles = [self.graph.constants.handle(name) for name in node.inputs]
+        if any(t is not None and not t.size and c is None for t, c in zip(types, handles, strict=True)):
             return None, "an empty input"
-        reason = found.refusal(node, types, constants)
+        reason = found.refusal(node, types, Values(handles))
         return (found, "") if reason is None else (None, reason)
 
     def _node(self, number: int, node: Node) -> None:
         found, reason = self.lowerers[number]
         graph, places = self.graph, self.result.places
-        inputs = [Operand(places[n], graph.constants.get(n)) if n else None for n in node.inputs]
+        inputs = [Operand(places[n], graph.constants.handle(n)) if n else None for n in node.inputs]
         types = [graph.types[name] if name else None for name in node.outputs]
         present = [t for t in types if t is not None]
         if isinstance(found, Concat):
@@ -151,7 +152,7 @@ class _Arranger:
             self.result.sizes.setdefault(slot.storage, self._whole(slot.storage))
             return slot
         rank = len(type_.shape)
-        first = next((o.place for o in inputs if o is not None and o.constant is None), None)
+        first = next((o.place for o in inputs if o is not None and o.handle is None), None)
         order = row_major(rank) if found is None else self._order(number, node, found, first, name, rank)
         if name in self.graph.outputs and name not in self.users:
             flat = all(n == 1 for n in type_.shape[2:]) or order == row_major(rank)

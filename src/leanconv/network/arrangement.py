@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field, replace
 
+from leanconv.classes import dataclass
 from leanconv.network.places import Place
 from leanconv.network.steps.base import Call, Lowerer
 
@@ -25,6 +26,11 @@ class Step:
         """The operator."""
         return self.call.node.op
 
+    def without_constants(self) -> Step:
+        """The same step, which keeps no constants in memory."""
+        inputs = tuple(o if o is None or o.handle is None else replace(o, handle=None) for o in self.call.inputs)
+        return replace(self, call=replace(self.call, inputs=inputs))
+
     @property
     def storages(self) -> set[str]:
         """All that it reads or writes."""
@@ -39,6 +45,10 @@ class Arrangement:
     steps: list[Step] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+
+    def without_constants(self) -> Arrangement:
+        """The same arrangement, which keeps no constants in memory."""
+        return Arrangement([step.without_constants() for step in self.steps], self.places, self.sizes)
 
 
 def lifetimes(found: Arrangement) -> dict[str, tuple[int, int]]:

@@ -7,17 +7,20 @@ steps: a price for a byte, bisected, turns their limit into a sum (Lagrange), as
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+from leanconv.classes import dataclass
 from leanconv.errors import MemoryLimitError
 from leanconv.network.arena import ArenaPlan, Region, plan_arena
 from leanconv.network.arrange import arrange
 from leanconv.network.arrangement import Arrangement, lifetimes, live
 from leanconv.network.fusion import FoundBlock, find_blocks, with_blocks
 from leanconv.network.graph import Graph
+from leanconv.network.lock import pinned_blocks, pinned_options
 from leanconv.network.native import workspace_region
-from leanconv.network.steps.base import Option, Setting
+from leanconv.network.steps.base import Built, Option, Setting
 
 SHARES = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
 """Parts of what a limit leaves that are tried for kept bytes; the rest is for workspace."""
@@ -29,6 +32,11 @@ class Choice:
 
     options: tuple[Option | None, ...]
     arena: ArenaPlan
+
+    def without_recipes(self) -> Choice:
+        """The same choice, once all steps are built: recipes keep weights in memory."""
+        spent = tuple(None if option is None else replace(option, build=_spent, remake=None) for option in self.options)
+        return replace(self, options=spent)
 
     @property
     def extra_bytes(self) -> int:
@@ -46,16 +54,27 @@ class Choice:
         return sum(option.seconds for option in self.options if option is not None)
 
 
-def plan_network(graph: Graph, setting: Setting, limit: int | None) -> tuple[Arrangement, Choice]:
+def _spent() -> Built:
+    raise AssertionError("the step is built already")
+
+
+def plan_network(
+    graph: Graph, setting: Setting, limit: int | None, pinned: Mapping[str, Any] | None = None
+) -> tuple[Arrangement, Choice]:
     """Places and ways for a whole network.
 
     Blocks of layers are one step where what lies between the layers would not stay in the cache, and where the limit
-    asks for it.
+    asks for it.  With `pinned`, which `lock.decisions` made, all is as it says.
 
     Raises:
         MemoryLimitError: nothing fits the limit; says the least that would do.
+        CacheError: what is pinned is not for this network, or cannot be carried out here.
     """
     blocks = find_blocks(graph) if setting.algorithm == "auto" else []
+    if pinned is not None:
+        found = arrange(with_blocks(graph, pinned_blocks(blocks, pinned)))
+        rows = pinned_options(found, options_of(found, setting), pinned)
+        return found, choose(found, rows, setting.threads, limit)
     joined = [block for block in blocks if block.middle_bytes(graph) > 2 * setting.host.l2]
     least: MemoryLimitError | None = None
     while True:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,15 +16,18 @@ from leanconv.arrays import Array, address_of
 from leanconv.checks import integer, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.host import this_host
-from leanconv.locks import new_lock
+from leanconv.locks import Room, new_lock
 from leanconv.memory import Block, allocate
+from leanconv.network import scratch
 from leanconv.network.arrangement import CONSTANT, INPUT, OUTPUT, Arrangement, live_bytes
 from leanconv.network.choose import Choice, plan_network
 from leanconv.network.graph import Graph, ValueType
+from leanconv.network.lock import decisions
 from leanconv.network.native import ABSOLUTE, Linked, LinkedStep, NativeJob, NumpyStep, link_step
 from leanconv.network.steps.base import Setting
 from leanconv.outputs import new_output
 from leanconv.planning.wanted import ACCURACIES
+from leanconv.progress import report
 from leanconv.sizes import parse_bytes
 from leanconv.threads import get_num_threads
 
@@ -44,6 +46,7 @@ def compile_graph(
     algorithm: Any = "auto",
     accuracy: str = "standard",
     deterministic: bool = False,
+    pinned: Mapping[str, Any] | None = None,
 ) -> CompiledNetwork:
     """Compile a graph.
 
@@ -55,6 +58,7 @@ def compile_graph(
         algorithm: of convolutions, as in `leanconv.plan`.
         accuracy: see there.
         deterministic: see there; results are then the same bits for any number of threads.
+        pinned: `CompiledNetwork.decisions` of an earlier one, which is to be computed in the same way.
 
     Returns:
         A network to run; `peak_bytes` and all other sizes are known.
@@ -65,12 +69,15 @@ def compile_graph(
         NotApplicableError: no algorithm that may run can compute a layer.
         MemoryLimitError: nothing fits the limit; says the least that would do.
         AllocationError: no memory for packed weights.
+        CacheError: what is pinned is not for this graph, or cannot be carried out here.
     """
     one_of("accuracy", accuracy, ACCURACIES)
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
     limit = parse_bytes(memory_limit, "memory_limit")
     setting = Setting(this_host(), count, limit is not None, algorithm, accuracy, deterministic)
-    found, choice = plan_network(graph, setting, limit)
+    report("plan", 0, 1)
+    found, choice = plan_network(graph, setting, limit, pinned)
+    report("plan", 1, 1)
     return CompiledNetwork(graph, found, choice, count, limit)
 
 
@@ -101,20 +108,22 @@ class CompiledNetwork:
         self.kept_bytes = sum(option.kept_bytes for option in choice.options if option is not None)
         self.extra_bytes = choice.extra_bytes
         self.predicted_seconds = choice.seconds
-        self._found, self._choice = found, choice
+        # Layer by layer: the plain weights of one are dropped before those of the next are asked for.
+        with scratch.kept():
+            self._linked = [
+                NumpyStep.of(step) if option is None else link_step(i, step, option, threads)
+                for i, (step, option) in enumerate(zip(found.steps, choice.options, strict=True))
+            ]
         self._constants = {
-            CONSTANT + name: np.require(graph.constants[name], requirements=["C", "A"])
-            for name in {name for step in found.steps for name in _constant_operands(step.storages)}
+            name: np.require(graph.constants[name.removeprefix(CONSTANT)], requirements=["C", "A"])
+            for name in {name for linked in self._linked for name in linked.storages if name.startswith(CONSTANT)}
         }
+        self._found, self._choice = found.without_constants(), choice.without_recipes()
         self.kept_bytes += sum(array.nbytes for array in self._constants.values())
         self._regions = [ABSOLUTE, *(region.name for region in choice.arena.regions)]
         self._ends = [*(INPUT + name for name in self.inputs), *(OUTPUT + name for name in self.outputs)]
         names = [*self._regions, *self._ends, *self._constants]
         self._index = {name: i for i, name in enumerate(names)}
-        self._linked = [
-            NumpyStep(step) if option is None else link_step(i, step, option, threads)
-            for i, (step, option) in enumerate(zip(found.steps, choice.options, strict=True))
-        ]
         self._segments = self._cut(self._linked)
         self._lock = new_lock()
         self._idle: list[_Context] = []
@@ -123,7 +132,7 @@ class CompiledNetwork:
         if memory_limit is not None and self.peak_bytes:
             most = max(1, (memory_limit - self.extra_bytes) // self.peak_bytes)
         self._most = most
-        self._room = None if most is None else threading.BoundedSemaphore(most)
+        self._room = None if most is None else Room(most)
 
     def _cut(self, steps: Sequence[LinkedStep | NumpyStep]) -> list[Linked | NumpyStep]:
         """Runs of native steps as programs."""
@@ -144,6 +153,11 @@ class CompiledNetwork:
     def native_calls(self) -> int:
         """Calls into native code that a run takes: one, unless steps without kernels stand between."""
         return sum(isinstance(segment, Linked) for segment in self._segments)
+
+    @property
+    def decisions(self) -> dict[str, Any]:
+        """How it is computed, as JSON's types; `compile_graph` takes it as `pinned`."""
+        return decisions(self._found, self._choice.options)
 
     @property
     def activation_bytes(self) -> int:
@@ -238,10 +252,6 @@ class CompiledNetwork:
             name: out[name] if name in out else new_output(type_.shape, np.dtype(type_.dtype))
             for name, type_ in self.outputs.items()
         }
-
-
-def _constant_operands(storages: set[str]) -> list[str]:
-    return [name.removeprefix(CONSTANT) for name in storages if name.startswith(CONSTANT)]
 
 
 def _check(argument: str, array: Any, type_: ValueType) -> None:

@@ -8,8 +8,8 @@ that run when most is alive.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.network.graph import Graph, Node
 from leanconv.network.operators.convolution import conv_groups, conv_windows
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 
-from leanconv.arrays import Array
+from leanconv.classes import dataclass
+from leanconv.network.constants import Constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +65,20 @@ class Graph:
         nodes: each reads only inputs, constants and outputs of earlier nodes.
         inputs: names and types of what the caller gives.
         outputs: names of what the caller gets; may be inputs or constants too.
-        constants: values known beforehand, weights among them; not to be written.
+        constants: values known beforehand, weights among them; not to be written. Given as any mapping of arrays.
         types: of every value, constants and inputs included.
     """
 
     nodes: list[Node]
     inputs: dict[str, ValueType]
     outputs: list[str]
-    constants: dict[str, Array]
+    constants: Constants
     types: dict[str, ValueType]
+
+    def __post_init__(self) -> None:
+        """Take constants as a plain dictionary too."""
+        if not isinstance(self.constants, Constants):
+            self.constants = Constants(self.constants)
 
     def producer(self, value: str) -> Node | None:
         """The node that computes a value; None for inputs and constants."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import dataclass
 from leanconv.errors import MemoryLimitError, ModelError
 from leanconv.locks import new_lock
 from leanconv.network.ceiling import physical_memory

@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import dataclass
 from leanconv.memory import Layout, layout_of
 from leanconv.network.arrangement import Step
 from leanconv.network.operators import evaluate_node, operator
 from leanconv.network.places import Place
 from leanconv.network.steps.base import Built, Option, address
 from leanconv.program import Compiled, Job, Phase, Program
+from leanconv.progress import report
 from leanconv.threads import pool
 
 ABSOLUTE = "absolute"
@@ -61,19 +62,42 @@ class LinkedStep:
     strides: Mapping[str, int]
     keep: Built
 
+    @property
+    def storages(self) -> set[str]:
+        """The regions that its buffers lie in."""
+        return {region for region, _ in self.slots.values()}
+
 
 @dataclass(frozen=True, slots=True)
 class NumpyStep:
-    """A step that NumPy computes."""
+    """A step that NumPy computes.
+
+    Attributes:
+        step: what is computed.
+        constants: the values of those of its inputs that are constant, by their positions.
+    """
 
     step: Step
+    constants: Mapping[int, Array]
+
+    @classmethod
+    def of(cls, step: Step) -> NumpyStep:
+        """Bring its constants into memory."""
+        handles = {i: o.handle for i, o in enumerate(step.call.inputs) if o is not None and o.handle is not None}
+        return cls(step.without_constants(), {i: handle.array() for i, handle in handles.items()})
+
+    @property
+    def storages(self) -> set[str]:
+        """Where its values lie, but for the constants that it holds."""
+        places = [o.place for i, o in enumerate(self.step.call.inputs) if o is not None and i not in self.constants]
+        return {place.storage for place in (*places, *self.step.call.outputs) if place is not None}
 
     def run(self, addresses: Mapping[str, int]) -> None:
         """Evaluate it on the values where they lie."""
-        call = self.step.call
+        call, known = self.step.call, self.constants
         arrays = [
-            None if o is None else o.constant if o.constant is not None else _array(o.place, addresses)
-            for o in call.inputs
+            None if o is None else known[i] if i in known else _array(o.place, addresses)
+            for i, o in enumerate(call.inputs)
         ]
         if call.node.op == "leanconv.Copy":
             results: Sequence[Array] = [arrays[0]]  # type: ignore[list-item]
@@ -99,6 +123,7 @@ def _array(place: Place, addresses: Mapping[str, int]) -> Array:
 
 def link_step(number: int, step: Step, option: Option, threads: int) -> LinkedStep:
     """Build a step as chosen, and give its buffers names that no other step has."""
+    report("pack", number, 0)
     built = option.build()
     layout: Layout = layout_of(option.workspace, threads)
     slots: dict[str, tuple[str, int]] = {}

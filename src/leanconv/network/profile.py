@@ -6,10 +6,10 @@ import json
 import statistics
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from leanconv.arrays import Array
+from leanconv.classes import dataclass
 from leanconv.network.arrangement import Arrangement, live
 from leanconv.network.choose import Choice
 from leanconv.network.native import Linked, LinkedStep, NativeJob

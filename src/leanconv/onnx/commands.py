@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanconv.errors import ArgumentValueError, LeanconvError
+from leanconv.onnx.waiting import waiting
 
 if TYPE_CHECKING:
     from leanconv.arrays import Array
@@ -50,12 +51,14 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     images.add_argument("--bgr", action="store_true", help="blue first (default: red first)")
     images.add_argument("--multiple", type=int, default=1, metavar="N", help="round free sizes to a multiple of N")
     add_model_options(run)
+    run.add_argument("--lock", metavar="PATH", help="plans of this file (from warmup --lock) and no others")
     warmup = commands.add_parser(
         "warmup",
         help="compile what an ONNX model needs, so that its first run is fast",
         description="Plan an ONNX model for given shapes and compile its kernels into the cache on disk.",
     )
     warmup.add_argument("model", metavar="MODEL", help="an .onnx file")
+    warmup.add_argument("--lock", metavar="PATH", help="write down how the model is computed, for run --lock")
     add_model_options(warmup)
 
 
@@ -78,17 +81,19 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
     try:
-        return {"run": _run, "warmup": _warmup}[options.command](options)
+        with waiting(quiet=bool(getattr(options, "json", False))) as options.progress:
+            return {"run": _run, "warmup": _warmup}[options.command](options)
     except LeanconvError as error:
         print(f"leanconv: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
 
 
 def load_session(options: argparse.Namespace, path: str) -> Session:
-    """The session that the options ask for."""
+    """The session that the options ask for; it tells a terminal how far it is."""
     from leanconv.onnx.session import load
 
-    return load(path, memory_limit=options.memory_limit, threads=options.threads)
+    lock = options.lock if options.command == "run" else None
+    return load(path, memory_limit=options.memory_limit, threads=options.threads, lock=lock, progress=options.progress)
 
 
 def shapes_of(session: Session, words: list[str]) -> dict[str, tuple[int, ...]]:
@@ -262,6 +267,9 @@ def _warmup(options: argparse.Namespace) -> int:
     session.run({name: np.zeros(shape, str(_dtype(session, name))) for name, shape in shapes.items()})
     seconds = time.perf_counter() - start
     print(f"{len(network.steps)} steps planned, compiled and run once in {seconds:.2f} s; the kernels are in the cache")
+    if options.lock:
+        session.save_lock(options.lock)
+        print(f"how it is computed is written down in {options.lock}")
     return 0
 
 
@@ -273,6 +281,7 @@ def explain(options: argparse.Namespace, path: str) -> int:
     """`leanconv explain model.onnx`."""
     from leanconv.onnx.explain import explain_model
 
+    options.progress = None
     session = load_session(options, path)
     found = explain_model(session, shapes_of(session, options.shape), threads=options.threads)
     print(json.dumps(found.data(), indent=1) if options.json else found)

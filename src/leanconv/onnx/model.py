@@ -9,9 +9,27 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from leanconv.arrays import Array
-from leanconv.errors import ArgumentTypeError, ArgumentValueError
+from leanconv.errors import ArgumentTypeError, ArgumentValueError, ModelError
+from leanconv.network.constants import Constant, Constants
 from leanconv.network.graph import Node
-from leanconv.onnx.constants import Constants
+
+
+class NeedsValuesError(ModelError):
+    """Shapes depend on the values of inputs.
+
+    Attributes:
+        inputs: their names.
+    """
+
+    def __init__(self, inputs: frozenset[str], why: str) -> None:
+        """Keep the names; `why` names the node that asks."""
+        super().__init__(inputs, why)
+        self.inputs = inputs
+        self.why = why
+
+    def __str__(self) -> str:
+        """Return the message on one line."""
+        return f"{self.why}, and so on the values of {', '.join(sorted(self.inputs)) or 'what is computed'}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +82,7 @@ class Model:
     inputs: dict[str, Port]
     outputs: dict[str, Port]
     constants: Constants
-    derived: MutableMapping[str, Array] = field(default_factory=WeakValueDictionary)
+    derived: MutableMapping[str, Constant] = field(default_factory=WeakValueDictionary)
 
     def check_inputs(self, inputs: Mapping[str, Array]) -> None:
         """Check names, element types and shapes of what a caller gives.

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from leanconv.arrays import Array
 from leanconv.errors import ArgumentTypeError, LeanconvError, MemoryLimitError, ModelError, UnsupportedModelError
 from leanconv.network.ceiling import physical_memory
+from leanconv.network.constants import Constants
 from leanconv.network.graph import Node
 from leanconv.network.operators import operator
 from leanconv.network.operators.creation import ELEMENT_TYPES, constant_value
-from leanconv.onnx.constants import Constants, Stored, stamp_of
+from leanconv.onnx.constants import Stored, stamp_of
 from leanconv.onnx.model import Model, Port
 from leanconv.onnx.package import onnx_package
+from leanconv.onnx.readings import keep, recall
+from leanconv.onnx.subgraphs import BODIES, Body, bodies, check_node
 from leanconv.onnx.tensors import Place, array_of, constant_of, element_type
 from leanconv.onnx.wire import slim
 
@@ -38,28 +41,29 @@ def read(source: Any, folder: str | os.PathLike[str] | None = None) -> Model:
         UnsupportedModelError: it holds what is not supported; says all of it.
         MissingPackageError: the package `onnx` is not installed.
     """
-    onnx = onnx_package()
-    places: dict[int, Place] = {}
     if isinstance(source, str | os.PathLike):
-        path = Path(source)
-        proto, places = _open(onnx, path)
-        folder = path.parent if folder is None else folder
-    elif isinstance(source, bytes | bytearray | memoryview):
+        return _read_file(Path(source), folder)
+    onnx = onnx_package()
+    if isinstance(source, bytes | bytearray | memoryview):
         proto = _parse(onnx, bytes(source), "the model")
     elif isinstance(source, onnx.ModelProto):
         proto = source
     else:
         raise ArgumentTypeError("source", source, "must be a path, bytes or an onnx.ModelProto")
+    return _converted(onnx, proto, None if folder is None else Path(folder), {})
+
+
+def _converted(onnx: Any, proto: Any, folder: Path | None, places: dict[int, Place]) -> Model:
     try:
-        return _convert(onnx, proto, None if folder is None else Path(folder), places)
+        return _convert(onnx, proto, folder, places)
     except LeanconvError:
         raise
     except _FAILURES as error:
         raise ModelError(f"the model is damaged: {type(error).__name__}: {error}") from error
 
 
-def _open(onnx: Any, path: Path) -> tuple[Any, dict[int, Place]]:
-    """The message in a file without large tensors, and where these are."""
+def _read_file(path: Path, folder: str | os.PathLike[str] | None) -> Model:
+    """The model in a file; its large tensors stay there."""
     try:
         with path.open("rb") as file:
             stamp = stamp_of(file)
@@ -67,8 +71,21 @@ def _open(onnx: Any, path: Path) -> tuple[Any, dict[int, Place]]:
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
     path = path.absolute()  # read again later, from whatever folder the process is in by then
-    places = {number: Place(path, *span, stamp) for number, span in found.lifted.items()}
-    return _parse(onnx, found.data, str(path)), places
+    model = recall(found, path, stamp)
+    if model is None:
+        onnx = onnx_package()
+        proto = _parse(onnx, found.data, str(path))
+        places = {number: Place(path, *span, stamp) for number, span in found.lifted.items()}
+        model = _converted(onnx, proto, path.parent if folder is None else Path(folder), places)
+        keep(model, found)
+    _check_memory(model.constants)
+    return model
+
+
+def _check_memory(constants: Constants) -> None:
+    machine = physical_memory()
+    if constants.nbytes > machine:
+        raise MemoryLimitError(machine, constants.nbytes, "the model's weights, on a machine of so much memory,")
 
 
 def _parse(onnx: Any, data: bytes, what: str) -> Any:
@@ -94,9 +111,7 @@ def _convert(onnx: Any, proto: Any, folder: Path | None, places: dict[int, Place
         raise ModelError("the model has no graph")
     reasons: list[str] = []
     constants = _constants(graph, folder, places, reasons)
-    machine = physical_memory()
-    if constants.nbytes > machine:
-        raise MemoryLimitError(machine, constants.nbytes, "the model's weights, on a machine of so much memory,")
+    _check_memory(constants)
     inputs = _ports(graph.input, "input", constants, reasons)
     outputs = _ports(graph.output, "output", {}, reasons)
     nodes = _nodes(onnx, proto, graph, version, folder, reasons)
@@ -146,7 +161,9 @@ def _constants(graph: Any, folder: Path | None, places: dict[int, Place], reason
     return Constants(found)
 
 
-def _ports(infos: Any, what: str, constants: Collection[str], reasons: list[str]) -> dict[str, Port]:
+def _ports(
+    infos: Any, what: str, constants: Collection[str], reasons: list[str], *, typed: bool = True
+) -> dict[str, Port]:
     found: dict[str, Port] = {}
     for info in infos:
         if text(info.name) in constants:
@@ -162,7 +179,7 @@ def _ports(infos: Any, what: str, constants: Collection[str], reasons: list[str]
             reasons.append(f"{what} {info.name!r}: {kind} is not supported")
             continue
         dtype = ELEMENT_TYPES.get(tensor.elem_type)
-        if what == "input" and dtype is None:
+        if what == "input" and typed and dtype is None:
             raise ModelError(f"input {info.name!r} has no element type")
         shape = None
         if tensor.HasField("shape"):
@@ -193,6 +210,15 @@ def _nodes(onnx: Any, proto: Any, graph: Any, version: int, folder: Path | None,
         raise UnsupportedModelError([f"version {version} of the operator set: {rule}"])
     nodes: list[Node] = []
     names: set[str] = set()
+
+    def body(inner: Any) -> Body:
+        """A graph within a node."""
+        constants = _constants(inner, folder, {}, reasons)
+        _ports(inner.input, "input", constants, reasons, typed=False)
+        inputs = tuple(text(info.name) for info in inner.input if info.name not in constants)
+        outputs = tuple(text(info.name) for info in inner.output)
+        return Body(_nodes(onnx, proto, inner, version, folder, reasons), inputs, outputs, constants)
+
     for number, raw in enumerate(graph.node):
         name = text(raw.name) if raw.name and raw.name not in names else f"{text(raw.op_type)}_{number}"
         while name in names:
@@ -200,22 +226,24 @@ def _nodes(onnx: Any, proto: Any, graph: Any, version: int, folder: Path | None,
         names.add(name)
         ours = text(raw.domain) in _DOMAINS and "." not in text(raw.op_type)
         found = operator(raw.op_type) if ours else None
-        if found is None:
+        check = check_node if ours and raw.op_type in BODIES else None if found is None else found.check
+        if check is None:
             op = f"{raw.domain}.{raw.op_type}" if raw.domain not in _DOMAINS else raw.op_type
             reasons.append(f"node {name!r}: the operator {op} is not supported")
             continue
         try:
-            onnx.checker.check_node(raw, context)
+            if found is not None:  # graphs within a node are checked node by node
+                onnx.checker.check_node(raw, context)
         except Exception as error:  # ValidationError, and whatever else its C++ raises
             raise ModelError(f"node {name!r} ({raw.op_type}): {' '.join(str(error).split())[:300]}") from error
         attributes = {
             text(attribute.name): value
             for attribute in raw.attribute
-            if (value := _attribute(attribute, name, folder, reasons)) is not None
+            if (value := _attribute(attribute, name, folder, reasons, body)) is not None
         }
         inputs, outputs = tuple(map(text, raw.input)), tuple(map(text, raw.output))
         node = Node(raw.op_type, name, inputs, outputs, attributes, version)
-        reason = found.check(node)
+        reason = check(node)
         if reason is not None:
             reasons.append(f"node {name!r} ({node.op}): {reason}")
         nodes.append(node)
@@ -239,8 +267,10 @@ def _without_constants(
     return rest, constants.with_more(found)
 
 
-def _attribute(attribute: Any, node: str, folder: Path | None, reasons: list[str]) -> Any:
+def _attribute(attribute: Any, node: str, folder: Path | None, reasons: list[str], body: Callable[[Any], Body]) -> Any:
     kind = attribute.type
+    if kind == _GRAPH:
+        return body(attribute.g)
     if kind == _FLOAT:
         return float(attribute.f)
     if kind == _INT:
@@ -260,19 +290,26 @@ def _attribute(attribute: Any, node: str, folder: Path | None, reasons: list[str
     return None
 
 
-def _check_order(nodes: list[Node], known: set[str], outputs: dict[str, Port]) -> None:
-    """Check that each value is computed once, before it is read; so there are no cycles."""
+def _check_order(
+    nodes: list[Node], known: Collection[str], outputs: Collection[str], around: Collection[str] = ()
+) -> None:
+    """Check that each value is computed once, before it is read; so there are no cycles.
+
+    `around`: values of the graphs around this one, which it may read, and name anew.
+    """
     seen = set(known)
     for node in nodes:
         for name in node.inputs:
-            if name and name not in seen:
+            if name and name not in seen and name not in around:
                 later = any(name in other.outputs for other in nodes)
                 rule = "is computed only later: the graph has a cycle, or a wrong order" if later else "does not exist"
                 raise ModelError(f"node {node.name!r} ({node.op}) reads {name!r}, which {rule}")
+        for body in bodies(node):
+            _check_order(body.nodes, {*body.inputs, *body.constants}, body.outputs, {*seen, *around})
         for name in node.outputs:
             if name and name in seen:
                 raise ModelError(f"node {node.name!r} ({node.op}) computes {name!r}, which exists already")
             seen.add(name)
     for name in outputs:
-        if name not in seen:
+        if name not in seen and name not in around:
             raise ModelError(f"output {name!r} is computed by no node")

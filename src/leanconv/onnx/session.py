@@ -16,17 +16,17 @@ from leanconv.network.compile import CompiledNetwork, compile_graph
 from leanconv.network.graph import Graph, ValueType
 from leanconv.network.passes import run_passes
 from leanconv.network.profile import Profile
-from leanconv.onnx.model import Model, Port, check_shape
+from leanconv.onnx.lock import Key, Lock, question, save_lock
+from leanconv.onnx.model import Model, NeedsValuesError, Port, check_shape
 from leanconv.onnx.reader import read
-from leanconv.onnx.specialise import LARGEST_SHAPE_INPUT, NeedsValuesError, specialise
+from leanconv.onnx.specialise import LARGEST_SHAPE_INPUT, specialise
 from leanconv.planning.limits import resolve_limit
+from leanconv.progress import Watcher, watched
+from leanconv.threads import get_num_threads
 
 _TOO_LARGE = f"shapes must follow from the shapes of inputs, or from inputs of at most {LARGEST_SHAPE_INPUT} bytes"
 
 ACCURACIES = ("exact", "standard", "fast")
-
-# Shapes of all inputs, and the bytes of those whose values decide about shapes.
-Key = tuple[tuple[tuple[str, tuple[int, ...]], ...], tuple[tuple[str, bytes], ...]]
 
 
 class Session:
@@ -39,12 +39,21 @@ class Session:
     """
 
     def __init__(
-        self, model: Model, *, threads: int | None, memory_limit: int | None, accuracy: str, most_shapes: int
+        self,
+        model: Model,
+        *,
+        threads: int | None,
+        memory_limit: int | None,
+        accuracy: str,
+        most_shapes: int,
+        lock: Lock | None = None,
+        progress: Watcher | None = None,
     ) -> None:
         """Use `leanconv.onnx.load`."""
         self._model = model
         self.threads, self.memory_limit, self.accuracy = threads, memory_limit, accuracy
         self._most = most_shapes
+        self._pinned, self._progress = lock, progress
         self._ready: OrderedDict[Key, CompiledNetwork] = OrderedDict()
         self._by_value: frozenset[str] = frozenset()
         self._lock = new_lock()
@@ -169,7 +178,7 @@ class Session:
             with self._lock:
                 found = self._ready.get(key)
             if found is None:
-                found = self._build(types, values)
+                found = self._build(key, types, values)
                 with self._lock:
                     self._ready[key] = found
                     while len(self._ready) > self._most:
@@ -182,7 +191,32 @@ class Session:
         run_passes(graph, derived=self._model.derived, shared=self._model.constants)
         return graph
 
-    def _build(self, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> CompiledNetwork:
+    def save_lock(self, path: str | os.PathLike[str]) -> int:
+        """Write down how the networks that are ready are computed, for `load(..., lock=path)`.
+
+        Args:
+            path: of a JSON file, which is replaced in one step.  It names no machine.
+
+        Returns:
+            How many networks: one for each set of shapes that plans are kept for.
+
+        Raises:
+            CacheError: it cannot be written.
+        """
+        with self._lock:
+            ready = list(self._ready.items())
+        return save_lock(path, {self._question(key): network.decisions for key, network in ready})
+
+    def _question(self, key: Key) -> str:
+        count = get_num_threads() if self.threads is None else self.threads
+        return question(*key, threads=count, memory_limit=self.memory_limit, accuracy=self.accuracy)
+
+    def _build(self, key: Key, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> CompiledNetwork:
+        with watched(self._progress):
+            return self._compiled(key, types, values)
+
+    def _compiled(self, key: Key, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> CompiledNetwork:
+        pinned = None if self._pinned is None else self._pinned.network(self._question(key))
         graph = self.graph(types, values)
         machine = physical_memory()
         # Better an error now than a machine that swaps, or a process that is killed.
@@ -190,7 +224,13 @@ class Session:
         if alone > machine:
             raise MemoryLimitError(machine, alone, "one value of the network, on a machine of so much memory,")
         try:
-            network = compile_graph(graph, threads=self.threads, memory_limit=self.memory_limit, accuracy=self.accuracy)
+            network = compile_graph(
+                graph,
+                threads=self.threads,
+                memory_limit=self.memory_limit,
+                accuracy=self.accuracy,
+                pinned=pinned,
+            )
         except LeanconvError:
             raise
         except (ValueError, TypeError, LookupError, ArithmeticError) as error:
@@ -210,6 +250,8 @@ def load(
     accuracy: str = "standard",
     folder: str | os.PathLike[str] | None = None,
     most_shapes: int = 8,
+    lock: str | os.PathLike[str] | None = None,
+    progress: Watcher | None = None,
 ) -> Session:
     """Load an ONNX model.
 
@@ -221,8 +263,13 @@ def load(
         accuracy: of sums, as in `leanconv.plan`.
         folder: where external data lies; the folder of the file if None.  No file outside of it is read.
         most_shapes: for how many sets of input shapes plans are kept; the one used longest ago goes first.
+        lock: a file that `Session.save_lock` wrote: what it does not hold is not run, and what it holds is run as it
+            says, or not at all.
+        progress: called with what is done ("plan", "pack" or "compile"), how many of it, and of how many (0: not
+            known), while a network is made; from any thread.
 
     Raises:
+        CacheError: the lock file cannot be read, or is none; later, that it does not hold what is asked for.
         ArgumentTypeError: an argument of the wrong type.
         ArgumentValueError: a value that is not allowed.
         ModelError: the file is malformed, damaged, or not there.
@@ -234,5 +281,10 @@ def load(
     one_of("accuracy", accuracy, ACCURACIES)
     count = None if threads is None else integer("threads", threads, 1)
     limit, most = resolve_limit(memory_limit), integer("most_shapes", most_shapes, 1)
+    if progress is not None and not callable(progress):
+        raise ArgumentTypeError("progress", progress, "must be callable")
+    pinned = None if lock is None else Lock.read(lock)
     model = read(source, folder)
-    return Session(model, threads=count, memory_limit=limit, accuracy=accuracy, most_shapes=most)
+    return Session(
+        model, threads=count, memory_limit=limit, accuracy=accuracy, most_shapes=most, lock=pinned, progress=progress
+    )

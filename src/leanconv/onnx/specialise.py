@@ -8,10 +8,12 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.errors import ModelError
+from leanconv.network.constants import Constant, Held, Values
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators import UnknownValueError, evaluate_node, infer_node, operator
 from leanconv.network.operators.base import dense
-from leanconv.onnx.model import Model
+from leanconv.onnx.model import Model, NeedsValuesError
+from leanconv.onnx.subgraphs import BODIES, Expander
 
 # Folding may make constants larger, by copying say; a file must not fill the memory by that.
 _FOLDED_FACTOR = 4
@@ -22,24 +24,6 @@ _FREE = ("ConstantOfShape", "Shape", "Size")
 
 # Small inputs that decide about shapes are taken as constants; more bytes than these are data.
 LARGEST_SHAPE_INPUT = 4096
-
-
-class NeedsValuesError(ModelError):
-    """Shapes depend on the values of inputs.
-
-    Attributes:
-        inputs: their names.
-    """
-
-    def __init__(self, inputs: frozenset[str], why: str) -> None:
-        """Keep the names; `why` names the node that asks."""
-        super().__init__(inputs, why)
-        self.inputs = inputs
-        self.why = why
-
-    def __str__(self) -> str:
-        """Return the message on one line."""
-        return f"{self.why}, and so on the values of {', '.join(sorted(self.inputs)) or 'what is computed'}"
 
 
 def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> Graph:
@@ -55,19 +39,28 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
         ModelError: a node breaks a rule of its operator with these shapes.
     """
     free = {name: type_ for name, type_ in types.items() if name not in values}
-    graph = Graph([], free, list(model.outputs), {**model.constants, **values}, dict(types))
-    for name, array in graph.constants.items():
-        graph.types[name] = ValueType(array.shape, array.dtype.name)
+    graph = Graph([], free, list(model.outputs), model.constants.with_more(values), dict(types))
+    for name, constant in graph.constants.handles():
+        graph.types[name] = ValueType(constant.shape, constant.dtype.name)
     budget = _FOLDED_EXTRA + _FOLDED_FACTOR * model.constants.nbytes
     sources: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in types if name not in values}
-    for node in model.nodes:
+
+    def add(node: Node) -> None:
+        """Take up one node: what it stands for, what it computes already, or itself."""
+        nonlocal budget
+        if node.op in BODIES:
+            try:
+                expander.expand(node)
+            except UnknownValueError as error:
+                raise NeedsValuesError(sources.get(node.inputs[error.input], frozenset()), str(error)) from error
+            return
         found = operator(node.op)
         if found is None:
             raise ModelError(f"node {node.name!r}: the operator {node.op} is not supported")
         inputs = [graph.types[name] if name else None for name in node.inputs]
-        known = [graph.constants.get(name) if name else None for name in node.inputs]
+        known = [graph.constants.handle(name) for name in node.inputs]
         try:
-            outputs = infer_node(found, node, inputs, known)
+            outputs = infer_node(found, node, inputs, Values(known))
         except UnknownValueError as error:
             name = node.inputs[error.input]
             raise NeedsValuesError(sources.get(name, frozenset()), str(error)) from error
@@ -78,28 +71,33 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
         if _foldable(node, known) and nbytes <= budget:
             budget -= nbytes
             _fold(model, graph, node, known)
-            continue
+            return
         graph.nodes.append(node)
         before = frozenset[str]().union(*(sources.get(name, frozenset()) for name in node.inputs))
         sources.update((name, before) for name in node.outputs)
+
+    expander = Expander(model, graph, sources, add)
+    for node in model.nodes:
+        add(node)
     return graph
 
 
-def _foldable(node: Node, known: list[Array | None]) -> bool:
+def _foldable(node: Node, known: list[Constant | None]) -> bool:
     if node.op in ("Shape", "Size"):
         return True  # they look at the shape only
     return all(value is not None for value, name in zip(known, node.inputs, strict=True) if name)
 
 
-def _fold(model: Model, graph: Graph, node: Node, known: list[Array | None]) -> None:
+def _fold(model: Model, graph: Graph, node: Node, handles: list[Constant | None]) -> None:
     found = operator(node.op)
     assert found is not None
     # What is made of the model's own constants is the same for every shape.
     own = bool(node.inputs) and all(name in model.constants or name in model.derived for name in node.inputs if name)
     made = {name: model.derived.get(name) for name in node.outputs if name} if own else {"": None}
-    if all(array is not None for array in made.values()):
-        graph.constants.update({name: array for name, array in made.items() if array is not None})
+    if all(made.values()):
+        graph.constants.update({name: each for name, each in made.items() if each is not None})  # type: ignore[misc]
         return
+    known = [None if each is None else each.array() for each in handles]
     if node.op in ("Shape", "Size") and known[0] is None:
         type_ = graph.types[node.inputs[0]]
         known = [np.broadcast_to(np.zeros((), type_.dtype), type_.shape)]
@@ -107,7 +105,7 @@ def _fold(model: Model, graph: Graph, node: Node, known: list[Array | None]) -> 
         if not name:
             continue
         array = array if node.op in _FREE else dense(array)
-        graph.constants[name] = array
+        held = graph.constants[name] = Held(array)
         graph.types[name] = ValueType(array.shape, array.dtype.name)
         if own:
-            model.derived[name] = array
+            model.derived[name] = held

@@ -90,7 +90,7 @@ def constant_of(tensor: Any, folder: Path | None, place: Place | None = None) ->
 def array_of(tensor: Any, folder: Path | None) -> Array:
     """As `constant_of`, read into memory."""
     found = constant_of(tensor, folder)
-    return found.read() if isinstance(found, Stored) else found
+    return found.array() if isinstance(found, Stored) else found
 
 
 def _typed(tensor: Any, dtype: np.dtype[Any], count: int) -> Array:

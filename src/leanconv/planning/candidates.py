@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.base import Algorithm
+from leanconv.classes import dataclass
 from leanconv.errors import ArgumentValueError
 from leanconv.plan import Plan
 from leanconv.planning.model import FORK, seconds
 from leanconv.problem import Problem
 
-_ALONE = 25  # times what it takes to start other threads, below which one thread may be as fast
+_ALONE = 12  # times what it takes to start other threads, below which one thread may be as fast
 
 
 @dataclass(frozen=True, slots=True)

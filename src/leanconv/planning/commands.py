@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from typing import Any
 
 from leanconv.errors import LeanconvError
+from leanconv.planning.choice_command import add_limits, add_model_error, limits, model_error
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,7 +24,17 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     explain.add_argument("layers", nargs="*", metavar="LAYERS", help="as for leanconv bench, or an .onnx file")
     explain.add_argument("--shape", action="append", default=[], metavar="NAME=1x3x224x224", help="of a model's input")
-    explain.add_argument("--plot", metavar="PATH", help="of a model: draw memory over the steps, and the frontier")
+    explain.add_argument(
+        "--plot",
+        metavar="PATH",
+        help="draw time against memory, or what is said of im2col; of a model, memory over its steps",
+    )
+    explain.add_argument(
+        "--direction",
+        choices=("forward", "backward_data", "backward_weights"),
+        default="forward",
+        help="the layer itself, or its gradient with respect to image or weights",
+    )
     explain.add_argument("--measure", action="store_true", help="time every algorithm that fits")
     explain.add_argument(
         "--why-im2col", action="store_true", help="why a matrix product beats plain loops, in this machine's figures"
@@ -48,14 +60,12 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     network.add_argument("layers", nargs="+", metavar="LAYERS", help="as for leanconv bench")
     network.add_argument("--chain", action="store_true", help="each layer reads what the one before wrote")
     network.add_argument("--frontier", action="store_true", help="show time against memory")
-    _add_common(network)
-    error = commands.add_parser(
-        "model-error",
-        help="compare the cost model with a report of leanconv bench",
-        description="For every layer of a report (leanconv bench ... --json REPORT): how much longer the algorithm "
-        "that the model takes needs than the fastest that was measured.",
+    network.add_argument(
+        "--measure", action="store_true", help="time it at its least memory, at twice that, and without a limit"
     )
-    error.add_argument("report", metavar="REPORT")
+    _add_common(network)
+    add_model_error(commands)
+    add_limits(commands)
     formulas = commands.add_parser(
         "formulas",
         help="show the workspace that papers state beside what a call takes",
@@ -86,8 +96,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
-    steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": _error}
-    steps["formulas"] = _formulas
+    steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": model_error}
+    steps |= {"formulas": _formulas, "limits": limits}
     try:
         return steps[options.command](options)
     except LeanconvError as error:
@@ -113,13 +123,14 @@ def _arguments(options: argparse.Namespace) -> tuple[Any, int, int | None]:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from leanconv.planning.explain import explain_problem
-    from leanconv.planning.torch_backend import torch_backend
+    from leanconv.bench.catalogue import resolve
 
     if options.why_im2col:
         from leanconv.planning.lesson import lesson
 
         found = lesson()
+        if options.plot:
+            found.plot(options.plot)
         print(json.dumps(asdict(found), indent=1) if options.json else found)
         return 0
     if len(options.layers) == 1 and options.layers[0].endswith(".onnx"):
@@ -130,19 +141,43 @@ def _explain(options: argparse.Namespace) -> int:
         print("leanconv: name the layers to explain, or --why-im2col", file=sys.stderr)
         return 2
     algorithm, threads, limit = _arguments(options)
+    layers = resolve(options.layers)
+    if options.plot and len(layers) != 1:
+        print(f"leanconv: --plot draws one layer, these are {len(layers)}", file=sys.stderr)
+        return 2
     several = []
-    for name, problem in _problems(options):
-        found_ = explain_problem(
-            problem, algorithm, threads, limit, accuracy=options.accuracy, measure=options.measure, budget=60.0
-        )
-        found_ = replace(found_, torch_backend=torch_backend(problem, load=True))
+    for layer in layers:
+        found_ = _explain_layer(layer, options, algorithm, threads, limit)
+        if options.plot:
+            found_.plot(options.plot, f"{layer.name}: {found_.problem.describe()}")
         if options.json:
-            several.append({"name": name, **explanation_data(found_)})
+            several.append({"name": layer.name, **explanation_data(found_)})
         else:
-            print(f"{name}\n{found_}\n")
+            print(f"{layer.name}\n{found_}\n")
     if options.json:
         print(json.dumps(several, indent=1))
     return 0
+
+
+def _explain_layer(layer: Any, options: argparse.Namespace, algorithm: Any, threads: int, limit: int | None) -> Any:
+    from leanconv.backward.explain import explain_gradient
+    from leanconv.directions import problem_of
+    from leanconv.planning.explain import explain_problem
+    from leanconv.planning.torch_backend import torch_backend
+
+    if options.direction == "backward_weights":
+        problem = replace(layer.problem(options.layout), direction=options.direction)
+        return explain_gradient(problem, algorithm, threads, limit, measure=options.measure, budget=60.0)
+    if options.direction == "forward":
+        problem = layer.problem(options.layout, bias=True)
+    else:
+        x_shape, w_shape = layer.shapes(options.layout)
+        given = layer.options(options.layout)
+        problem = problem_of(options.direction, layer.ndim, x_shape, w_shape, "float32", given)
+    found = explain_problem(
+        problem, algorithm, threads, limit, accuracy=options.accuracy, measure=options.measure, budget=60.0
+    )
+    return replace(found, torch_backend=torch_backend(problem, load=True))
 
 
 def explanation_data(found: Any) -> dict[str, Any]:
@@ -198,31 +233,63 @@ def _tune(options: argparse.Namespace) -> int:
 
 
 def _network(options: argparse.Namespace) -> int:
+    from leanconv.bench.catalogue import in_order
+    from leanconv.planning.figures import figures
     from leanconv.planning.network import frontier, plan_layers
     from leanconv.planning.text import frontier_text
 
     algorithm, threads, limit = _arguments(options)
-    layers: Sequence[tuple[str, Any]] = _problems(options)
+    layers = [(layer.name, layer.problem(options.layout, bias=True)) for layer in in_order(options.layers)]
     wishes: dict[str, Any] = {"chain": options.chain, "algorithm": algorithm, "accuracy": options.accuracy}
     if options.frontier:
         points = frontier(layers, threads, **wishes)
         print(json.dumps(points) if options.json else frontier_text(points))
         return 0
+    if options.measure:
+        return _measure_network(layers, threads, limit, options, wishes)
+    figures()  # of the machine: measured once, then remembered
+    begin = time.perf_counter()
     found = plan_layers(layers, threads, limit, **wishes)
+    took = time.perf_counter() - begin
     if not options.json:
-        print(found)
+        shapes = len({problem for _, problem in layers})
+        print(f"{found}\nplanned in         {1e3 * took:.1f} ms: {len(layers)} layers of {shapes} shapes")
         return 0
     steps = [{"name": s.name, "algorithm": s.plan.algorithm, "layout": s.layout} for s in found.steps]
-    print(
-        json.dumps({"needed_bytes": found.needed_bytes, "seconds": found.predicted_seconds, "steps": steps}, indent=1)
-    )
+    totals = {
+        "needed_bytes": found.needed_bytes,
+        "seconds": found.predicted_seconds,
+        "planning_seconds": took,
+        "steps": steps,
+    }
+    print(json.dumps(totals, indent=1))
     return 0
 
 
-def _error(options: argparse.Namespace) -> int:
-    from leanconv.planning.error import error_text, model_error
+def _measure_network(
+    layers: Sequence[tuple[str, Any]], threads: int, limit: int | None, options: argparse.Namespace, wishes: Any
+) -> int:
+    from leanconv.planning.choice_network import passes, passes_text
 
-    print(error_text(model_error(options.report)))
+    if options.chain:
+        print("leanconv: --measure times layers as they are given; not with --chain", file=sys.stderr)
+        return 2
+    found = passes(layers, threads, limit, **wishes)
+    if options.json:
+        rows = [
+            {
+                "name": entry.name,
+                "limit": entry.limit,
+                "needed_bytes": entry.plan.needed_bytes,
+                "memory": entry.memory,
+                "predicted": entry.plan.predicted_seconds,
+                "seconds": entry.seconds,
+            }
+            for entry in found
+        ]
+        print(json.dumps(rows, indent=1))
+    else:
+        print(passes_text(found))
     return 0
 
 

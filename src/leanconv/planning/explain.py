@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import os
+from collections.abc import Mapping
+from dataclasses import field, replace
+from typing import Any, Protocol
 
 from leanconv.algorithms import REGISTRY
+from leanconv.classes import dataclass
 from leanconv.plan import Plan
-from leanconv.planning.candidates import Candidate, candidates, fits
+from leanconv.planning.candidates import Candidate, candidate, candidates, fits
 from leanconv.planning.choice import choose
+from leanconv.planning.choice_counters import counted
 from leanconv.planning.figures import figures
 from leanconv.planning.torch_backend import torch_backend
-from leanconv.planning.tuning import measured, remembered, signature
+from leanconv.planning.tuning import example_arrays, measured, ready_call, remembered, signature
 from leanconv.planning.wanted import wanted
 from leanconv.problem import Problem
 from leanconv.sizes import format_bytes
 from leanconv.staging import refusal
 
 CHOSEN, SLOWER, OVER, UNFIT, REFUSED = "chosen", "slower", "over the limit", "not allowed", "not applicable"
+COUNTED = 5  # calls of which the processor's counters are read
+
+
+class Decided(Protocol):
+    """What an explanation says of a plan, of whatever direction."""
+
+    threads: int
+
+    @property
+    def algorithm(self) -> str:
+        """The algorithm's name."""
+
+    @property
+    def steps(self) -> list[str]:
+        """What a call does, in words, in order."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of workspace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +98,13 @@ class Explanation:
         rows: one for each algorithm; the chosen one first, then the fastest first, then those that cannot run.
         offers: what the next bytes would buy, the fewest bytes first.
         torch_backend: the back end that PyTorch would take, such as "Mkldnn"; None if PyTorch is not loaded.
+        counters: what the processor counted in one call of the chosen algorithm on one thread ("cycles",
+            "instructions", ...), if it was measured.
+        counters_missing: why some are not among them, or "".
     """
 
     problem: Problem
-    plan: Plan
+    plan: Decided
     threads: int
     memory_limit: int | None
     flops: int
@@ -89,6 +115,23 @@ class Explanation:
     rows: tuple[Verdict, ...]
     offers: tuple[Offer, ...]
     torch_backend: str | None = None
+    counters: Mapping[str, float] = field(default_factory=dict)
+    counters_missing: str = ""
+
+    @property
+    def memory_gb_per_s(self) -> float:
+        """What one thread reads from memory here."""
+        return figures().memory
+
+    def plot(self, path: str | os.PathLike[str], title: str = "") -> None:
+        """Draw time against memory, with the front of the best, and the roofline into a PNG, SVG or PDF.
+
+        Raises:
+            PlotError: matplotlib is missing, or the file's format is not known.
+        """
+        from leanconv.planning.choice_plot import draw
+
+        draw(self, os.fspath(path), title)
 
     def __str__(self) -> str:
         """The text, at most 100 columns wide but for long reasons."""
@@ -147,6 +190,31 @@ def explain_problem(
         rows.append(_row(entry, verdict, reason, times.get(signature(entry.plan))))
     rows.sort(key=lambda row: (row.verdict != CHOSEN, row.verdict == UNFIT, row.verdict == OVER))
     rows += [_refused(name, reason) for name, reason in reasons.items() if reason is not None]
+    offers = _offers(problem, plan, able, threads, limit, allowed.refused)
+    answer = explanation(problem, plan, threads, limit, tuple(rows), offers)
+    if not measure or not problem.batch:
+        return answer
+    counters, missing = _counted(problem, plan, limit)
+    return replace(answer, counters=counters, counters_missing=missing)
+
+
+def _counted(problem: Problem, plan: Plan, limit: int | None) -> tuple[dict[str, float], str]:
+    """What the processor counts in a call of the algorithm chosen, on this thread alone."""
+    alone = candidate(problem, plan.chosen, 1, limit, bound=True, parameters=plan.tunables).plan
+    call = ready_call(alone, example_arrays(problem), bound=True)
+    call()
+    return counted(call, COUNTED)
+
+
+def explanation(
+    problem: Problem,
+    plan: Decided,
+    threads: int,
+    limit: int | None,
+    rows: tuple[Verdict, ...],
+    offers: tuple[Offer, ...],
+) -> Explanation:
+    """An explanation, with the problem's numbers and the roofline of so many threads here."""
     nbytes = _compulsory(problem)
     known = figures()
     intensity = problem.flops / max(nbytes, 1)
@@ -161,8 +229,8 @@ def explain_problem(
         intensity=intensity,
         peak_gflops=peak,
         roofline_gflops=min(peak, intensity * known.memory),
-        rows=tuple(rows),
-        offers=_offers(problem, plan, able, threads, limit, allowed.refused),
+        rows=rows,
+        offers=offers,
         torch_backend=torch_backend(problem),
     )
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
 from leanconv.algorithms import REGISTRY
 from leanconv.allocation import AlignedBlock, set_allocator
+from leanconv.classes import dataclass
 from leanconv.memory import ALIGNMENT, Arena
 from leanconv.plan import Plan
 from leanconv.problem import Problem

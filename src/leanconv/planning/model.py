@@ -45,7 +45,7 @@ WRITTEN = {"l2": 0.136, "l3": 0.194, "memory": 0.385}
 """Slots of a byte written to a set that only this level holds."""
 
 CALL = 2.5e-6  # seconds from Python into the native code and back
-FORK = 2.0e-6  # seconds until other threads take part in a phase, and until all have ended
+FORK = 8.0e-6  # seconds until other threads take part in a phase, and until all have ended
 UNKNOWN = 3.0  # times the multiply-adds of the definition, for kernels that nobody counts for
 READERS = 4  # threads that together read memory as fast as it goes
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from leanconv.classes import dataclass
 from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableError
 from leanconv.memory import Arena
 from leanconv.plan import Plan
@@ -66,6 +67,12 @@ class NetworkPlan:
     packed_weight_bytes: int
     needed_bytes: int
     predicted_seconds: float
+
+    @property
+    def tensor_bytes(self) -> int:
+        """Image and output of the layer that has most; tensors that later layers still need are not among them."""
+        problems = (step.plan.problem for step in self.steps)
+        return max((problem.x_bytes + problem.out_bytes for problem in problems), default=0)
 
     def __str__(self) -> str:
         """A table."""
@@ -132,9 +139,6 @@ def plan_layers(
         if not all(allowed):
             continue
         spare = None if limit is None else limit - level
-        if spare is not None and spare < 0:
-            least = level if least is None else min(least, level)
-            continue
         chosen = _within(layers, allowed, spare, chain, first)
         if chosen is None:
             need = level + sum(min(option.weights for option in row) for row in allowed)
@@ -286,7 +290,24 @@ def _within(
             best, high = chosen, middle
         else:
             low = middle
-    return best
+    return _filled(rows, best, spare)
+
+
+def _filled(rows: list[list[LayerOption]], chosen: list[LayerOption], spare: int) -> list[LayerOption]:
+    """A choice with what a price for a byte left unspent: the swap that saves most time first, layouts as they are."""
+    chosen, left = list(chosen), spare - sum(option.weights for option in chosen)
+    while True:
+        swaps = [
+            (now.seconds - option.seconds, at, option)
+            for at, (now, row) in enumerate(zip(chosen, rows, strict=True))
+            for option in row
+            if option.layout == now.layout and option.seconds < now.seconds and option.weights - now.weights <= left
+        ]
+        if not swaps:
+            return chosen
+        _, at, option = max(swaps, key=lambda swap: swap[0])
+        left -= option.weights - chosen[at].weights
+        chosen[at] = option
 
 
 def _path(

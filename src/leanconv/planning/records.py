@@ -9,8 +9,6 @@ one record it was about.
 from __future__ import annotations
 
 import functools
-import glob
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -19,6 +17,7 @@ from typing import Any
 
 from leanconv.cache import CacheInfo, ObjectCache, make_key
 from leanconv.errors import CacheError
+from leanconv.facts import digest_of_sources
 from leanconv.host import this_host
 
 FORMAT = "leanconv records 1"
@@ -116,16 +115,7 @@ def _machine() -> str:
 @functools.cache
 def sources_digest() -> str:
     """A digest of all sources that decide what a plan is and what code it becomes."""
-    here = Path(__file__).parent.parent
-    files = [
-        *glob.glob(f"{here}/codegen/*.py"),
-        *glob.glob(f"{here}/kernels/*.py"),
-        *glob.glob(f"{here}/algorithms/*.py"),
-    ]
-    digest = hashlib.sha256()
-    for file in sorted(files):
-        digest.update(os.path.basename(file).encode() + b"\0" + Path(file).read_bytes())
-    return digest.hexdigest()
+    return digest_of_sources("codegen", "kernels", "algorithms")
 
 
 def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:

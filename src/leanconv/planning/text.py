@@ -11,6 +11,7 @@ from rich.table import Table
 
 from leanconv.host import this_host
 from leanconv.machine import cpu_name
+from leanconv.planning.choice_counters import counters_text
 from leanconv.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -63,6 +64,8 @@ def explanation_text(found: Explanation) -> str:
     for offer in found.offers:
         text = f">= {format_bytes(offer.needed_bytes)}: {offer.name}, {offer.speedup:.2f} times as fast"
         after.append(("if the limit were", text))
+    if found.counters or found.counters_missing:
+        after.append(("counters", f"{counters_text(found.counters, found.counters_missing)} (a call on 1 thread)"))
     if found.torch_backend:
         after.append(("PyTorch takes", found.torch_backend))
     return "\n".join([_pairs(facts), _render(table), _pairs(after)])
@@ -87,6 +90,7 @@ def network_text(found: NetworkPlan) -> str:
         ("workspace", f"{format_bytes(found.workspace_bytes)} shared by all layers"),
         ("packed weights", f"{format_bytes(found.packed_weight_bytes)}"),
         ("against the limit", f"{found.needed_bytes:,} bytes"),
+        ("image and output", f"{format_bytes(found.tensor_bytes)} of the layer that has most, not part of the limit"),
     ]
     return _render(table) + "\n" + _pairs(totals)
 
@@ -112,11 +116,19 @@ def frontier_text(points: Sequence[tuple[int, float]]) -> str:
     return _render(table)
 
 
+def table_text(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of texts."""
+    table = _table(*titles)
+    for row in rows:
+        table.add_row(*row)
+    return _render(table)
+
+
 def _table(*titles: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="")
     for number, title in enumerate(titles):
         right = title in ("workspace", "packed", "threads", "predicted", "measured", "needed", "bytes", "converts")
-        right = right or title in ("stated", "declared")
+        right = right or title in ("stated", "declared", "limit", "with tensors", "speed of unlimited")
         table.add_column(title, justify="right" if right and number + 1 < len(titles) else "left", no_wrap=True)
     return table
 

@@ -22,6 +22,7 @@ from leanconv.problem import Problem, to_user
 from leanconv.registry import added
 
 FEW, NEAR = 4, 1.6  # how many of the best by the model are timed, and how far they may be behind the first
+SHORT = 300e-6  # seconds of a call below which one thread is timed too
 SAMPLE = 1e-3  # seconds that a sample lasts at least
 ROUNDS = 9
 _SETTINGS = (1, 2, 4, 8, 16, 32, 64)
@@ -51,8 +52,19 @@ def fastest(
     else:
         near = [entry for entry in fitting if entry.predicted_seconds <= NEAR * fitting[0].predicted_seconds]
         contest = (near if len(near) > 1 else list(fitting[:2]))[:FEW]
+        contest += _alone(problem, contest, limit, bound=bound)
     times = measured(problem, contest, bound=bound, budget=None if exhaustive else budget)
     return min(contest, key=lambda entry: times.get(signature(entry.plan), float("inf"))).plan
+
+
+def _alone(problem: Problem, contest: Sequence[Candidate], limit: int | None, *, bound: bool) -> list[Candidate]:
+    """The candidates of short calls again, on one thread: others may take longer to come than they save."""
+    found = []
+    for entry in contest:
+        if entry.threads > 1 and entry.predicted_seconds < SHORT:
+            alone = candidate(problem, entry.plan.chosen, 1, limit, bound=bound, parameters=entry.plan.tunables)
+            found += [alone] if fits(alone, limit) else []
+    return found
 
 
 def measured(problem: Problem, contest: Sequence[Candidate], *, bound: bool, budget: float | None) -> dict[str, float]:
@@ -116,13 +128,13 @@ class _Runner:
 
 def _time(problem: Problem, contest: Sequence[Candidate], *, bound: bool, budget: float | None) -> dict[str, float]:
     """Seconds of a call of each, the shortest of several rounds in turns."""
-    arrays = _arrays(problem)
+    arrays = example_arrays(problem)
     end = float("inf") if budget is None else time.perf_counter() + budget
     ready: list[_Runner] = []
     for entry in contest:
         if ready and time.perf_counter() > end:
             break
-        one = _Runner(signature(entry.plan), _call(entry.plan, arrays, bound=bound))
+        one = _Runner(signature(entry.plan), ready_call(entry.plan, arrays, bound=bound))
         one.call()
         one.samples.append(_seconds(one))
         one.calls = max(1, int(SAMPLE / one.samples[0]))
@@ -141,7 +153,8 @@ def _seconds(one: _Runner) -> float:
     return max(time.perf_counter() - begin, 1e-9) / one.calls
 
 
-def _call(plan: Plan, arrays: dict[str, Array], *, bound: bool) -> Callable[[], object]:
+def ready_call(plan: Plan, arrays: dict[str, Array], *, bound: bool) -> Callable[[], object]:
+    """A call of a plan on `example_arrays`, with weights packed beforehand if bound."""
     x, w, out, bias, residual = (arrays.get(name) for name in ("x", "w", "out", "bias", "residual"))
     if bound:
         layer = plan.bind(w, bias)
@@ -151,7 +164,7 @@ def _call(plan: Plan, arrays: dict[str, Array], *, bound: bool) -> Callable[[], 
     return lambda: runner.run(*places)
 
 
-def _arrays(problem: Problem) -> dict[str, Array]:
+def example_arrays(problem: Problem) -> dict[str, Array]:
     """Arrays that lie in memory as the problem says, with normally distributed elements."""
     p, rng = problem, np.random.default_rng(0)
     shapes: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
@@ -163,10 +176,11 @@ def _arrays(problem: Problem) -> dict[str, Array]:
         shapes["residual"] = (p.out_shape, to_user(p.residual_strides, p.layout))
     if p.has_bias:
         shapes["bias"] = ((p.out_channels,), (1,))
-    return {name: _lying(shape, strides, p, rng) for name, (shape, strides) in shapes.items()}
+    return {name: example_array(shape, strides, p, rng) for name, (shape, strides) in shapes.items()}
 
 
-def _lying(shape: tuple[int, ...], strides: tuple[int, ...], p: Problem, rng: Any) -> Array:
+def example_array(shape: tuple[int, ...], strides: tuple[int, ...], p: Problem, rng: Any) -> Array:
+    """A new array of normally distributed elements of a problem's type; strides count elements."""
     ends = [step * (extent - 1) for step, extent in zip(strides, shape, strict=True) if extent]
     low, high = sum(end for end in ends if end < 0), sum(end for end in ends if end > 0)
     block = new_output((high - low + 1,), np.dtype(p.dtype))

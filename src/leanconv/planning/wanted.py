@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, TypeAlias
 
 from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.base import Algorithm
 from leanconv.checks import flag, one_of
+from leanconv.classes import dataclass
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.problem import Problem
 from leanconv.staging import error_bound, refusal

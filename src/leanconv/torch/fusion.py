@@ -173,9 +173,14 @@ def _addend(node: fx.Node, mine: fx.Node) -> fx.Node | None:
 
 def _same_shape(mine: fx.Node, other: fx.Node) -> bool:
     """Whether two nodes have one shape and element type, as was seen when the network ran on its example."""
-    a, b = (node.meta.get("tensor_meta", node.meta.get("example_value")) for node in (mine, other))
-    kinds = [(getattr(value, "shape", None), getattr(value, "dtype", None)) for value in (a, b)]
-    return kinds[0] == kinds[1] and None not in kinds[0]
+    a, b = (_type_of(node) for node in (mine, other))
+    return a is not None and a == b
+
+
+def _type_of(node: fx.Node) -> Any:
+    """What `swap` or Dynamo knows of a node's result; None if nothing."""
+    seen = node.meta.get("example_value")
+    return node.meta.get("type") if seen is None else (getattr(seen, "shape", None), getattr(seen, "dtype", None))
 
 
 def views_as_reshapes(graph: fx.Graph) -> None:

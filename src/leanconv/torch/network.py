@@ -18,6 +18,7 @@ from leanconv.torch.fusion import Chain, hooked, views_as_reshapes
 from leanconv.torch.layer import FusedLayer, Network
 from leanconv.torch.options import LayerOptions
 from leanconv.torch.threads import num_threads
+from leanconv.torch.whole import Ready, Whole
 
 SIGNATURES_KEPT = 8  # kinds of inputs whose plans a model keeps
 
@@ -35,12 +36,18 @@ class Tracer(fx.Tracer):  # type: ignore[misc]
 
 
 class Fused:
-    """The `forward` of a swapped model: the graph where evaluation allows it, else the model's own."""
+    """The `forward` of a swapped model: compiled as a whole where evaluation allows it, else the model's own.
 
-    def __init__(self, model: nn.Module, module: fx.GraphModule, shared: Network, options: LayerOptions) -> None:
+    What no network can say (see `lowering.py`) runs as a graph of fused layers between PyTorch's operators.
+    """
+
+    def __init__(
+        self, model: nn.Module, module: fx.GraphModule, shared: Network, options: LayerOptions, whole: Whole
+    ) -> None:
         """`options`: of all layers; their geometry means nothing here."""
         self.model = model
         self.module = module
+        self.whole = whole
         self.shared = shared
         self.options = options
         self.parts = [
@@ -65,9 +72,18 @@ class Fused:
         if not self.applies(args, kwargs):
             return self.original(*args, **kwargs)
         self.check()
-        self.plan(args, kwargs)
         with torch.no_grad():
+            tensors = self.whole.tensors(args, kwargs)
+            if tensors is not None:
+                ready = self.ready(tensors)
+                if isinstance(ready, Ready):
+                    return ready.run(tensors)
+            self.plan(args, kwargs)
             return self.module(*args, **kwargs)
+
+    def ready(self, tensors: dict[str, Tensor]) -> Ready | str:
+        """The model as one network for such inputs; or why it runs layer by layer."""
+        return self.whole.ready(tensors, self.options.threads or num_threads(), limit_of(self.options))
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
         """What the model's class computes, module by module."""

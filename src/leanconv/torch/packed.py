@@ -37,13 +37,13 @@ class Mark:
 
     __slots__ = ("_address", "_kept", "_sample", "_shape", "_strides", "_tensor", "_version")
 
-    def __init__(self, tensor: Tensor) -> None:
+    def __init__(self, tensor: Tensor, samples: int = SAMPLES) -> None:
         """Remember a tensor; its memory stays alive, so that no other can have its address."""
         self._tensor = tensor
         self._address, self._version = tensor.data_ptr(), tensor._version
         self._shape, self._strides = tensor.shape, tensor.stride()
         span = sum((n - 1) * s for n, s in zip(self._shape, self._strides, strict=True)) + 1
-        count = min(span, SAMPLES)
+        count = min(span, samples)
         view = tensor.detach().as_strided((count,), ((span - 1) // max(count - 1, 1),))
         self._sample = view.numpy()
         self._kept = self._sample.tobytes()

@@ -47,6 +47,10 @@ class SwapReport:
         needed_bytes: what counts against the limit: workspace, and packed weights beyond the plain ones.
         before_seconds: of the whole model by PyTorch; None if not measured.
         after_seconds: of the whole model, swapped.
+        whole: whether evaluation is one native call; None if nothing was planned.
+        apart: why it is not, but layers between PyTorch's operators; None if it is.
+        activation_bytes: of values between the layers that are alive at once at the worst step; None unless `whole`.
+        released_bytes: of plain weights that are in a file instead of memory.
     """
 
     layers: tuple[SwappedLayer, ...]
@@ -59,6 +63,10 @@ class SwapReport:
     needed_bytes: int | None = None
     before_seconds: float | None = None
     after_seconds: float | None = None
+    whole: bool | None = None
+    apart: str | None = None
+    activation_bytes: int | None = None
+    released_bytes: int = 0
 
     def __str__(self) -> str:
         """A table, then the totals."""
@@ -88,6 +96,12 @@ class SwapReport:
         lines += [f"left to PyTorch: {name}: {why}" for name, why in self.left.items()]
         if not self.traced:
             lines.append(f"not traced, so that nothing is fused or planned together: {self.reason}")
+        if self.whole:
+            lines.append(f"one native call; between the layers {_bytes(self.activation_bytes)}, in one arena")
+        elif self.apart is not None:
+            lines.append(f"layer by layer, with PyTorch's operators between: {self.apart}")
+        if self.released_bytes:
+            lines.append(f"plain weights in a file, not in memory: {_bytes(self.released_bytes)}")
         if self.workspace_bytes is not None and self.packed_weight_bytes is not None:
             limit = "none" if self.memory_limit is None else f"{self.memory_limit:,} bytes"
             lines.append(

@@ -1,4 +1,4 @@
-"""How long a model and its nodes take: the least of a few rounds, after one to warm up."""
+"""What a model's nodes give, and how long they take: the least of a few rounds, after one to warm up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 ROUNDS = 3
 
@@ -37,6 +37,27 @@ class _Timer(fx.Interpreter):  # type: ignore[misc]
         taken = time.perf_counter() - start
         self.seconds[node.name] = min(taken, self.seconds.get(node.name, taken))
         return result
+
+
+class _Types(fx.Interpreter):  # type: ignore[misc]
+    """Notes the shape and element type of each node's result; `torch.fx`'s own loads more modules than PyTorch's."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module)
+        self.types: dict[str, Any] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        result = super().run_node(node)
+        if isinstance(result, Tensor):
+            self.types[node.name] = (tuple(result.shape), result.dtype)
+        return result
+
+
+def types(model: nn.Module, graph: fx.Graph, example: tuple[Any, ...]) -> dict[str, Any]:
+    """Something for each node that is equal where shape and element type of its result are."""
+    found = _Types(fx.GraphModule(model, graph))
+    found.run(*example)
+    return found.types
 
 
 def nodes(model: nn.Module, graph: fx.Graph | fx.GraphModule, example: tuple[Any, ...]) -> dict[str, float]:

@@ -10,13 +10,13 @@ comes in plain NumPy: it is what constant folding, tests and the rare operators 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.checks import LARGEST_ARRAY
+from leanconv.classes import dataclass
 from leanconv.errors import AllocationError, LeanconvError, ModelError
 from leanconv.network.graph import Node, ValueType
 

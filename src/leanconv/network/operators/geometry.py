@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import dataclass
 from leanconv.network.graph import Node
 from leanconv.network.operators.base import ints
 

@@ -10,6 +10,7 @@ from leanconv.arrays import Array
 from leanconv.network.graph import Node, ValueType
 from leanconv.network.operators.base import (
     Arrays,
+    Evaluate,
     Operator,
     Types,
     axes_of,
@@ -19,6 +20,8 @@ from leanconv.network.operators.base import (
     maybe,
     present,
 )
+from leanconv.options import make_activation
+from leanconv.problem import numpy_activation
 
 
 def per_channel(values: Array, rank: int) -> Array:
@@ -171,7 +174,20 @@ def _lp(node: Node, arrays: Arrays) -> tuple[Array, ...]:
     return (np.where(norm == 0, 0, x / norm).astype(x.dtype),)
 
 
+def _fused(evaluate: Evaluate) -> Evaluate:
+    """The same with an activation after it, as `leanconv.Conv` has one."""
+
+    def both(node: Node, arrays: Arrays) -> tuple[Array, ...]:
+        (y,) = evaluate(node, arrays)
+        activation = make_activation(node.attributes.get("activation"))
+        return (y if activation is None else numpy_activation(activation, y.astype(np.float64)).astype(y.dtype),)
+
+    return both
+
+
 OPERATORS = (
+    Operator("leanconv.InstanceNormalization", _scaled_infer, _fused(_instance)),
+    Operator("leanconv.GroupNormalization", _scaled_infer, _fused(_group)),
     Operator("BatchNormalization", _batch_infer, _batch, since=(1, 6, 7, 9, 14), check=_check_batch),
     Operator("InstanceNormalization", _scaled_infer, _instance, since=(1, 6)),
     Operator("GroupNormalization", _scaled_infer, _group, since=(18, 21)),

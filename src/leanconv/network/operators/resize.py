@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import dataclass
 from leanconv.network.graph import Node, ValueType
 from leanconv.network.operators.base import Arrays, Operator, Types, axes_of, given, ints, known, present
 

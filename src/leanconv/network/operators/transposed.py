@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import dataclass
 from leanconv.network.graph import Node, ValueType
 from leanconv.network.operators.base import Arrays, Operator, Types, given, ints, maybe, present
 from leanconv.network.operators.convolution import conv_groups

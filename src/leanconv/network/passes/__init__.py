@@ -9,7 +9,7 @@ from collections.abc import Collection, MutableMapping
 
 import numpy as np
 
-from leanconv.arrays import Array
+from leanconv.network.constants import Constant
 from leanconv.network.graph import Graph
 from leanconv.network.passes.activations import fuse_activations
 from leanconv.network.passes.affine import split_norms
@@ -19,6 +19,7 @@ from leanconv.network.passes.composites import join_composites
 from leanconv.network.passes.folding import fold_constants
 from leanconv.network.passes.identities import remove_identities
 from leanconv.network.passes.linear import use_gemm, use_global_pool
+from leanconv.network.passes.norms import fuse_norm_activations, join_norms
 from leanconv.network.passes.pads import fold_pads
 from leanconv.network.passes.residuals import fuse_residuals
 from leanconv.network.passes.scales import fold_scales
@@ -29,6 +30,7 @@ PASSES: tuple[Pass, ...] = (
     fold_pads,
     # Before factors and summands go into weights: some of them are parts of an activation.
     join_composites,
+    join_norms,
     fold_scales,
     split_norms,
     use_global_pool,
@@ -37,6 +39,7 @@ PASSES: tuple[Pass, ...] = (
     fuse_activations,
     fuse_residuals,
     fuse_activations,
+    fuse_norm_activations,
     join_chains,
 )
 
@@ -44,7 +47,7 @@ PASSES: tuple[Pass, ...] = (
 def run_passes(
     graph: Graph,
     passes: tuple[Pass, ...] = PASSES,
-    derived: MutableMapping[str, Array] | None = None,
+    derived: MutableMapping[str, Constant] | None = None,
     shared: Collection[str] = (),
 ) -> None:
     """Run passes one after the other.

@@ -32,7 +32,7 @@ def split_norms(rewriter: Rewriter) -> None:
             factor, summand = factor * scale, summand * scale + shift
             joined.append(after)
             last = after
-        sources = [name for each in joined for name in each.inputs if rewriter.constant(name) is not None]
+        sources = [name for each in joined for name in each.inputs if rewriter.is_constant(name)]
         shape = (type_.shape[1], *(1,) * (len(type_.shape) - 2))
         names = [
             rewriter.derive(f"{value}{sign}{last.name}", sources, partial(_spread, numbers, shape, type_.dtype))

@@ -9,13 +9,15 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.network.constants import Constant, Derived, Held
 from leanconv.network.graph import Graph, Node, ValueType
+from leanconv.network.operators.base import dense
 
 
 class Rewriter:
     """A graph under change.  `graph.nodes` is brought up to date by `sweep`, between passes."""
 
-    def __init__(self, graph: Graph, derived: MutableMapping[str, Array], shared: Collection[str]) -> None:
+    def __init__(self, graph: Graph, derived: MutableMapping[str, Constant], shared: Collection[str]) -> None:
         """`derived`: constants made of `shared` ones; both are the same in all graphs of one model."""
         self.graph = graph
         self.derived, self.shared = derived, shared
@@ -53,10 +55,16 @@ class Rewriter:
         """The array of a constant; None for other values and for `""`."""
         return self.graph.constants.get(value)
 
+    def is_constant(self, value: str) -> bool:
+        """Whether a value is a constant; unlike `constant` this does not bring weights into memory."""
+        return value in self.graph.constants
+
     def number(self, value: str) -> float | None:
         """A constant that is a single number."""
-        array = self.constant(value)
-        return float(array.reshape(())) if array is not None and array.size == 1 and array.dtype.kind in "fiu" else None
+        if not self.is_constant(value) or self.graph.types[value].size != 1:
+            return None
+        array = self.graph.constants[value]
+        return float(array.reshape(())) if array.dtype.kind in "fiu" else None
 
     def type_of(self, value: str) -> ValueType:
         """Type of a value."""
@@ -66,23 +74,30 @@ class Rewriter:
         """Grows along the order in which nodes run."""
         return self._slot_of[node.name]
 
-    def derive(self, name: str, sources: Sequence[str], make: Callable[[], Array]) -> str:
+    def derive(
+        self, name: str, sources: Sequence[str], make: Callable[[], Array], type_: ValueType | None = None
+    ) -> str:
         """Add a constant that is made of others, and return its name.
 
         Args:
             name: says of which constants and how, and so stands for the value.
             sources: names of those constants, `""` for none.
-            make: computes it; not called if another graph of the model has it already.
+            make: computes it, as an array that nobody else writes to; not called if another graph of the model has it.
+            type_: of what it computes, if that is to be done only when somebody looks, each time: for weights.
         """
-        array = self.derived.get(name)
-        if array is None:
-            array = np.array(make(), order="C")
-            array.flags.writeable = False
+        found = self.derived.get(name)
+        if found is None:
+            if type_ is not None:
+                found = Derived(type_.shape, np.dtype(type_.dtype), lambda: dense(make()))
+            else:
+                array = np.array(make(), order="C")
+                array.flags.writeable = False
+                found = Held(array)
             # What depends on the shapes of one graph is not shared with others.
             if all(source in self.shared or source in self.derived for source in sources if source):
-                self.derived[name] = array
-        self.graph.constants[name] = array
-        self.graph.types[name] = ValueType(array.shape, array.dtype.name)
+                self.derived[name] = found
+        self.graph.constants[name] = found
+        self.graph.types[name] = ValueType(found.shape, found.dtype.name)
         return name
 
     def insert_before(self, node: Node, new: Node) -> None:

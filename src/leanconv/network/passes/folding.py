@@ -15,12 +15,12 @@ def fold_constants(rewriter: Rewriter) -> None:
     """Compute nodes all of whose inputs are constants."""
     graph = rewriter.graph
     for node in rewriter.nodes():
-        known = [rewriter.constant(name) for name in node.inputs]
-        if any(value is None for value, name in zip(known, node.inputs, strict=True) if name):
+        if not all(rewriter.is_constant(name) for name in node.inputs if name):
             continue
         found = operator(node.op)
         if found is None or sum(graph.types[name].nbytes for name in node.outputs if name) > LARGEST:
             continue
+        known = [rewriter.constant(name) for name in node.inputs]
         for name, array in zip(node.outputs, evaluate_node(found, node, known), strict=True):
             if name:
                 graph.constants[name] = dense(array)

@@ -18,7 +18,7 @@ def use_gemm(rewriter: Rewriter) -> None:
         if add is not None and add.op == "Add" and add.version >= 7:
             other = add.inputs[1 if add.inputs[0] == node.outputs[0] else 0]
             fits = rewriter.type_of(add.outputs[0]) == rewriter.type_of(node.outputs[0])
-            if fits and rewriter.constant(other) is not None:
+            if fits and rewriter.is_constant(other):
                 rewriter.replace(node, replace(gemm, inputs=(*node.inputs, other), outputs=add.outputs), add)
                 continue
         rewriter.replace(node, gemm)

@@ -33,7 +33,7 @@ def _widths(rewriter: Rewriter, pad: Node) -> list[tuple[int, int]] | None:
     """Widths along the spatial axes; None if it pads others, cuts, or fills with another number than zero."""
     x = rewriter.type_of(pad.inputs[0])
     pads, axes = rewriter.constant(input_of(pad, 1)), rewriter.constant(input_of(pad, 3))
-    known = all(rewriter.constant(name) is not None for name in pad.inputs[1:] if name)
+    known = all(rewriter.is_constant(name) for name in pad.inputs[1:] if name)
     if not known or not 3 <= len(x.shape) <= 5:
         return None
     widths = pad_widths(pad, len(x.shape), None if pads is None else ints(pads), None if axes is None else ints(axes))

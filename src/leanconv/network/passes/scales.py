@@ -26,11 +26,10 @@ def fold_scales(rewriter: Rewriter) -> None:
 
 
 def _plain(rewriter: Rewriter, conv: Node) -> bool:
-    weights = rewriter.constant(conv.inputs[1])
     return (
-        weights is not None
-        and weights.dtype.kind == "f"
-        and (not input_of(conv, 2) or rewriter.constant(conv.inputs[2]) is not None)
+        rewriter.is_constant(conv.inputs[1])
+        and np.dtype(rewriter.type_of(conv.inputs[1]).dtype).kind == "f"
+        and (not input_of(conv, 2) or rewriter.is_constant(conv.inputs[2]))
         and not input_of(conv, 3)
         and not conv.attributes.get("activation")
     )
@@ -43,13 +42,13 @@ def _fold_next(rewriter: Rewriter, conv: Node) -> Node | None:
     if node is None or affine is None:
         return None
     factor, summand = affine
-    weights, name = rewriter.constant(conv.inputs[1]), node.name
+    weights, name = rewriter.graph.constants.handle(conv.inputs[1]), node.name
     assert weights is not None
     dtype, sources = weights.dtype, (*conv.inputs[1:], *(each for each in node.inputs if each != conv.outputs[0]))
     inputs = list(conv.inputs)
     if factor is not None:
-        scale, w = factor, weights
-        inputs[1] = rewriter.derive(f"{conv.inputs[1]}*{name}", sources, lambda: _scaled(conv, w, scale).astype(dtype))
+        scale, w, type_ = factor, weights, rewriter.type_of(conv.inputs[1])
+        inputs[1] = rewriter.derive(f"{conv.inputs[1]}*{name}", sources, lambda: _scaled(conv, w.fresh(), scale), type_)
     bias = rewriter.constant(input_of(conv, 2))
     if bias is not None or summand is not None:
         old = np.zeros(1) if bias is None else bias.astype(np.float64)
@@ -66,15 +65,19 @@ def _fold_next(rewriter: Rewriter, conv: Node) -> Node | None:
 
 
 def _scaled(conv: Node, weights: Array, factor: Array) -> Array:
-    """Weights times a factor for each output channel."""
-    wide = weights.astype(np.float64)
-    if not conv.op.endswith("ConvTranspose"):
-        return np.asarray(wide * factor.reshape(-1, *(1,) * (weights.ndim - 1)))
-    # (C, K/groups, ...): output channel k of group g is at [any channel of g, k].
-    groups = int(conv.attributes.get("group", 1))
-    grouped = wide.reshape(groups, weights.shape[0] // groups, *weights.shape[1:])
-    factors = np.broadcast_to(factor.reshape(-1), (groups * weights.shape[1],))
-    return np.asarray((grouped * factors.reshape(groups, 1, -1, *(1,) * (weights.ndim - 2))).reshape(weights.shape))
+    """Multiply weights by a factor for each output channel, in place, in float64, rounded once."""
+    if conv.op.endswith("ConvTranspose"):
+        # (C, K/groups, ...): output channel k of group g is at [any channel of g, k].
+        groups = int(conv.attributes.get("group", 1))
+        shape: tuple[int, ...] = (groups, weights.shape[0] // groups, *weights.shape[1:])
+        factors = np.broadcast_to(factor.reshape(-1), (groups * weights.shape[1],))
+        factors = factors.reshape(groups, 1, -1, *(1,) * (weights.ndim - 2))
+    else:
+        shape, factors = weights.shape, factor.reshape(-1, *(1,) * (weights.ndim - 1))
+    grouped = weights.reshape(shape)
+    with np.errstate(all="ignore"):  # as in all passes; recipes are followed after them
+        np.multiply(grouped, factors, out=grouped, dtype=np.float64, casting="same_kind")
+    return weights
 
 
 def affine_of(rewriter: Rewriter, value: str, node: Node) -> tuple[Array | None, Array | None] | None:
@@ -92,12 +95,12 @@ def affine_of(rewriter: Rewriter, value: str, node: Node) -> tuple[Array | None,
     if node.op not in ("Mul", "Div", "Add", "Sub") or len(node.inputs) != 2:
         return None
     first = node.inputs[0] == value
-    constant = rewriter.constant(node.inputs[1 if first else 0])
-    if constant is None or rewriter.type_of(node.outputs[0]) != rewriter.type_of(value):
+    name = node.inputs[1 if first else 0]
+    if not rewriter.is_constant(name) or rewriter.type_of(node.outputs[0]) != rewriter.type_of(value):
         return None
     if node.version < 7 and "axis" in node.attributes:
         return None
-    numbers = _of_channels(constant, rank, rewriter.type_of(value).shape[1])
+    numbers = _of_channels(rewriter.graph.constants[name], rank, rewriter.type_of(value).shape[1])
     if numbers is None or (node.op == "Div" and not first):
         return None
     if node.op == "Mul":

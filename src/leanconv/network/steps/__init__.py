@@ -6,17 +6,24 @@ from leanconv.network.steps import (
     blocks,
     convolution,
     elementwise,
+    moments,
     normalization,
     pooling,
     products,
+    reductions,
     resampling,
+    row_norms,
     shaping,
     softmax,
 )
 from leanconv.network.steps.base import Lowerer, Registry
 
 REGISTRY = Registry()
-for _module in (shaping, convolution, elementwise, pooling, softmax, resampling, normalization, blocks, products):
+_MODULES = (
+    *(shaping, convolution, elementwise, pooling, softmax, resampling, normalization, moments, row_norms),
+    *(reductions, blocks, products),
+)
+for _module in _MODULES:
     _module.register(REGISTRY)
 
 COPY = REGISTRY.by_op["leanconv.Copy"]

@@ -9,14 +9,17 @@ weights, tables).  Workspace buffers have their own names.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, ClassVar, TypeAlias
 
 from leanconv.arrays import Array, address_of
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.memory import Block, Buffer, arena_bytes
+from leanconv.network.constants import Constant
 from leanconv.network.graph import Node, ValueType
 from leanconv.network.places import Place, channels_last, order_of, row_major
+from leanconv.plan import Plan
 from leanconv.program import Phase
 
 FLOATS = ("float32", "float64")
@@ -48,7 +51,12 @@ class Operand:
     """An input of a node: where it lies, and its value if that is known beforehand."""
 
     place: Place
-    constant: Array | None = None
+    handle: Constant | None = None
+
+    @property
+    def constant(self) -> Array | None:
+        """The value; weights are brought into memory by this, which only packing them is worth."""
+        return None if self.handle is None else self.handle.array()
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +119,8 @@ class Option:
         kept_bytes: memory that is kept for the step between runs, packed weights among it.
         extra_bytes: what of it counts against a limit: all but the size of the plain weights.
         build: makes the phases, packs weights and compiles nothing yet.
+        plan: of a single layer, if that is what the option is.
+        remake: the same step by another plan of its layer.
     """
 
     name: str
@@ -119,6 +129,8 @@ class Option:
     workspace: tuple[Buffer, ...] = ()
     kept_bytes: int = 0
     extra_bytes: int = 0
+    plan: Plan | None = None
+    remake: Callable[[Plan], Option] | None = None
 
     def workspace_bytes(self, threads: int) -> int:
         """Bytes of the workspace, every rounding to cache lines counted."""

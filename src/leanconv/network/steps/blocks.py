@@ -6,14 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from leanconv.arrays import Array
 from leanconv.blocks import BlockPlan, plan_inverted_residual, plan_separable
 from leanconv.errors import MemoryLimitError
 from leanconv.network.fusion import INVERTED, SEPARABLE
 from leanconv.network.graph import Node
 from leanconv.network.operators.convolution import conv_windows
 from leanconv.network.places import Place, channels_last, strides_in
-from leanconv.network.steps.base import Arrays, Built, Call, Lowerer, Memory, Option, Registry, Setting, Types
+from leanconv.network.steps.base import Arrays, Built, Call, Lowerer, Memory, Operand, Option, Registry, Setting, Types
 from leanconv.network.steps.convolution import conv_problem
 from leanconv.options import Padding
 from leanconv.plan import packed_block
@@ -51,7 +50,6 @@ class Block(Lowerer):
             if not any(plan.workspace_bytes == other.workspace_bytes for other in plans):
                 plans.append(plan)
         seconds = _seconds(call, setting)
-        weights, biases = _arrays(call)
         roles: dict[str, Place | Memory | int] = {"x": call.given(0), "out": call.output}
         if call.node.op == SEPARABLE and call.input(5) is not None:
             roles["residual"] = call.given(5)
@@ -60,7 +58,7 @@ class Block(Lowerer):
             Option(
                 f"block of {plan.parameters.get('band', plan.parameters.get('strip'))}",
                 seconds * (1 + 0.05 * number),
-                lambda plan=plan: _built(plan, weights, biases, roles),  # type: ignore[misc]
+                lambda plan=plan: _built(plan, call, roles),  # type: ignore[misc]
                 plan.lowering.workspace,
                 plan.packed_weight_bytes,
                 max(0, plan.packed_weight_bytes - plan.plain_weight_bytes),
@@ -74,26 +72,25 @@ def _dense(place: Place) -> bool:
     return all(a == b for a, b, n in zip(place.strides, wanted, place.shape, strict=True) if n > 1)
 
 
-def _arrays(call: Call) -> tuple[list[Array], list[Array | None]]:
-    """Weights and biases of the layers."""
+def _operands(call: Call) -> list[tuple[Operand, Operand | None]]:
+    """Weights and bias of each layer."""
     count = len(call.node.attributes["nodes"])
-    found = [None if o is None else o.constant for o in call.inputs[1 : 1 + 2 * count]]
-    weights = [array for array in found[::2] if array is not None]
-    assert len(weights) == count
-    return weights, list(found[1::2])
+    found = call.inputs[1 : 1 + 2 * count]
+    return [(w, bias) for w, bias in zip(found[::2], found[1::2], strict=True) if w is not None]
 
 
 def _plan(call: Call, setting: Setting, limit: int | None) -> BlockPlan:
     nodes: tuple[Node, ...] = call.node.attributes["nodes"]
-    weights, biases = _arrays(call)
+    operands = _operands(call)
+    shapes = [weights.place.shape for weights, _ in operands]
     middle = nodes[-2]
     n, c, h, w = call.given(0).shape
-    channels = weights[-2].shape[0]
-    window = conv_windows(middle, (n, channels if call.node.op == INVERTED else c, h, w), weights[-2].shape)
+    channels = shapes[-2][0]
+    window = conv_windows(middle, (n, channels if call.node.op == INVERTED else c, h, w), shapes[-2])
     padding: Padding = tuple(zip(window.low, window.high, strict=True))
     common: dict[str, Any] = {
         "dtype": call.output.dtype,
-        "biases": tuple(b is not None for b in biases),
+        "biases": tuple(bias is not None for _, bias in operands),
         "stride": window.stride,
         "padding": padding,
         "dilation": window.dilation,
@@ -101,7 +98,6 @@ def _plan(call: Call, setting: Setting, limit: int | None) -> BlockPlan:
         "memory_limit": limit,
         "threads": setting.threads,
     }
-    shapes = [array.shape for array in weights]
     order = nodes[-1].attributes.get("residual")
     if call.node.op == INVERTED:
         return plan_inverted_residual((n, h, w, c), *shapes, residual=order is not None, **common)
@@ -113,14 +109,14 @@ def _plan(call: Call, setting: Setting, limit: int | None) -> BlockPlan:
 def _seconds(call: Call, setting: Setting) -> float:
     """What the layers apart are predicted to take."""
     nodes: tuple[Node, ...] = call.node.attributes["nodes"]
-    weights, biases = _arrays(call)
     total, x = 0.0, call.given(0)
-    for node, w, bias in zip(nodes, weights, biases, strict=True):
-        window = conv_windows(node, x.shape, w.shape)
-        shape = (x.shape[0], w.shape[0], *window.out)
+    for node, (weights, bias) in zip(nodes, _operands(call), strict=True):
+        w = weights.place.shape
+        window = conv_windows(node, x.shape, w)
+        shape = (x.shape[0], w[0], *window.out)
         out = Place("", 0, shape, strides_in(shape, channels_last(4)), x.dtype)
         plain = Node(node.op, node.name, node.inputs, node.outputs, _without_residual(node), node.version)
-        problem = conv_problem(plain, x, w, bias, out, None)
+        problem = conv_problem(plain, x, w, bias is not None, out, None)
         total += layer_options(problem, setting.threads, None, ("auto", "standard", False))[0].seconds
         x = out
     return total
@@ -130,13 +126,12 @@ def _without_residual(node: Node) -> dict[str, Any]:
     return {name: value for name, value in node.attributes.items() if name != "residual"}
 
 
-def _built(
-    plan: BlockPlan, weights: list[Array], biases: list[Array | None], places: dict[str, Place | Memory | int]
-) -> Built:
+def _built(plan: BlockPlan, call: Call, places: dict[str, Place | Memory | int]) -> Built:
     roles = dict(places)
-    for (name, packing), w, bias in zip(plan.lowering.packings, weights, biases, strict=True):
-        shift = None if bias is None else np.ascontiguousarray(bias)
-        roles[name] = packed_block(packing, w, shift, plan.threads)
+    for (name, packing), (weights, bias) in zip(plan.lowering.packings, _operands(call), strict=True):
+        w, shift = weights.constant, None if bias is None else bias.constant
+        assert w is not None
+        roles[name] = packed_block(packing, w, None if shift is None else np.ascontiguousarray(shift), plan.threads)
     return Built(plan.lowering.phases, roles)
 
 

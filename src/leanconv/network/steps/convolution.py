@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.network.constants import Derived, Held, is_known
 from leanconv.network.graph import Node
 from leanconv.network.operators.base import ints
 from leanconv.network.operators.convolution import conv_groups, conv_windows
 from leanconv.network.operators.transposed import scatter
 from leanconv.network.places import Place
+from leanconv.network.slabs import Rows, can_be_packed_in_slabs, packed_in_slabs
 from leanconv.network.steps.base import FLOATS, Arrays, Built, Call, Lowerer, Memory, Option, Registry, Setting, Types
 from leanconv.options import make_problem
 from leanconv.plan import Plan
@@ -31,28 +35,39 @@ class Convolution(Lowerer):
         x = types[0]
         if x is None or x.dtype not in FLOATS:
             return "kernels compute in float32 and float64"
-        if constants[1] is None or (len(types) > 2 and types[2] is not None and constants[2] is None):
+        if not is_known(constants, 1) or (len(types) > 2 and types[2] is not None and not is_known(constants, 2)):
             return "weights or bias that are not constant"
         return None
 
     def options(self, call: Call, setting: Setting) -> list[Option]:
         """The plans of which none is both slower and larger than another."""
-        w, bias = _constant(call, 1), _constant(call, 2)
-        assert w is not None
+        w, bias = call.given(1), call.input(2)
         residual = call.input(3)
-        problem = conv_problem(call.node, call.given(0), w, bias, call.output, residual.place if residual else None)
-        roles = {"x": call.given(0), "out": call.output} | ({"residual": residual.place} if residual else {})
-        return plan_options(problem, w, bias, roles, setting)
+        place = residual.place if residual else None
+        problem = conv_problem(call.node, call.given(0), w.shape, bias is not None, call.output, place)
+        roles = {"x": call.given(0), "out": call.output} | ({"residual": place} if place else {})
+        return plan_options(problem, partial(weights_of, call), roles, setting, w_rows(call))
 
 
-def _constant(call: Call, position: int) -> Array | None:
-    found = call.input(position)
-    return None if found is None else found.constant
+def w_rows(call: Call) -> Rows | None:
+    """How to look at some output channels of the weights only; None if they are in memory, or would be made whole."""
+    w = call.input(1)
+    handle = None if w is None else w.handle
+    return None if handle is None or isinstance(handle, Held | Derived) else handle.rows
 
 
-def conv_problem(node: Node, x: Place, w: Array, bias: Array | None, out: Place, residual: Place | None) -> Problem:
+def weights_of(call: Call, whole: bool = True) -> tuple[Array | None, Array | None]:
+    """Weights (None if not `whole`) and bias of a convolution, brought into memory."""
+    w, bias = call.input(1), call.input(2)
+    found = w.constant if w is not None and whole else None
+    return found, None if bias is None else bias.constant
+
+
+def conv_problem(
+    node: Node, x: Place, w_shape: tuple[int, ...], bias: bool, out: Place, residual: Place | None
+) -> Problem:
     """The problem of a convolution on values where they lie."""
-    window = conv_windows(node, x.shape, w.shape)
+    window = conv_windows(node, x.shape, w_shape)
     # Which axis is adjacent says what the layout is called; the strides say all.
     last = x.strides[1] == 1 and x.shape[1] > 1
 
@@ -63,9 +78,9 @@ def conv_problem(node: Node, x: Place, w: Array, bias: Array | None, out: Place,
     return make_problem(
         len(x.shape) - 2,
         user(x.shape),
-        w.shape,
+        w_shape,
         dtype=x.dtype,
-        bias=bias is not None,
+        bias=bias,
         stride=window.stride,
         padding=tuple(zip(window.low, window.high, strict=True)),
         dilation=window.dilation,
@@ -81,35 +96,46 @@ def conv_problem(node: Node, x: Place, w: Array, bias: Array | None, out: Place,
     )
 
 
+Weights: TypeAlias = Callable[[bool], tuple["Array | None", "Array | None"]]
+
+
 def plan_options(
-    problem: Problem, w: Array, bias: Array | None, roles: dict[str, Place], setting: Setting
+    problem: Problem, weights: Weights, roles: dict[str, Place], setting: Setting, rows: Rows | None = None
 ) -> list[Option]:
-    """The plans of a problem, as ways to compute a step."""
+    """The plans of a problem, as ways to compute a step; `weights` and bias are asked for by the way that is chosen.
+
+    `rows`: looks at some output channels of the weights, for packing them in slabs.
+    """
     requirements = (setting.algorithm, setting.accuracy, setting.deterministic)
     found = layer_options(problem, setting.threads, 0 if setting.limited else None, requirements)
     plain = problem.w_bytes + (problem.out_channels * problem.itemsize if problem.has_bias else 0)
-    result = []
-    for option in sorted(found, key=lambda option: option.seconds):
-        plan = option.candidate.plan
+
+    def made(plan: Plan, seconds: float) -> Option:
         kept = (plan.packed_weight_bytes or plain) + plan.table_bytes
-        extra = max(0, kept - plain)
-        result.append(
-            Option(
-                plan.algorithm,
-                option.seconds,
-                lambda plan=plan: _built(plan, w, bias, roles),  # type: ignore[misc]
-                plan.lowering.workspace,
-                kept,
-                extra,
-            )
+        return Option(
+            plan.algorithm,
+            seconds,
+            lambda: _built(plan, weights, roles, rows),
+            plan.lowering.workspace,
+            kept,
+            max(0, kept - plain),
+            plan,
+            lambda other: made(other, seconds),
         )
-    return result
+
+    return [made(option.candidate.plan, option.seconds) for option in sorted(found, key=lambda option: option.seconds)]
 
 
-def _built(plan: Plan, w: Array, bias: Array | None, places: dict[str, Place]) -> Built:
-    packing = plan.packing
-    packed = plan.pack(w, bias)
+def _built(plan: Plan, weights: Weights, places: dict[str, Place], rows: Rows | None) -> Built:
+    packing, problem = plan.packing, plan.problem
     memory: dict[str, Place | Memory | int] = dict(places)
+    if rows is not None and packing is not None and problem.groups == 1 and can_be_packed_in_slabs(packing):
+        _, bias = weights(False)
+        memory["w"] = packed_in_slabs(packing, rows, problem.out_channels, bias, plan.threads)
+        return Built(plan.lowering.phases, memory | dict(plan.compiled.program.addresses), (plan,))
+    w, bias = weights(True)
+    assert w is not None
+    packed = plan.pack(w, bias)
     if packed is not None:
         memory["w"] = packed
     else:
@@ -141,8 +167,7 @@ class TransposedConvolution(Convolution):
 
     def options(self, call: Call, setting: Setting) -> list[Option]:
         """The plans of which none is both slower and larger than another."""
-        node, x, out, w, bias = call.node, call.given(0), call.output, _constant(call, 1), _constant(call, 2)
-        assert w is not None
+        node, x, out, w, bias = call.node, call.given(0), call.output, call.given(1), call.input(2)
         residual = call.input(3)
         place, extra = scatter(node, x.shape, w.shape), _output_padding(node, len(x.shape) - 2)
         last = x.strides[1] == 1 and x.shape[1] > 1
@@ -170,7 +195,7 @@ class TransposedConvolution(Convolution):
             residual_strides=None if residual is None else user(residual.place.strides),
         )
         roles = {"x": x, "out": out} | ({"residual": residual.place} if residual else {})
-        return plan_options(problem, w, bias, roles, setting)
+        return plan_options(problem, partial(weights_of, call), roles, setting)
 
 
 def _output_padding(node: Node, ndim: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ def map_phase(
     """`out = formula(operands)`, operands broadcast to the output's shape; `roles`: their names if not in0, in1, ..."""
     item = out.item
     placed = [broadcast(place, out.shape) for place in operands]
-    dims = _merged([(n, steps) for n, *steps in _axes(out, placed)])
+    dims = merged_axes(out, placed)
     length, steps = dims.pop() if dims else (1, (item,) * (len(placed) + 1))
     rows = tuple(UNIT if s == item or length == 1 else SAME if s == 0 else FAR for s in steps)
     names = [*(f"in{i}" for i in range(len(placed))), "out"]
@@ -60,6 +60,11 @@ def copy_phase(name: str, source: Place, out: Place, setting: Setting) -> Phase:
     return _turn_phase(name, source, out, setting) or map_phase(name, Formula(1), [source], out, setting)
 
 
+def merged_axes(out: Place, placed: Sequence[Place]) -> list[Dim]:
+    """Axes of an output and of operands of its shape, outermost of the output first, as few as strides allow."""
+    return _merged([(n, steps) for n, *steps in _axes(out, placed)])
+
+
 def _axes(out: Place, placed: Sequence[Place]) -> list[tuple[int, ...]]:
     columns = zip(out.shape, *(place.byte_strides for place in placed), out.byte_strides, strict=True)
     return sorted((row for row in columns if row[0] > 1), key=lambda row: -abs(row[-1]))
@@ -79,7 +84,7 @@ def _merged(axes: Sequence[tuple[int, Sequence[int]]]) -> list[Dim]:
 def _turn_phase(name: str, source: Place, out: Place, setting: Setting) -> Phase | None:
     """A copy through transposes, if elements are adjacent along one axis here and along another one there."""
     item, lanes = out.item, setting.host.target.lanes(out.dtype)
-    dims = _merged([(n, steps) for n, *steps in _axes(out, [source])])
+    dims = merged_axes(out, [source])
     rows = [d for d, (n, (s, _)) in enumerate(dims) if s == item and n >= lanes]
     columns = [d for d, (n, (_, t)) in enumerate(dims) if t == item and n >= lanes]
     if len(rows) != 1 or len(columns) != 1 or rows == columns:

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 from leanconv.kernels.net_pool import MAX, MEAN, SUM, PoolSpec
 from leanconv.network.graph import Node
-from leanconv.network.operators.base import axes_of, ints
 from leanconv.network.operators.pooling import pool_windows
 from leanconv.network.places import Place
 from leanconv.network.steps.base import FLOATS, Arrays, Built, Call, Lowerer, Option, Registry, Setting, Types
@@ -43,24 +42,15 @@ class Pooling(Lowerer):
 
 
 class Reduction(Lowerer):
-    """GlobalAveragePool, GlobalMaxPool; ReduceMean, ReduceSum and ReduceMax over all spatial axes of an image."""
+    """GlobalAveragePool, GlobalMaxPool; `reductions.py` uses it for others over all spatial axes of an image."""
 
     image: ClassVar[bool] = True
 
     def refusal(self, node: Node, types: Types, constants: Arrays) -> str | None:
-        """All spatial axes, kept."""
+        """Images of one to three spatial axes."""
         x = types[0]
         if x is None or x.dtype not in FLOATS or not 3 <= len(x.shape) <= 5:
             return "kernels take images of float32 and float64 with one to three spatial axes"
-        if node.op.startswith("Global"):
-            return None
-        axes = constants[1] if len(constants) > 1 and constants[1] is not None else node.attributes.get("axes")
-        if len(types) > 1 and types[1] is not None and constants[1] is None:
-            return "axes that are not constant"
-        if axes is None or axes_of(ints(axes), len(x.shape)) is None:
-            return "all axes"
-        if sorted(axes_of(ints(axes), len(x.shape))) != list(range(2, len(x.shape))):
-            return "other axes than the spatial ones"
         return None
 
     def options(self, call: Call, setting: Setting) -> list[Option]:
@@ -144,4 +134,4 @@ def pool_phase(
 def register(registry: Registry) -> None:
     """Enter what this module knows."""
     registry.add(Pooling(), "MaxPool", "AveragePool")
-    registry.add(Reduction(), "GlobalAveragePool", "GlobalMaxPool", "ReduceMean", "ReduceSum", "ReduceMax")
+    registry.add(Reduction(), "GlobalAveragePool", "GlobalMaxPool")

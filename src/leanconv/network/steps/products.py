@@ -9,15 +9,18 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.memory import Buffer
+from leanconv.network.constants import is_known
 from leanconv.network.graph import Node
 from leanconv.network.places import Place, broadcast, reshaped, sliced
+from leanconv.network.slabs import Rows
 from leanconv.network.steps.base import FLOATS, Arrays, Built, Call, Lowerer, Memory, Option, Registry, Setting, Types
-from leanconv.network.steps.convolution import plan_options
+from leanconv.network.steps.convolution import plan_options, w_rows, weights_of
 from leanconv.options import make_problem
 from leanconv.plan import PACKED, Plan
 from leanconv.planning.candidates import algorithm_named
@@ -67,13 +70,13 @@ class Product(Lowerer):
         """The plans of a one-dimensional layer, or products one after the other."""
         right = call.inputs[1]
         assert right is not None
-        if right.constant is None or len(right.place.shape) != 2:
+        if right.handle is None or len(right.place.shape) != 2:
             return [_computed(call, setting)]
-        return _known(call, right.constant, setting)
+        return _known(call, right.place.shape, setting)
 
 
 def _constant_matrix(node: Node, types: Types, constants: Arrays) -> bool:
-    return constants[1] is not None and types[1] is not None and len(types[1].shape) == 2
+    return is_known(constants, 1) and types[1] is not None and len(types[1].shape) == 2
 
 
 def _outer(types: Types) -> tuple[int, ...]:
@@ -92,34 +95,48 @@ def _rows(place: Place, turned: bool) -> tuple[int, int, int, int] | None:
     return None if flat is None else (flat.shape[0], flat.strides[0], flat.shape[1], flat.strides[1])
 
 
-def _known(call: Call, b: Array, setting: Setting) -> list[Option]:
+def _matrices(call: Call, whole: bool) -> tuple[Array | None, Array | None]:
+    """The matrix on the right as weights of a layer (None if not `whole`), and the summand as its bias."""
+    node, (b, c) = call.node, weights_of(call, whole)
+    gemm = node.op == "Gemm"
+    alpha, beta = (float(node.attributes.get(key, 1.0)) if gemm else 1.0 for key in ("alpha", "beta"))
+    if b is not None:
+        b = b if gemm and node.attributes.get("transB", 0) else b.T
+        b = (b if alpha == 1.0 else b * b.dtype.type(alpha))[:, :, None]
+    if not gemm or c is None:
+        return b, None
+    columns = _columns(node, call.given(1).shape)
+    return b, np.ascontiguousarray(np.broadcast_to(c.reshape(-1), (columns,)) * c.dtype.type(beta))
+
+
+def _matrix_rows(call: Call) -> Rows | None:
+    """How to look at some columns of the product only."""
+    rows, attributes = w_rows(call), call.node.attributes
+    if rows is None or call.node.op != "Gemm" or not attributes.get("transB", 0) or attributes.get("alpha", 1.0) != 1.0:
+        return None
+    return lambda first, last: rows(first, last)[:, :, None]
+
+
+def _known(call: Call, shape: tuple[int, ...], setting: Setting) -> list[Option]:
     """All rows times one constant matrix."""
     node, a, out = call.node, call.given(0), call.output
     gemm = node.op == "Gemm"
-    w = b if gemm and node.attributes.get("transB", 0) else b.T
-    alpha, beta = (float(node.attributes.get(key, 1.0)) if gemm else 1.0 for key in ("alpha", "beta"))
-    if alpha != 1.0:
-        w = w * w.dtype.type(alpha)
-    summand = call.input(2) if gemm else None
-    bias = None
-    if summand is not None and summand.constant is not None:
-        c = summand.constant
-        bias = np.ascontiguousarray(np.broadcast_to(c.reshape(-1), (w.shape[0],)) * c.dtype.type(beta))
+    columns = _columns(node, shape)
     rows, target = _rows(a, bool(gemm and node.attributes.get("transA", 0))), _rows(out, False)
     assert rows is not None and target is not None, "see accepts"
     (count, step, depth, inner), (_, to, _, across) = rows, target
     problem = make_problem(
         1,
         (1, count, depth),
-        (w.shape[0], depth, 1),
+        (columns, depth, 1),
         dtype=a.dtype,
-        bias=bias is not None,
+        bias=gemm and call.input(2) is not None,
         layout="NHWC",
         activation=node.attributes.get("activation"),
         x_strides=(count * max(step, 1), step, inner),
         out_strides=(count * max(to, 1), to, across),
     )
-    return plan_options(problem, w[:, :, None], bias, {"x": a, "out": out}, setting)
+    return plan_options(problem, partial(_matrices, call), {"x": a, "out": out}, setting, _matrix_rows(call))
 
 
 def _computed(call: Call, setting: Setting) -> Option:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import dataclass
 from leanconv.kernels.net_expression import Formula, Step
 from leanconv.kernels.net_gather import GatherSpec
 from leanconv.network.graph import Node

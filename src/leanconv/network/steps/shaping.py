@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from leanconv.network.constants import is_known
 from leanconv.network.graph import Node, ValueType
 from leanconv.network.operators.base import axis_of, ints
 from leanconv.network.operators.shaping import permutation
@@ -36,7 +37,7 @@ class _Shaping(Lowerer):
 
     def refusal(self, node: Node, types: Types, constants: Arrays) -> str | None:
         """All but the data is constant, and elements have a size that kernels copy."""
-        if any(t is not None and constants[i] is None for i, t in enumerate(types) if i):
+        if any(t is not None and not is_known(constants, i) for i, t in enumerate(types) if i):
             return "a shape that is not constant"
         first = types[0]
         if first is None or np.dtype(first.dtype).itemsize not in COPIED or first.dtype.startswith("str"):

@@ -1,0 +1,285 @@
+"""Winograd's blocks of tiles: sizes, where everything lies in a thread's scratch, and the phases made from them."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from leanconv.algorithms.base import Lowering, WeightPacking
+from leanconv.algorithms.blocking import panels_of
+from leanconv.host import Host
+from leanconv.kernels.core import SECTION, Reduction, reduction_fields
+from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.winograd import WinogradSpec
+from leanconv.kernels.winograd_input import InputStep
+from leanconv.kernels.winograd_output import OutputStep
+from leanconv.kernels.winograd_tiles import Tiling
+from leanconv.kernels.winograd_weights import WeightStep, WinogradPackSpec
+from leanconv.memory import ALIGNMENT, Buffer, arena_bytes
+from leanconv.problem import Problem
+from leanconv.program import Phase
+
+
+def tile_fields(problem: Problem, tiling: Tiling) -> dict[str, int]:
+    """Numbers of tiles, and where the image and the output have their pixels."""
+    p, item = problem, problem.itemsize
+    fields = {"x_n": p.x_strides[0] * item, "x_c": p.x_strides[1] * item, "x_g": p.group_in * p.x_strides[1] * item}
+    total = p.batch
+    for d, axis in enumerate(tiling.axes):
+        out, step = p.out_size[d], axis.transform.outputs * axis.dilation
+        last = -(-out // step) - 1
+        count = last * axis.dilation + min(axis.dilation, out - last * step)
+        fields |= {f"tiles{d}": count, f"last{d}": last, f"out{d}": out, f"at{d}": p.x_strides[2 + d] * item}
+        fields |= {f"in{d}": p.in_size[d], f"reach{d}": p.in_size[d] + p.pad_high[d]}
+        total *= count
+    fields["tile_count"] = total
+    for letter, strides in (("o", p.out_strides), ("r", p.residual_strides)):
+        if strides is not None:
+            channel = strides[1] * item
+            fields |= {f"{letter}_n": strides[0] * item, f"{letter}_k": channel, f"{letter}_g": p.group_out * channel}
+            fields |= {f"{letter}_at{d}": stride * item for d, stride in enumerate(strides[2:])}
+    return fields
+
+
+def odd_lines(nbytes: int) -> int:
+    """Bytes filled up to an odd number of cache lines."""
+    return (-(-nbytes // ALIGNMENT) | 1) * ALIGNMENT
+
+
+class BlocksOfTiles:
+    """The sizes of one problem on one machine, and the phases made from them.
+
+    `transform`: weights are not transformed beforehand; `splits`: blocks of input channels, that go through all steps
+    one after another.
+    """
+
+    phase: ClassVar[str] = "winograd"
+    least: ClassVar[int] = 16  # tiles a block
+    transform: ClassVar[bool] = False
+    splits: int = 1
+
+    def __init__(self, problem: Problem, host: Host, tiling: Tiling) -> None:
+        self.problem, self.host, self.tiling = problem, host, tiling
+        self.lanes = host.target.lanes(problem.dtype)
+        self.panels = panels_of(problem, host)
+        self.width = max(self.panels.vectors if self.panels.count else 1, self.panels.last) * host.target.vector_bytes
+        axes = zip(problem.out_size, problem.dilation, strict=True)
+        self.padded = any(problem.pad_low) or any(problem.pad_high) or any(out % d for out, d in axes)
+        self.fields = tile_fields(problem, tiling)
+
+    @property
+    def row(self) -> int:
+        """Bytes of V a tile and point."""
+        vectors = -(-self.problem.group_in // self.lanes)
+        return -(-vectors // self.splits) * self.host.target.vector_bytes
+
+    @property
+    def adjacent(self) -> bool:
+        """Whether input channels are adjacent in memory."""
+        return self.problem.x_strides[1] == 1
+
+    @property
+    def runs(self) -> bool:
+        """Whether rows of windows are runs of adjacent pixels, of which padding is cut off (the rest is zeros)."""
+        p, axis = self.problem, self.tiling.axes[-1]
+        plain = not self.padded or (p.pad_mode == "zeros" and p.in_size[-1] >= axis.transform.size)
+        return not self.adjacent and p.x_strides[-1] == 1 and axis.dilation == 1 < axis.transform.size and plain
+
+    def panel_bytes(self, width: int) -> int:
+        """Transformed weights and biases of a panel `width` bytes wide."""
+        return self.tiling.points * self.point_bytes(width) + self.problem.has_bias * width
+
+    def point_bytes(self, width: int) -> int:
+        """Bytes of one point's weights in such a panel."""
+        return odd_lines(self.problem.group_in * width)
+
+    def scratch(self, tiles: int) -> tuple[dict[str, int], int]:
+        """Where everything lies in a thread's scratch for blocks of so many tiles, and its bytes.
+
+        Matrices of different points are an odd number of cache lines apart: a tile's values would otherwise fall into
+        few sets of the first-level cache.
+        """
+        point, product = odd_lines(tiles * self.row), odd_lines(tiles * self.width)
+        fields = {"v_point": point, "m_point": product, "v_row": self.row, "v_at": 0}
+        fields["m_at"] = end = self.tiling.points * point
+        fields["zero_at"] = end = end + self.tiling.points * product
+        if self.padded and self.adjacent:
+            end += -(-self.row // ALIGNMENT) * ALIGNMENT
+        fields["u_at"] = end
+        if self.transform:
+            end += self.panel_bytes(self.width)
+        return fields, end
+
+    def block(self, threads: int, workspace: int | None, wanted: int | None) -> int:
+        """Tiles a block: what the second-level cache holds, and enough that weights are not all that is read."""
+        tile = self.tiling.points * (self.row + self.width)
+        total = max(1, self.fields["tile_count"])
+        least = 48 if self.heavy else self.least
+        tiles = min(wanted or max(self.host.l2 * 3 // 4 // tile, least), total)
+        if wanted is None:
+            if threads > 1 and not self.heavy:
+                tiles = min(tiles, max(12, -(-total // (4 * threads))))
+            # Blocks of one size: one with the tiles left over would read all weights for few.
+            tiles = -(-total // max(1, round(total / tiles)))
+        if workspace is not None:
+            p = self.problem
+            plain = p.w_bytes + (p.out_channels * p.itemsize if p.has_bias else 0)
+            tiles = self.fitting(tiles, threads, workspace - max(0, self.packed_bytes - plain))
+        return tiles
+
+    def fitting(self, tiles: int, threads: int, workspace: int) -> int:
+        """At most so many tiles whose scratch fits, or one."""
+        free = workspace // threads - self.scratch(0)[1]
+        tiles = max(1, min(tiles, free // (self.tiling.points * (self.row + self.width))))
+        while tiles > 1 and arena_bytes((self.buffer(tiles),), threads) > workspace:
+            tiles -= 1
+        return tiles
+
+    def buffer(self, tiles: int) -> Buffer:
+        """The scratch of every thread."""
+        return Buffer("scratch", self.scratch(tiles)[1], per_thread=True)
+
+    @property
+    def heavy(self) -> bool:
+        """Whether blocks would wait for their weights, which come from memory: 512 channels, 28x28, 238 -> 298 %."""
+        return self.packed_bytes > 16 * self.host.l2
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of all transformed weights."""
+        whole, last = (n * self.host.target.vector_bytes for n in (self.panels.vectors, self.panels.last))
+        group = self.panels.count * self.panel_bytes(whole) + (self.panel_bytes(last) if last else 0)
+        return self.problem.groups * group
+
+    def weight_fields(self) -> dict[str, int]:
+        """Where the user's weights and biases are."""
+        p, item = self.problem, self.problem.itemsize
+        strides = [s * item for s in p.w_strides]
+        return {
+            "channels": p.group_in,
+            "w_k": strides[0],
+            "w_c": strides[1],
+            "w_g": p.group_out * strides[0],
+            "bias_g": p.group_out * item,
+            "group_out": p.group_out,
+            "panel_count": self.panels.total,
+            "u_point": self.point_bytes(self.panels.vectors * self.host.target.vector_bytes),
+            "u_last": self.point_bytes(self.panels.last * self.host.target.vector_bytes),
+            **{f"w_{d}": stride for d, stride in enumerate(strides[2:])},
+        }
+
+    def weight_step(self) -> WeightStep:
+        """How filters are transformed."""
+        return WeightStep(self.host.target, self.problem.dtype, self.tiling)
+
+    def packing(self) -> WeightPacking:
+        """The phase that transforms all weights."""
+        p, total = self.problem, self.panels.total
+        spec = WinogradPackSpec(self.weight_step(), self.panels.shape, p.has_bias)
+        fields = self.weight_fields() | {
+            "g_div": total,
+            "g_count": p.groups,
+            "p_div": 1,
+            "p_count": total,
+            "p_g": self.packed_bytes // p.groups,
+            "p_panel": self.panel_bytes(self.panels.vectors * self.host.target.vector_bytes),
+        }
+        return WeightPacking(self.packed_bytes, Phase("transform weights", spec, fields, p.groups * total))
+
+    def lowering(self, threads: int, workspace: int | None, wanted: int | None) -> Lowering:
+        """The whole program."""
+        p, panels = self.problem, self.panels
+        tiles = self.block(threads, workspace, wanted)
+        blocks = -(-max(1, self.fields["tile_count"]) // tiles)
+        parts = 1
+        enough = (2 if self.heavy else 4) * threads  # each part of the panels transforms the windows again
+        while threads > 1 and blocks * p.groups * parts < enough and panels.total >= 8 * parts:
+            parts *= 2
+        group = -(-panels.total // parts)
+        parts = -(-panels.total // group)
+        places, _ = self.scratch(tiles)
+        fields = self.fields | places | reduction_fields(p.group_in) | self.weight_fields()
+        fields |= {
+            "channels_vec": p.group_in // self.lanes * self.lanes,
+            "k_div": 1,
+            "k_count": parts,
+            "g_div": parts,
+            "g_count": p.groups,
+            "b_div": parts * p.groups,
+            "b_count": blocks,
+            "panels": group,
+            "panel_whole": panels.count,
+            "c_count": self.splits,
+            "c_vectors": p.group_in // self.lanes,
+        }
+        if not self.transform:
+            fields |= {
+                "w_g": self.packed_bytes // p.groups,
+                "w_panel": self.panel_bytes(panels.vectors * self.host.target.vector_bytes),
+            }
+        chunks = blocks * p.groups * parts if p.batch else 0
+        sizes = "x".join(str(axis.transform.outputs) for axis in self.tiling.axes)
+        points = self.tiling.points
+        return Lowering(
+            (Phase(self.phase, self.spec(), fields, chunks),),
+            (self.buffer(tiles),),
+            None if self.transform else self.packing(),
+            self.steps(tiles),
+            {
+                "tile": sizes,
+                "points": points,
+                "tiles": tiles,
+                "blocks": blocks,
+                "splits": self.splits,
+                "panels": group,
+                "chunks": chunks,
+            },
+        )
+
+    def steps(self, tiles: int) -> tuple[str, ...]:
+        """What runs, in words."""
+        sizes = "x".join(str(axis.transform.outputs) for axis in self.tiling.axes)
+        points = self.tiling.points
+        return (
+            f"transform the windows of {tiles} tiles of {sizes} outputs to {points} points",
+            f"{points} matrix products for each panel of output channels",
+            "transform products to outputs",
+        )
+
+    def spec(self) -> WinogradSpec:
+        """The kernel."""
+        p, target = self.problem, self.host.target
+        outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
+        split = self.splits > 1
+        channels = self.row // p.itemsize if split else p.group_in
+        stream = channels * self.panels.vectors * target.vector_bytes > self.host.l1 // 2
+        # The code is the same for all blocks of several vectors of channels, no longer than a section of a sum.
+        channels = SECTION if split else p.group_in
+        return WinogradSpec(
+            target,
+            p.dtype,
+            self.tiling,
+            InputStep(
+                target,
+                p.dtype,
+                self.tiling,
+                self.padded,
+                p.pad_mode,
+                self.adjacent,
+                self.runs,
+                p.group_in % self.lanes,
+            ),
+            OutputStep(
+                target,
+                p.dtype,
+                self.tiling,
+                all(strides[1] == 1 for strides in outputs),
+                all(strides[1] != 1 == strides[-1] for strides in outputs) and self.tiling.axes[-1].dilation == 1,
+                p.has_bias,
+                Epilogue(p.activation, p.residual),
+                split,
+            ),
+            Reduction.of((1,), channels, unit_channel=True, merged=False, stream=stream),
+            self.panels.shape,
+            self.transform,
+            split,
+        )

@@ -1,0 +1,152 @@
+"""Data classes that cost little to define.
+
+`dataclasses.dataclass` writes and compiles five functions for each class, in most of a millisecond. There are some two
+hundred specifications of kernels, steps and plans here, of which a process uses a few; defining them was more than half
+of what `import leanconv` took. Here their methods are closures over the names of the fields. The objects are data
+classes to the standard library too: `fields`, `replace`, `asdict` and pickling work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any
+
+__all__ = ["dataclass", "field_names"]
+
+if TYPE_CHECKING:
+    from dataclasses import dataclass
+else:
+
+    def dataclass(*, slots: bool, frozen: bool = False, kw_only: bool = False) -> Callable[[type], type]:
+        """As `dataclasses.dataclass` with `slots=True`, which must be given."""
+        if not slots:
+            raise TypeError("slots=True must be given")
+        return lambda written: _defined(written, frozen, kw_only)
+
+
+def field_names(kind: type) -> tuple[str, ...]:
+    """The names of the fields of objects of a class, whoever made it; none if it is no data class."""
+    found = kind.__dict__.get("_defaults")
+    if found is not None:
+        return tuple(found)
+    return tuple([field.name for field in dataclasses.fields(kind)]) if dataclasses.is_dataclass(kind) else ()
+
+
+_FIELDS, _PARAMS = "__dataclass_fields__", "__dataclass_params__"
+_MISSING = object()
+
+
+def _defined(written: type, frozen: bool, kw_only: bool) -> type:
+    """The class with a slot for each field, and the methods of a data class that it does not bring along."""
+    own = [name for name, kind in inspect.get_annotations(written).items() if not kind.startswith("ClassVar")]
+    defaults: dict[str, Any] = {}  # of each field, in order; _MISSING where there is none
+    for base in reversed(written.__mro__[1:-1]):
+        defaults.update(base.__dict__.get("_defaults") or _inherited(base))
+    slots = [name for name in own if name not in defaults]
+    # Those of a base that may be given by position still may, wherever the class adds some that may not.
+    positional = {name: None for base in reversed(written.__mro__[1:]) for name in getattr(base, "__match_args__", ())}
+    positional |= {} if kw_only else dict.fromkeys(own)
+    defaults.update({name: written.__dict__.get(name, _MISSING) for name in own})
+    names = tuple(defaults)
+    body = {name: value for name, value in written.__dict__.items() if name not in {*own, "__dict__", "__weakref__"}}
+    body |= {"__slots__": tuple(slots), "__qualname__": written.__qualname__, "_defaults": defaults}
+    body |= {_FIELDS: _Fields(written, frozen, kw_only), "__match_args__": tuple(positional)}
+    if frozen:
+        body |= {"__setattr__": _refuse, "__delattr__": _refuse}
+    for name, method in _methods(names, frozen).items():
+        body.setdefault(name, method)
+    made: type = type(written)(written.__name__, written.__bases__, body)
+    if "__init__" not in written.__dict__:
+        setattr(made, "__init__", _initializer(made, defaults, tuple(positional)))  # noqa: B010
+    return made
+
+
+def _inherited(base: type) -> dict[str, Any]:
+    """Names and defaults of the fields of a class of the standard library's making."""
+    found = dataclasses.fields(base) if _FIELDS in base.__dict__ else ()
+    return {f.name: _MISSING if f.default is dataclasses.MISSING else f.default for f in found}
+
+
+def _initializer(made: type, defaults: Mapping[str, Any], positional: tuple[str, ...]) -> Callable[..., None]:
+    """An `__init__` that takes the fields of a class, of which some also by position."""
+    names = tuple(defaults)
+    # Past the __setattr__ of frozen classes, as their own __init__ may.
+    setters = [getattr(made, name).__set__ for name in names]
+    after = getattr(made, "__post_init__", None)
+    count = len(names) if positional == names else -1
+
+    def bind(args: tuple[Any, ...], given: dict[str, Any]) -> list[Any]:
+        """A value for each field."""
+        values = dict(zip(positional, args, strict=False))
+        wrong = [name for name in given if name in values or name not in defaults]
+        if len(args) > len(positional) or wrong:
+            raise TypeError(f"{made.__qualname__} takes {', '.join(names)}; not {wrong or f'{len(args)} values'}")
+        values.update(given)
+        missing = [name for name in names if name not in values and defaults[name] is _MISSING]
+        if missing:
+            raise TypeError(f"{made.__qualname__} also needs {', '.join(missing)}")
+        return [values[name] if name in values else _default(defaults[name]) for name in names]
+
+    def __init__(self: Any, /, *args: Any, **given: Any) -> None:
+        complete = args if len(args) == count and not given else bind(args, given)
+        for put, value in zip(setters, complete, strict=True):
+            put(self, value)
+        if after is not None:
+            after(self)
+
+    return __init__
+
+
+def _default(found: Any) -> Any:
+    if isinstance(found, dataclasses.Field):
+        return found.default if found.default_factory is dataclasses.MISSING else found.default_factory()
+    return found
+
+
+def _methods(names: tuple[str, ...], frozen: bool) -> dict[str, Any]:
+    """Comparison, hash, text and state of objects with these fields."""
+    values: Callable[[Any], Any] = attrgetter(*names) if names else lambda self: ()
+    form = ", ".join(f"{name}={{!r}}" for name in names)
+
+    def __eq__(self: Any, other: object) -> Any:
+        return values(self) == values(other) if other.__class__ is self.__class__ else NotImplemented
+
+    def __hash__(self: Any) -> int:
+        return hash(values(self))
+
+    def state(self: Any) -> list[Any]:
+        return [getattr(self, name) for name in names]
+
+    def set_state(self: Any, found: list[Any]) -> None:
+        for name, value in zip(names, found, strict=True):
+            object.__setattr__(self, name, value)
+
+    def __repr__(self: Any) -> str:
+        return f"{self.__class__.__qualname__}({form.format(*state(self))})"
+
+    methods = {"__eq__": __eq__, "__hash__": __hash__ if frozen else None, "__repr__": __repr__}
+    return {**methods, "__getstate__": state, "__setstate__": set_state}
+
+
+def _refuse(self: Any, name: str, value: Any = None) -> None:
+    raise dataclasses.FrozenInstanceError(f"cannot assign to or delete field {name!r}")
+
+
+class _Fields:
+    """Stands for what the standard library keeps of a data class, until it is asked for."""
+
+    def __init__(self, written: type, frozen: bool, kw_only: bool) -> None:
+        self.written = written
+        self.options = {"frozen": frozen, "kw_only": kw_only}
+
+    def __get__(self, instance: object, owner: type) -> Any:
+        made = next(kind for kind in owner.__mro__ if kind.__dict__.get(_FIELDS) is self)
+        found: Any = dataclasses.dataclass(init=False, repr=False, eq=False, match_args=False, **self.options)(
+            self.written
+        )
+        setattr(made, _PARAMS, found.__dict__[_PARAMS])
+        setattr(made, _FIELDS, found.__dict__[_FIELDS])
+        return found.__dict__[_FIELDS]
