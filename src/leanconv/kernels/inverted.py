@@ -192,7 +192,7 @@ class SectionSum(Sum):
     offset: Index
 
     def start(self, weights: Value) -> tuple[Value, list[Value]]:
-        """Sums at zero, and the address of the section's weights."""
+        """Sums as they begin, and the address of the section's weights."""
         return self.fn.gep(self.fn.gep(self.behind(weights), self.offset), REACH), self.begin()
 
     def biases(self, head: Value) -> list[Value]:
