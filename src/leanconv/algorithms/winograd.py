@@ -47,10 +47,10 @@ MOST_PRODUCTS = 256  # in one tile: all of F(4, 3) in three dimensions, whose wi
 _ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5.0}
 
 
-# For the cost model: how much more of a byte's time shows than with the plain core: weights are used for a tile's few
-# rows and not again in the block.  Less than a vector of channels (RGB images) is loaded in pieces, and its products
-# are too short to hide the rest.
-_STREAM, _NARROW = 10.0, 3.0
+# For the cost model: how much more of a byte's time shows than with the plain core, of weights and of windows: they are
+# used for a tile's few rows and not again in the block.  Less than a vector of channels (RGB images) is loaded in
+# pieces, and its products are too short to hide the rest.
+_STREAM, _WINDOWS, _NARROW = 10.0, 6.0, 3.0
 
 _TILES = {"tiles": "tiles that a thread takes through all steps at one time"}
 _TILES_AND_SPLITS = _TILES | {"splits": "blocks of input channels that go through all steps one after another"}
@@ -135,7 +135,12 @@ class Winograd(Algorithm):
         if p.out_strides[1] != 1:
             counts["turn"] = splits * p.batch * math.prod(p.out_size) * p.groups * outer
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
-        return Cost(counts, ((_STREAM * blocks * weights, weights),), ((out, out),), lowering.phases[-1].chunks)
+        reads = [(_STREAM * blocks * weights, weights)]
+        scratch = lowering.workspace[0].nbytes
+        if scratch > host.l2:  # each panel reads the windows anew
+            reads.append((_WINDOWS * tiles * points * p.group_in * p.itemsize * -(-outer // 2), scratch))
+        writes = ((out, out), ((splits - 1) * out, out / blocks))
+        return Cost(counts, tuple(reads), writes, lowering.phases[-1].chunks)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
