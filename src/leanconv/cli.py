@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     actions = cache.add_subparsers(dest="action", metavar="ACTION", required=True)
     info = actions.add_parser("info", help="show where the cache is and what it holds")
     info.add_argument("--json", action="store_true", help="print JSON")
-    actions.add_parser("clear", help="delete all kernels, and what is kept of ONNX models")
+    actions.add_parser("clear", help="delete all kernels, and what is kept of ONNX models and of the CPU")
     actions.add_parser("path", help="print the folder, and nothing else")
     _add_planning(commands)
     return parser
@@ -329,7 +329,8 @@ def _cache(options: argparse.Namespace, _: list[str]) -> int:
             print(info.directory)
         elif options.action == "clear":
             deleted = cache.clear()
-            ObjectCache(folder="models").clear()
+            for folder in ("models", "facts"):
+                ObjectCache(folder=folder).clear()
             print(f"deleted {deleted} kernels from {info.directory}")
             if cache.info().entries:
                 print(f"leanconv: {cache.info().entries} could not be deleted", file=sys.stderr)
