@@ -62,6 +62,13 @@ def family(dataclass: Callable[..., Any]) -> dict[str, Any]:
         a: int
         b: int = 2
 
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class More(Point):
+        """By position, then by name."""
+
+        z: int
+        last: str = "l"
+
     @dataclass(frozen=True, slots=True)
     class Own:
         """It brings methods along."""
@@ -81,7 +88,7 @@ def family(dataclass: Callable[..., Any]) -> dict[str, Any]:
     class Empty:
         """Nothing."""
 
-    return {kind.__name__: kind for kind in (Point, Named, Growing, Keyed, Own, Empty)}
+    return {kind.__name__: kind for kind in (Point, Named, Growing, Keyed, More, Own, Empty)}
 
 
 BOTH = pytest.mark.parametrize("dataclass", [THEIRS, ours], ids=["theirs", "ours"])
@@ -89,9 +96,20 @@ BOTH = pytest.mark.parametrize("dataclass", [THEIRS, ours], ids=["theirs", "ours
 
 def told(kinds: dict[str, Any]) -> list[Any]:
     """All that can be seen from outside."""
-    point, named, growing, keyed, own, empty = kinds.values()
+    point, named, growing, keyed, more, own, empty = kinds.values()
     a, b = point(3), named(3, (9,), "q")
-    objects = [a, b, point(x=3, y=(1, 2)), growing(), growing([4, 5]), keyed(a=1), own(2.0), empty()]
+    objects = [
+        a,
+        b,
+        point(x=3, y=(1, 2)),
+        growing(),
+        growing([4, 5]),
+        keyed(a=1),
+        more(1, z=3),
+        more(1, (2,), z=3),
+        own(2.0),
+        empty(),
+    ]
     result: list[Any] = [
         [repr(each) for each in objects],
         [[x == y for x in objects] for y in objects],

@@ -216,7 +216,9 @@ def test_exchanged_parameters() -> None:
 def test_released_weights(tmp_path: Any) -> None:
     """Weights in a file: the same bits when they are asked for, changes are seen, and back in memory afterwards."""
     torch.manual_seed(0)
-    model = Model(lambda m, x: m.two(F.relu(x)), two=nn.Conv2d(8, 512, 3, bias=False)).eval()
+    layers = {"two": nn.Conv2d(8, 512, 3, bias=False), "norm": nn.BatchNorm2d(512)}
+    model = Model(lambda m, x: m.norm(m.two(F.relu(x))), **layers).eval()
+    model.norm.running_mean.uniform_(-1, 1), model.norm.running_var.uniform_(0.5, 2)
     model.tied = nn.Conv2d(8, 512, 3, bias=False)
     model.tied.weight = model.two.weight
     before, weight, x = {k: v.clone() for k, v in model.state_dict().items()}, model.two.weight, images(1, 4, 9, 9)
@@ -231,7 +233,7 @@ def test_released_weights(tmp_path: Any) -> None:
         for change in (lambda m: m.tied.weight.mul_(2), lambda m: m.two.weight.data.neg_()):
             for other in (model, clone):
                 change(other)
-                wanted = F.conv2d(F.relu(other.conv(x)), other.two.weight)
+                wanted = other.norm(F.conv2d(F.relu(other.conv(x)), other.two.weight))
                 torch.testing.assert_close(other(x), wanted, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(model(images(2, 4, 5, 5)), clone(images(2, 4, 5, 5)), rtol=0, atol=0)
     lt.unswap(model)

@@ -46,18 +46,21 @@ def _defined(written: type, frozen: bool, kw_only: bool) -> type:
     for base in reversed(written.__mro__[1:-1]):
         defaults.update(base.__dict__.get("_defaults") or _inherited(base))
     slots = [name for name in own if name not in defaults]
+    # Those of a base that may be given by position still may, wherever the class adds some that may not.
+    positional = {name: None for base in reversed(written.__mro__[1:]) for name in getattr(base, "__match_args__", ())}
+    positional |= {} if kw_only else dict.fromkeys(own)
     defaults.update({name: written.__dict__.get(name, _MISSING) for name in own})
     names = tuple(defaults)
     body = {name: value for name, value in written.__dict__.items() if name not in {*own, "__dict__", "__weakref__"}}
     body |= {"__slots__": tuple(slots), "__qualname__": written.__qualname__, "_defaults": defaults}
-    body |= {_FIELDS: _Fields(written, frozen, kw_only), "__match_args__": () if kw_only else names}
+    body |= {_FIELDS: _Fields(written, frozen, kw_only), "__match_args__": tuple(positional)}
     if frozen:
         body |= {"__setattr__": _refuse, "__delattr__": _refuse}
     for name, method in _methods(names, frozen).items():
         body.setdefault(name, method)
     made: type = type(written)(written.__name__, written.__bases__, body)
     if "__init__" not in written.__dict__:
-        setattr(made, "__init__", _initializer(made, defaults, 0 if kw_only else len(names)))  # noqa: B010
+        setattr(made, "__init__", _initializer(made, defaults, tuple(positional)))  # noqa: B010
     return made
 
 
@@ -67,18 +70,19 @@ def _inherited(base: type) -> dict[str, Any]:
     return {f.name: _MISSING if f.default is dataclasses.MISSING else f.default for f in found}
 
 
-def _initializer(made: type, defaults: Mapping[str, Any], positional: int) -> Callable[..., None]:
-    """An `__init__` that takes the fields of a class, of which so many by position."""
+def _initializer(made: type, defaults: Mapping[str, Any], positional: tuple[str, ...]) -> Callable[..., None]:
+    """An `__init__` that takes the fields of a class, of which some also by position."""
     names = tuple(defaults)
     # Past the __setattr__ of frozen classes, as their own __init__ may.
     setters = [getattr(made, name).__set__ for name in names]
     after = getattr(made, "__post_init__", None)
+    count = len(names) if positional == names else -1
 
     def bind(args: tuple[Any, ...], given: dict[str, Any]) -> list[Any]:
         """A value for each field."""
-        values = dict(zip(names, args, strict=False))
+        values = dict(zip(positional, args, strict=False))
         wrong = [name for name in given if name in values or name not in defaults]
-        if len(args) > positional or wrong:
+        if len(args) > len(positional) or wrong:
             raise TypeError(f"{made.__qualname__} takes {', '.join(names)}; not {wrong or f'{len(args)} values'}")
         values.update(given)
         missing = [name for name in names if name not in values and defaults[name] is _MISSING]
@@ -87,7 +91,7 @@ def _initializer(made: type, defaults: Mapping[str, Any], positional: int) -> Ca
         return [values[name] if name in values else _default(defaults[name]) for name in names]
 
     def __init__(self: Any, /, *args: Any, **given: Any) -> None:
-        complete = args if len(args) == positional == len(names) and not given else bind(args, given)
+        complete = args if len(args) == count and not given else bind(args, given)
         for put, value in zip(setters, complete, strict=True):
             put(self, value)
         if after is not None:

@@ -116,9 +116,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_planning(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from leanconv.bench.startup import add_command
     from leanconv.onnx import commands as models
     from leanconv.planning.commands import add_commands
 
+    add_command(commands)
     add_commands(commands)
     models.add_commands(commands)
 
@@ -165,6 +167,11 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "last), or several (default: NHWC)",
     )
     add("--threads", type=_counts, default=(1,), metavar="N,M", help="numbers of threads (default: 1)")
+    add(
+        "--scaling",
+        action="store_true",
+        help="let the numbers of threads take turns with one algorithm, and show how much faster several are",
+    )
     add(
         "--peers",
         type=_words,
@@ -346,6 +353,12 @@ def _model(options: argparse.Namespace, _: list[str]) -> int:
     return run(options)
 
 
+def _startup(options: argparse.Namespace, _: list[str]) -> int:
+    from leanconv.bench.startup import run
+
+    return run(options)
+
+
 def _plan(options: argparse.Namespace, _: list[str]) -> int:
     from leanconv.planning.commands import run
 
@@ -356,6 +369,7 @@ _COMMANDS = {
     "bench": _bench,
     "doctor": _doctor,
     "cache": _cache,
+    "startup": _startup,
     **results_cli.HANDLERS,
     **dict.fromkeys(("run", "warmup"), _model),
     **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas", "limits"), _plan),

@@ -36,7 +36,7 @@ from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.panels import PanelShape, each_panel
 
 # A sum of its own: the runs of pixels below stand for its loops.
-_RUNS = Reduction((1,), None, 0, False, False, None, 1, False)
+_RUNS = Reduction((1,), None, 0, False, False, None, 1, False, False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,7 +64,7 @@ class BatchSum(ColumnSum):
     def window_sums(self, window: Window, weights: Value) -> list[Value]:
         """The sums over a window with the panel at `weights`."""
         fn, tile, red = self.fn, self.tile, self.reduction
-        accs, weights = self.heads(weights)
+        weights = self.behind(weights)
         rows = [fn.gep(weights, i * tile.itemsize) for i in range(tile.rows)]
         step = tile.rows * tile.itemsize
 
@@ -79,7 +79,7 @@ class BatchSum(ColumnSum):
 
             return self._range(dim, window.taps(dim), accs, tap)
 
-        return self.finish(taps(0, window.base, 0, self.begin(accs)))
+        return self.finish(taps(0, window.base, 0, self.begin()))
 
     def _range(
         self,

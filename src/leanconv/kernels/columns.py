@@ -162,24 +162,27 @@ class ColumnSum(Sum):
         lanes = self.tile.target.lanes(self.tile.dtype)
         return self.fn.lane_mask(lanes, self.fn.sub(self.left, vector * lanes))
 
-    def heads(self, weights: Value) -> tuple[list[Value], Value]:
-        """Accumulators at the bias of a panel (or zero), and the address of the first weights behind it."""
+    def behind(self, weights: Value) -> Value:
+        """The address behind the bias at the head of a panel."""
+        if not self.tile.bias:
+            return weights
+        self.head = weights
+        return self.fn.gep(weights, self.tile.rows * self.tile.itemsize)
+
+    def biases(self, head: Value) -> list[Value]:
+        """The bias of each accumulator: one a row."""
         fn, tile = self.fn, self.tile
-        accs = [fn.const(tile.vec, 0.0)] * (tile.rows * tile.vectors)
-        if tile.bias:
-            lanes = tile.target.lanes(tile.dtype)
-            heads = [fn.splat(fn.load(tile.scalar, weights, i * tile.itemsize), lanes) for i in range(tile.rows)]
-            accs = [head for head in heads for _ in range(tile.vectors)]
-            weights = fn.gep(weights, tile.rows * tile.itemsize)
-        return accs, weights
+        lanes = tile.target.lanes(tile.dtype)
+        heads = [fn.splat(fn.load(tile.scalar, head, i * tile.itemsize), lanes) for i in range(tile.rows)]
+        return [value for value in heads for _ in range(tile.vectors)]
 
     def tile_sums(self, x: Value, weights: Value) -> list[Value]:
         """The sums of the tile at matrix address x with the panel at `weights`."""
         fn, tile, red = self.fn, self.tile, self.reduction
-        accs, weights = self.heads(weights)
+        weights = self.behind(weights)
         rows = [fn.gep(weights, i * tile.itemsize) for i in range(tile.rows)]
         cursor = SharedCursor(fn, rows, 0, tile.rows * tile.itemsize)
-        return self.finish(self.run(cursor, red.channels, x, self.begin(accs))[1])
+        return self.finish(self.run(cursor, red.channels, x, self.begin(), first=red.short)[1])
 
     def vectors(self, weights: Value, row: int) -> list[Value]:
         """Pixels of one row of the matrix."""

@@ -67,13 +67,15 @@ def whole_windows(
     pixels = [fn.opaque(pixel) for pixel in pixels]
     stride: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
 
-    def taps(dim: int, offset: Index, weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
+    def taps(
+        dim: int, offset: Index, weights: Value, accs: list[Value], *, first: bool = False
+    ) -> tuple[Value, list[Value]]:
         last = dim == len(red.kernel) - 1
         if dim == len(red.kernel) or (last and red.merged):
             count = None if red.channels is None else red.channels * (red.kernel[dim] if red.merged else 1)
-            return sum_.run(SharedCursor(fn, pixels, offset, stride), count, weights, accs)
+            return sum_.run(SharedCursor(fn, pixels, offset, stride), count, weights, accs, first=first)
         if red.kernel[dim] == 1 and ranges is None:
-            return taps(dim + 1, offset, weights, accs)
+            return taps(dim + 1, offset, weights, accs, first=first)
         step = sum_.fields[f"tap{dim}"]
         if ranges is not None and not last:
 
@@ -82,8 +84,8 @@ def whole_windows(
                 w = fn.gep(weights, fn.mul(fn.mul(tap, sum_.fields[f"w_rows{dim}"]), sum_.tile.step_bytes))
                 return sum_.end_section(dim, taps(dim + 1, at, w, accs)[1], tap)
 
-            first, end = ranges[dim]
-            return weights, fn.loop(first, end, 1, accs, some, guard=True, hint="tap")
+            start, end = ranges[dim]
+            return weights, fn.loop(start, end, 1, accs, some, guard=True, hint="tap")
 
         def body(tap: Value, state: list[Value]) -> list[Value]:
             at, w, *inner = state
@@ -93,13 +95,13 @@ def whole_windows(
             return [fn.i64(fn.add(at, step)), w, *inner]
 
         state = [fn.i64(offset), weights, *accs]
-        for first, end in sum_.spans(dim):
-            state = fn.loop(first, end, 1, state, body, hint="tap")
+        for start, end in sum_.spans(dim):
+            state = fn.loop(start, end, 1, state, body, hint="tap")
             state = [*state[:2], *sum_.end_span(dim, state[2:])]
         return state[1], state[2:]
 
     weights, accs = sum_.start(weights)
-    return sum_.finish(taps(0, 0, weights, accs)[1])
+    return sum_.finish(taps(0, 0, weights, accs, first=red.short)[1])
 
 
 @dataclass(frozen=True, slots=True)

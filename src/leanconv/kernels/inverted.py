@@ -192,14 +192,14 @@ class SectionSum(Sum):
     offset: Index
 
     def start(self, weights: Value) -> tuple[Value, list[Value]]:
-        """Sums at the bias in the first section and at zero in the others; the address of the section's weights."""
-        fn, tile = self.fn, self.tile
-        heads = [fn.const(tile.vec, 0.0)] * tile.vectors
-        if tile.bias:
-            loaded = [fn.load(tile.vec, weights, v * tile.target.vector_bytes) for v in range(tile.vectors)]
-            heads = [fn.select(self.is_first, value, zero) for value, zero in zip(loaded, heads, strict=True)]
-            weights = fn.gep(weights, tile.step_bytes)
-        return fn.gep(fn.gep(weights, self.offset), REACH), self.begin(heads * tile.rows)
+        """Sums as they begin, and the address of the section's weights."""
+        return self.fn.gep(self.fn.gep(self.behind(weights), self.offset), REACH), self.begin()
+
+    def biases(self, head: Value) -> list[Value]:
+        """The bias in the first section, zero in the others."""
+        zero = self.fn.const(self.tile.vec, 0.0)
+        loaded = Sum.biases(self, head)[: self.tile.vectors]
+        return [self.fn.select(self.is_first, value, zero) for value in loaded] * self.tile.rows
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

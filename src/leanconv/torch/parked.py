@@ -129,11 +129,20 @@ class _Weights(Constant):
         super().__init__(tuple(tensor.shape), numpy_dtype(tensor))
         self._tensor, self._drop = tensor, drop
 
-    def read(self) -> Array:
-        array = as_array(self._tensor)
-        array.flags.writeable = False
-        weakref.finalize(array, self._drop).atexit = False
-        return array
+    def array(self) -> Array:
+        """The elements where they lie; never to be written there."""
+        found = None if self._seen is None else self._seen()
+        if found is None:
+            found = as_array(self._tensor)
+            found.flags.writeable = False
+            weakref.finalize(found, self._drop).atexit = False
+            self._seen = weakref.ref(found)
+        return found
+
+    @property
+    def known(self) -> Array:
+        """The same, so that whoever wants to write gets a copy."""
+        return self.array()
 
 
 def _mapped(groups: list[list[Tensor]], starts: list[int], folder: str) -> torch.UntypedStorage:
