@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from leanconv.bench import onnx_models
+from leanconv.bench import onnx_models, onnx_runtimes
 from leanconv.cli import main
 
 onnx = pytest.importorskip("onnx")
@@ -31,8 +32,20 @@ def model(tmp_path: Path) -> str:
 
 
 def test_a_row_for_each_runtime(model: str, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
-    monkeypatch.setitem(onnx_models.RUNTIMES, "openvino", ("a_package_that_is_not_there", onnx_models._openvino))
-    words = ["bench", model, "--peers", "all", "--rounds", "3", "--json", "-", "--shape", "x=2x3x8x8"]
+    there = onnx_runtimes.RUNTIMES["openvino"]
+    monkeypatch.setitem(onnx_runtimes.RUNTIMES, "openvino", replace(there, module="a_package_that_is_not_there"))
+    words = [
+        "bench",
+        model,
+        "--peers",
+        "onnxruntime,openvino",
+        "--rounds",
+        "3",
+        "--json",
+        "-",
+        "--shape",
+        "x=2x3x8x8",
+    ]
     assert main(words) == 0
     (report,) = json.loads(capsys.readouterr().out)
     rows = {row["runtime"]: row for row in report["runtimes"]}
@@ -59,7 +72,10 @@ def test_a_runtime_that_fails_is_a_row(model: str) -> None:
     "words, message",
     [
         (["layers.csv"], "must all be .onnx files if one is"),
-        (["--peers", "ncnn"], "must be one of onnxruntime, openvino for ONNX files, or all"),
+        (
+            ["--peers", "none"],
+            "must be one of onnxruntime, openvino, mnn, ncnn, litert, torch_compile for ONNX files, or all",
+        ),
         (["--shape", "x=1xtwo"], "must be extents joined by x"),
     ],
 )

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -24,7 +24,7 @@ from leanconv.planning.choice_memory import SLACK, Taken
 from leanconv.planning.choice_plot import front
 from leanconv.planning.error import compared, error_text, merged
 from leanconv.planning.lesson import Lesson, Rate
-from leanconv.planning.network import plan_layers
+from leanconv.planning.network import LayerOption, _filled, plan_layers
 from leanconv.planning.records import Records
 
 TINY = "mb1ic8ih12oc16kh3ph1"
@@ -135,6 +135,18 @@ def test_networks_are_measured_at_their_least_memory(capsys: pytest.CaptureFixtu
     assert main(["network", *words]) == 0
     assert "with tensors" in capsys.readouterr().out
     assert main(["network", *words, "--chain"]) == 2
+
+
+def test_what_a_price_leaves_is_spent() -> None:
+    def option(seconds: float, weights: int, layout: str = "NHWC") -> LayerOption:
+        return LayerOption(cast(Any, None), layout, 0, weights, seconds)
+
+    slow, fast, other = option(9.0, 0), option(4.0, 60), option(1.0, 0, "NCHW")
+    rows = [[slow, fast, other], [option(5.0, 0), option(3.0, 50)], [option(2.0, 0), option(1.5, 30)]]
+    chosen = _filled(rows, [row[0] for row in rows], 100)
+    # The layer that gains most first; the second does not fit beside it, the third does; layouts stay.
+    assert [entry.seconds for entry in chosen] == [4.0, 5.0, 1.5]
+    assert _filled(rows, chosen, 90) == chosen and _filled(rows, [row[0] for row in rows], 0)[0] is slow
 
 
 def test_the_least_of_a_network_is_enough() -> None:

@@ -11,6 +11,7 @@ import pytest
 import leanconv
 from assembly import count_fused, innermost_loops, spills
 from leanconv import oracle
+from leanconv.algorithms import channelwise
 from leanconv.algorithms.depthwise import Depthwise
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
@@ -144,3 +145,38 @@ def test_inner_loops_spill_next_to_nothing(case: str, size: int, layout: str, ta
         assert len(found) <= allowed * count_fused(loop), (
             f"{len(found)} beside {count_fused(loop)} multiply-adds: {found[:4]}"
         )
+
+
+STREAMED = [(24, 1, 1), (8, 2, 1), (16, 8, 1), (24, 1, 4), (20, 1, 1)]  # the last has no whole vectors
+
+
+@pytest.mark.parametrize(("channels", "multiplier", "group_in"), STREAMED)
+@pytest.mark.parametrize("shift", [0, 4, 16, 32])
+def test_outputs_past_the_caches(
+    monkeypatch: pytest.MonkeyPatch, channels: int, multiplier: int, group_in: int, shift: int
+) -> None:
+    """The same bits wherever the output begins, whether or not it is stored past the caches."""
+    x = RNG.standard_normal((2, 9, 11, channels), dtype=np.float32)
+    w = RNG.standard_normal((channels * multiplier, group_in, 3, 3), dtype=np.float32)
+
+    def plan() -> leanconv.Plan:
+        algorithm = "depthwise" if group_in == 1 else "grouped"
+        options = {"padding": 1, "groups": channels // group_in, "layout": "NHWC", "threads": 2}
+        return leanconv.plan(x.shape, w.shape, algorithm=algorithm, **options)
+
+    want = plan().bind(w)(x)
+    monkeypatch.setattr(channelwise, "streams", lambda problem, host: True)
+    out = leanconv.empty(want.size + 16)[shift // 4 :][: want.size].reshape(want.shape)
+    assert out.ctypes.data % 64 == shift
+    out.fill(np.nan)
+    np.testing.assert_array_equal(plan().bind(w)(x, out=out), want)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+def test_only_what_no_cache_holds_is_stored_past_them(target: Target) -> None:
+    problem = make_problem(2, (1, 56, 56, 32), (32, 1, 3, 3), dtype="float32", padding=1, groups=32, layout="NHWC")
+    for l3, stream in ((1 << 25, False), (1 << 20, True)):
+        (phase,) = Depthwise().lower(problem, Host(target, 1 << 15, 1 << 18, l3), 1, None, {}).phases
+        module = Module()
+        phase.spec.emit(module, "tested")
+        assert ("!nontemporal" in module.text()) == stream

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import gc
 import weakref
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 
+import leanconv
+from leanconv.network import slabs
 from leanconv.network.compile import compile_graph
 from leanconv.network.constants import Constants, Derived, Held, Values, is_known
 from leanconv.network.graph import Graph, Node, ValueType
@@ -102,3 +106,32 @@ def test_a_network_keeps_no_plain_weights(limit: str | None) -> None:
     del graph, w
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize("channels", [48, 200, 333])
+@pytest.mark.parametrize("bias", [False, True])
+def test_large_weights_packed_slab_by_slab_are_the_same(channels: int, bias: bool, monkeypatch: Any) -> None:
+    monkeypatch.setattr(slabs, "SMALLEST", 0)
+    monkeypatch.setattr(slabs, "SLAB_BYTES", 3 * 40 * 32 * 4)
+    draw = np.random.default_rng(channels)
+    w = draw.standard_normal((channels, 40, 1, 1)).astype(np.float32)
+    shift = draw.standard_normal(channels).astype(np.float32) if bias else None
+    plan = leanconv.plan((1, 6, 5, 40), w.shape, bias=bias, algorithm="pointwise", threads=1, layout="NHWC")
+    packing = plan.packing
+    assert slabs.can_be_packed_in_slabs(packing)
+    looks: list[tuple[int, int]] = []
+
+    def rows(first: int, last: int) -> np.ndarray:
+        looks.append((first, last))
+        return w[first:last].copy()
+
+    block = slabs.packed_in_slabs(packing, rows, channels, shift, 1)
+    expected = plan.pack(w, shift)
+    np.testing.assert_array_equal(
+        np.asarray(block).view(np.float32)[: packing.nbytes // 4],
+        np.asarray(expected).view(np.float32)[: packing.nbytes // 4],
+    )
+    assert looks[0][0] == 0
+    assert looks[-1][1] == channels
+    assert all(before[1] == after[0] for before, after in pairwise(looks))
+    assert len(looks) > 1 or channels == 48

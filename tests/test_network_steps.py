@@ -92,6 +92,7 @@ def test_softmax_along_any_axis(op: str) -> None:
 UNARY = [
     *("Relu", "Sigmoid", "Tanh", "Softplus", "HardSwish", "Exp", "Neg", "Abs", "Floor", "Ceil", "Round", "Erf"),
     *("LeakyRelu", "HardSigmoid", "Elu", "Selu", "Gelu", "Mish", "Softsign", "Swish"),
+    *("Celu", "ThresholdedRelu", "Shrink", "Sign"),
 ]
 
 

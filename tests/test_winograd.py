@@ -218,17 +218,69 @@ def test_memory(name: str) -> None:
     plan = case.plan(name)
     points, tiles = int(plan.parameters["points"]), int(plan.parameters["tiles"])
     lanes = jit.host_target().lanes("float32")
-    formula = points * tiles * (64 + 2 * lanes) * 4
-    formula += points * 64 * 2 * lanes * 4 if "fly" in name else 0
+    channels = 64 // int(plan.parameters["splits"])
+    formula = points * tiles * (channels + 2 * lanes) * 4
+    formula += points * channels * 2 * lanes * 4 if "fly" in name else 0
     assert formula <= plan.workspace_bytes <= 1.02 * formula + 64 * 3 * points
     assert plan.packed_weight_bytes == (0 if "fly" in name else pytest.approx(points * 64 * 64 * 4, rel=0.02))
     half = plan.extra_bytes - plan.workspace_bytes // 3
     tight = case.plan(name, memory_limit=half)
-    assert tight.extra_bytes <= half and int(tight.parameters["tiles"]) < tiles
+    assert tight.extra_bytes <= half
+    assert int(tight.parameters["tiles"]) < tiles or int(tight.parameters["splits"]) > int(plan.parameters["splits"])
     bound = tight.bind(case.values["w"])
     with GuardedAllocator() as guard:
         case.check(bound(case.values["x"]), name)
     assert sum(guard.sizes) == tight.workspace_bytes
+
+
+def assert_right(case: Case, plan: leanconv.Plan) -> None:
+    """The plan's outputs, between guard pages."""
+    values = case.guarded_inputs(viewed=False)
+    w, bias = values.pop("w"), values.pop("bias", None)
+    out = case.guarded_out(viewed=False)
+    with GuardedAllocator(case.flush):
+        plan.bind(w, bias)(**values, out=out)
+    case.check(out, plan.algorithm)
+    check_untouched(out)
+
+
+@pytest.mark.parametrize("epilogue", [{}, {"bias": True, "activation": "relu"}, {"bias": True, "residual": True}])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_channels_in_several_blocks(layout: str, epilogue: dict[str, object]) -> None:
+    """Outputs are added up over blocks of channels: every number of them, and bias, residual and activation once."""
+    name = "winograd_f4_on_the_fly"
+    case = Case((2, 96, 11, 9), (37, 96, 3, 3), WINDOW, layout=layout, epilogue=epilogue)
+    for splits in (2, 3, 1000):
+        plan = case.plan(name, threads=2, parameters={"splits": splits, "tiles": 5})
+        assert_right(case, plan)
+    assert int(case.plan(name, parameters={"splits": 1000}).parameters["splits"]) == 6  # of 16 channels
+    assert int(case.plan(name, parameters={"splits": 5}).parameters["splits"]) == 6
+
+
+def test_what_channels_cannot_be_split() -> None:
+    """Those that are not whole vectors, or whose residual follows the activation; blocks are sections at most."""
+
+    def splits(channels: int, wanted: int, **epilogue: object) -> int:
+        case = Case((1, channels, 12, 12), (16, channels, 3, 3), WINDOW, layout="NHWC", epilogue=epilogue)
+        plan = case.plan("winograd_f4_on_the_fly", parameters={"splits": wanted})
+        assert_right(case, plan)
+        return int(plan.parameters["splits"])
+
+    assert splits(100, 3) == 1
+    assert splits(64, 4, activation="relu", residual=True, residual_order="after") == 1
+    assert splits(64, 4, activation="relu", residual=True) == 4
+    assert splits(1024, 2) == 4
+
+
+@pytest.mark.parametrize("limit", [64 << 10, 128 << 10, 256 << 10])
+def test_on_the_fly_uses_what_a_limit_allows(limit: int) -> None:
+    """Channels and tiles share what there is; every byte of it is declared, and what is computed is the same."""
+    case = Case((1, 160, 20, 20), (48, 160, 3, 3), WINDOW, layout="NHWC", epilogue={"bias": True})
+    plan = case.plan("winograd_f4_on_the_fly", memory_limit=limit, threads=1)
+    assert limit // 2 < plan.extra_bytes <= limit and plan.packed_weight_bytes == 0
+    with GuardedAllocator() as guard:
+        case.check(plan.bind(case.values["w"], case.values["bias"])(case.values["x"]), plan.algorithm)
+    assert sum(guard.sizes) == plan.workspace_bytes
 
 
 BOUNDS = {"winograd_f2": 2e-6, "winograd_f4": 4e-6, "winograd_f6": 2.5e-5}

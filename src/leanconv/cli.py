@@ -168,6 +168,11 @@ def _add_bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--threads", type=_counts, default=(1,), metavar="N,M", help="numbers of threads (default: 1)")
     add(
+        "--scaling",
+        action="store_true",
+        help="let the numbers of threads take turns with one algorithm, and show how much faster several are",
+    )
+    add(
         "--peers",
         type=_words,
         default=(),

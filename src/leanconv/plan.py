@@ -242,16 +242,23 @@ def packed_block(
 ) -> Block:
     """A block with checked weights as a packing has them; `planned`: they lie in memory as the packing was made for."""
     block = allocate(packing.nbytes)
+    keep = np.ascontiguousarray(bias) if bias is not None else None
+    pack_into(block.address, packing, weights, 0 if keep is None else address_of(keep), threads, planned=planned)
+    return block
+
+
+def pack_into(
+    target: int, packing: WeightPacking, weights: Array, bias: int, threads: int, *, planned: bool = False
+) -> None:
+    """Pack weights to an address; `bias` is the address of a dense one, 0 if there is none."""
     phases = packing.phases
     if not planned:
         phases = tuple(_with_weight_strides(phase, weights) for phase in phases)
     job = Job(Compiled(Program(phases, (), threads)))
-    keep = np.ascontiguousarray(bias) if bias is not None else None
-    job.table[_W], job.table[_WEIGHTS] = block.address, address_of(weights)
-    if keep is not None:
-        job.table[_BIAS] = address_of(keep)
+    job.table[_W], job.table[_WEIGHTS] = target, address_of(weights)
+    if bias:
+        job.table[_BIAS] = bias
     pool().run(job.address, min(threads, max(phase.chunks for phase in phases)))
-    return block
 
 
 def _with_weight_strides(phase: Phase, weights: Array) -> Phase:

@@ -45,11 +45,11 @@ class Blocking:
     group: int
 
 
-def wanted_chunks(problem: Problem, threads: int) -> int:
-    """How many chunks a layer should have at least."""
+def wanted_chunks(problem: Problem, threads: int, smallest: int = SMALLEST_CHUNK) -> int:
+    """How many chunks a layer should have at least, none of which has fewer operations than the smallest."""
     if threads == 1:
         return 1
-    return min(CHUNKS_A_THREAD * threads, max(threads, problem.flops // SMALLEST_CHUNK))
+    return min(CHUNKS_A_THREAD * threads, max(threads, problem.flops // smallest))
 
 
 def blocking(

@@ -9,7 +9,7 @@ import math
 from dataclasses import replace
 
 from leanconv.algorithms.base import Lowering, WeightPacking
-from leanconv.algorithms.blocking import wanted_chunks
+from leanconv.algorithms.blocking import SMALLEST_CHUNK, wanted_chunks
 from leanconv.algorithms.dense import even_stride, image_input, store_columns
 from leanconv.algorithms.planes import pixel_vectors
 from leanconv.host import Host
@@ -27,6 +27,10 @@ from leanconv.program import Phase
 
 DENSE_IMAGE = "dense x"
 LINE = 64  # bytes of a line of cache
+SMALLEST = SMALLEST_CHUNK // 4  # operations of a chunk: memory lets them come at a quarter of the peak
+AHEAD = 8 * LINE  # bytes under the outputs of a narrow tile
+TAPS = 6  # taps for which a narrow tile is a pixel wide
+WIDE = 12  # pixels of a tile of such an array; LLVM spills wider ones of 7x7 on AVX-512
 MOST_WIDE = 16  # pixels of a tile: beyond it nothing is gained by reading fewer pixels twice
 
 
@@ -65,24 +69,39 @@ def _widest(problem: Problem, host: Host) -> int:
 
     A wide tile saves loads, but reads a few bytes each of many pixels; a narrow one reads all channels of a few pixels,
     which the processor fetches ahead. 96 channels, 3x3, stride 2: 4.8 MB take 1.4 times as long in wide tiles, 39 MB
-    1.9 times.
+    1.9 times. Many taps are worth their loads, however far away pixels are (7x7, 18 MB: a third of the time in tiles
+    of 8), so are several channels a group, and pixels of few channels are fetched ahead several at a time.
     """
     p = problem
-    if (
-        p.in_channels * p.itemsize < LINE
-    ):  # pixels share lines of cache (3 channels, 5x5, 1080p: 12 ms, 42 in narrow ones)
+    pixel = p.in_channels * p.itemsize
+    if pixel < LINE:  # pixels share lines of cache (3 channels, 5x5, 1080p: 12 ms, 42 in narrow ones)
         return MOST_WIDE
-    nbytes = (
-        p.itemsize
-        * p.batch
-        * sum(
-            channels * math.prod(size) for channels, size in ((p.in_channels, p.in_size), (p.out_channels, p.out_size))
-        )
-    )
+    nbytes = sum(_array_bytes(p))
     for limit, width in ((host.l3 // 2, 1), (8 * host.l2, 2), (4 * host.l2, 4)):
         if nbytes > limit:
-            return width
+            wide = max(width * max(1, p.taps // TAPS) * p.group_in, AHEAD // (pixel * math.prod(p.stride)))
+            return min(wide, WIDE)
     return MOST_WIDE
+
+
+def _array_bytes(problem: Problem) -> tuple[int, int]:
+    """Bytes of the image and of the output."""
+    p = problem
+    pixels = p.batch * p.itemsize
+    return pixels * p.in_channels * math.prod(p.in_size), pixels * p.out_channels * math.prod(p.out_size)
+
+
+def streams(problem: Problem, host: Host) -> bool:
+    """Whether the output is so large that whoever reads it next will not find it in a cache."""
+    image, out = _array_bytes(problem)
+    return image + out > host.l3 // 2 and out > host.l3 // 4
+
+
+def whole_vectors(problem: Problem, host: Host, lanes: Lanes) -> bool:
+    """Whether every pixel of the output is a number of whole registers, all at multiples of their size."""
+    p, width = problem, host.target.vector_bytes
+    steps = [stride * p.itemsize % width for stride in (p.out_strides[0], *p.out_strides[2:])]
+    return not any(steps) and p.out_channels % lanes.lanes == 0 and lanes.groups * lanes.group_out % lanes.lanes == 0
 
 
 def edges_of(problem: Problem, width: int, strips: int, short: int) -> Edges:
@@ -193,6 +212,7 @@ def channel_kernel(
         rest=p.groups % lanes.groups,
         bias=p.has_bias,
         epilogue=Epilogue(p.activation, p.residual),
+        stream=streams(p, host) and whole_vectors(p, host, lanes),
     )
     fields = {
         "row_count": math.prod(p.out_size[:-1]),
@@ -215,7 +235,7 @@ def channel_phase(
     rows, strips = fields["row_count"], fields["strip_count"]
     section = unit_section(p, host, lanes, spec.width)
     sections = -(-fields["unit_count"] // section)
-    wanted = -(-wanted_chunks(p, threads) // max(1, p.batch * sections))
+    wanted = -(-wanted_chunks(p, threads, SMALLEST) // max(1, p.batch * sections))
     bands = min(rows, wanted)
     columns = min(strips, -(-wanted // bands))
     band, per = -(-rows // bands), -(-strips // columns)

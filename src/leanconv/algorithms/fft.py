@@ -221,7 +221,7 @@ class _Lowered(BlocksOfTiles):
 
     def __init__(self, problem: Problem, host: Host, grid: Grid) -> None:
         p = problem
-        super().__init__(p, host, FftTiling.of(grid, p.out_size, p.dilation, p.pad_low), transform=False)
+        super().__init__(p, host, FftTiling.of(grid, p.out_size, p.dilation, p.pad_low))
         self.padded = reaches_outside(p, self.tiling)
         self.grid = grid
 

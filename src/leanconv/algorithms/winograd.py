@@ -5,10 +5,12 @@ Idea        F(m, r) computes m outputs of r taps with m + r - 1 products, along 
             matrices; blocks of tiles go through all steps while they are in the cache; a stride makes several
             interleaved filters of one, a dilation several interleaved images
 Workspace   a thread: points * block * (C/g + NR) elements, where points is the product of the m + r - 1 and block
-            the tiles staged at one time
-Weights     points / taps times as large as plain ones (4 times for F(4, 3)), or transformed anew for each block
+            the tiles staged at one time; with weights on the fly points * (block * (c + NR) + c * NR), where c are the
+            input channels staged at one time
+Weights     points / taps times as large as plain ones (4 times for F(4, 3)); or plain ones, transformed anew for each
+            block, some channels after others
 Good for    3x3 and 5x5, stride 1, many channels in and out
-Bad for     few channels, images of few tiles (their time goes into reading weights); rounding grows with m
+Bad for     few channels, images of few tiles (their time goes into weights); rounding grows with m
 
     F(2, 3) along a row          image     0 1 2 3 4 5 6 7 ...
                                  tile 0    0 1 2 3           ->   outputs 0 1
@@ -28,6 +30,7 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles, tile_fields
+from leanconv.algorithms.winograd_fly import FILTER, OUTPUT, WINDOW, BlocksOnTheFly, panel_slots, pass_slots
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.cost import Cost
@@ -44,10 +47,13 @@ MOST_PRODUCTS = 256  # in one tile: all of F(4, 3) in three dimensions, whose wi
 _ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5.0}
 
 
-# For the cost model: operations a point of one pass of a transform, those of loading and storing it, and how much more
-# of a byte's time shows than with the plain core: weights are used for a tile's few rows and not again in the block.
-# Less than a vector of channels (RGB images) is loaded in pieces, and its products are too short to hide the rest.
-_PASS, _MOVE, _STREAM, _NARROW = 2.2, 3.0, 10.0, 3.0
+# For the cost model: how much more of a byte's time shows than with the plain core: weights are used for a tile's few
+# rows and not again in the block.  Less than a vector of channels (RGB images) is loaded in pieces, and its products
+# are too short to hide the rest.
+_STREAM, _NARROW = 10.0, 3.0
+
+_TILES = {"tiles": "tiles that a thread takes through all steps at one time"}
+_TILES_AND_SPLITS = _TILES | {"splits": "blocks of input channels that go through all steps one after another"}
 
 
 def tiling_of(problem: Problem, outputs: int) -> Tiling:
@@ -74,7 +80,7 @@ class Winograd(Algorithm):
         "Z. Jia et al.: Optimizing N-dimensional, Winograd-based convolution for manycore CPUs, PPoPP 2018"
     )
     error_class: ClassVar[str] = "transformed"
-    tunables: ClassVar[Mapping[str, str]] = {"tiles": "tiles that a thread takes through all steps at one time"}
+    tunables: ClassVar[Mapping[str, str]] = _TILES
     outputs: ClassVar[int]
     transform: ClassVar[bool] = False
 
@@ -110,18 +116,24 @@ class Winograd(Algorithm):
         lanes, points = host.target.lanes(p.dtype), tiling.points
         tiles = p.groups * tile_fields(p, tiling)["tile_count"]
         inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
-        transform = points * (_PASS * len(tiling.active) + _MOVE)
-        blocks = int(lowering.parameters["blocks"])
-        counts = {"multiply": tiles * points * p.group_in * outer, "vector": tiles * (inner + outer) * transform}
+        blocks, splits = int(lowering.parameters["blocks"]), int(lowering.parameters["splits"])
+        point = points * pass_slots(len(tiling.active))
+        moved = WINDOW * inner + OUTPUT * splits * outer
+        counts = {"multiply": tiles * points * p.group_in * outer, "vector": tiles * moved * point}
         if p.group_in < lanes:
             counts["vector"] *= _NARROW
+        weights = p.groups * p.group_in * p.group_out * p.itemsize
         if self.transform:
-            counts["vector"] += p.groups * blocks * p.group_in * outer * transform
+            fields = lowering.phases[-1].fields
+            far = panel_slots(points * fields["u_point"], host)
+            counts["vector"] += p.groups * blocks * p.group_in * outer * FILTER * far * point
+            weights *= p.taps
+        else:
+            weights *= points
         if p.x_strides[1] != 1:
             counts["block"] = tiles * points * inner
         if p.out_strides[1] != 1:
-            counts["turn"] = p.batch * math.prod(p.out_size) * p.groups * outer
-        weights = p.groups * points * p.group_in * p.group_out * p.itemsize
+            counts["turn"] = splits * p.batch * math.prod(p.out_size) * p.groups * outer
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
         return Cost(counts, ((_STREAM * blocks * weights, weights),), ((out, out),), lowering.phases[-1].chunks)
 
@@ -129,9 +141,11 @@ class Winograd(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase, a chunk for each block of tiles, group and group of panels."""
-        return BlocksOfTiles(problem, host, tiling_of(problem, self.outputs), self.transform).lowering(
-            threads, workspace, tunables.get("tiles")
-        )
+        tiling, tiles = tiling_of(problem, self.outputs), tunables.get("tiles")
+        if self.transform:
+            fly = BlocksOnTheFly(problem, host, tiling, threads, workspace, tunables.get("splits"))
+            return fly.lowering(threads, workspace, tiles)
+        return BlocksOfTiles(problem, host, tiling).lowering(threads, workspace, tiles)
 
 
 class WinogradF2(Winograd):
@@ -147,6 +161,7 @@ class WinogradF2OnTheFly(WinogradF2):
 
     name: ClassVar[str] = "winograd_f2_on_the_fly"
     title: ClassVar[str] = "Winograd, tiles of 2, weights transformed block by block"
+    tunables: ClassVar[Mapping[str, str]] = _TILES_AND_SPLITS
     transform: ClassVar[bool] = True
 
 
@@ -163,6 +178,7 @@ class WinogradF4OnTheFly(WinogradF4):
 
     name: ClassVar[str] = "winograd_f4_on_the_fly"
     title: ClassVar[str] = "Winograd, tiles of 4, weights transformed block by block"
+    tunables: ClassVar[Mapping[str, str]] = _TILES_AND_SPLITS
     transform: ClassVar[bool] = True
 
 
@@ -179,4 +195,5 @@ class WinogradF6OnTheFly(WinogradF6):
 
     name: ClassVar[str] = "winograd_f6_on_the_fly"
     title: ClassVar[str] = "Winograd, tiles of 6, weights transformed block by block"
+    tunables: ClassVar[Mapping[str, str]] = _TILES_AND_SPLITS
     transform: ClassVar[bool] = True

@@ -7,7 +7,7 @@ from typing import ClassVar
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import panels_of
 from leanconv.host import Host
-from leanconv.kernels.core import Reduction, reduction_fields
+from leanconv.kernels.core import SECTION, Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.winograd import WinogradSpec
 from leanconv.kernels.winograd_input import InputStep
@@ -46,20 +46,31 @@ def odd_lines(nbytes: int) -> int:
 
 
 class BlocksOfTiles:
-    """The sizes of one problem on one machine, and the phases made from them."""
+    """The sizes of one problem on one machine, and the phases made from them.
+
+    `transform`: weights are not transformed beforehand; `splits`: blocks of input channels, that go through all steps
+    one after another.
+    """
 
     phase: ClassVar[str] = "winograd"
-    least: ClassVar[tuple[int, int]] = (16, 32)  # tiles a block, with weights transformed beforehand and anew
+    least: ClassVar[int] = 16  # tiles a block
+    transform: ClassVar[bool] = False
+    splits: int = 1
 
-    def __init__(self, problem: Problem, host: Host, tiling: Tiling, transform: bool) -> None:
-        self.problem, self.host, self.tiling, self.transform = problem, host, tiling, transform
+    def __init__(self, problem: Problem, host: Host, tiling: Tiling) -> None:
+        self.problem, self.host, self.tiling = problem, host, tiling
         self.lanes = host.target.lanes(problem.dtype)
         self.panels = panels_of(problem, host)
-        self.row = -(-problem.group_in // self.lanes) * host.target.vector_bytes  # bytes of V a tile and point
         self.width = max(self.panels.vectors if self.panels.count else 1, self.panels.last) * host.target.vector_bytes
         axes = zip(problem.out_size, problem.dilation, strict=True)
         self.padded = any(problem.pad_low) or any(problem.pad_high) or any(out % d for out, d in axes)
         self.fields = tile_fields(problem, tiling)
+
+    @property
+    def row(self) -> int:
+        """Bytes of V a tile and point."""
+        vectors = -(-self.problem.group_in // self.lanes)
+        return -(-vectors // self.splits) * self.host.target.vector_bytes
 
     @property
     def adjacent(self) -> bool:
@@ -92,7 +103,7 @@ class BlocksOfTiles:
         fields["m_at"] = end = self.tiling.points * point
         fields["zero_at"] = end = end + self.tiling.points * product
         if self.padded and self.adjacent:
-            end += -(-self.problem.group_in * self.problem.itemsize // ALIGNMENT) * ALIGNMENT
+            end += -(-self.row // ALIGNMENT) * ALIGNMENT
         fields["u_at"] = end
         if self.transform:
             end += self.panel_bytes(self.width)
@@ -102,7 +113,7 @@ class BlocksOfTiles:
         """Tiles a block: what the second-level cache holds, and enough that weights are not all that is read."""
         tile = self.tiling.points * (self.row + self.width)
         total = max(1, self.fields["tile_count"])
-        least = 48 if self.heavy else self.least[self.transform]
+        least = 48 if self.heavy else self.least
         tiles = min(wanted or max(self.host.l2 * 3 // 4 // tile, least), total)
         if wanted is None:
             if threads > 1 and not self.heavy:
@@ -112,9 +123,15 @@ class BlocksOfTiles:
         if workspace is not None:
             p = self.problem
             plain = p.w_bytes + (p.out_channels * p.itemsize if p.has_bias else 0)
-            packed = 0 if self.transform else max(0, self.packed_bytes - plain)
-            while tiles > 1 and arena_bytes((self.buffer(tiles),), threads) > workspace - packed:
-                tiles -= 1
+            tiles = self.fitting(tiles, threads, workspace - max(0, self.packed_bytes - plain))
+        return tiles
+
+    def fitting(self, tiles: int, threads: int, workspace: int) -> int:
+        """At most so many tiles whose scratch fits, or one."""
+        free = workspace // threads - self.scratch(0)[1]
+        tiles = max(1, min(tiles, free // (self.tiling.points * (self.row + self.width))))
+        while tiles > 1 and arena_bytes((self.buffer(tiles),), threads) > workspace:
+            tiles -= 1
         return tiles
 
     def buffer(self, tiles: int) -> Buffer:
@@ -124,7 +141,7 @@ class BlocksOfTiles:
     @property
     def heavy(self) -> bool:
         """Whether blocks would wait for their weights, which come from memory: 512 channels, 28x28, 238 -> 298 %."""
-        return not self.transform and self.packed_bytes > 16 * self.host.l2
+        return self.packed_bytes > 16 * self.host.l2
 
     @property
     def packed_bytes(self) -> int:
@@ -191,6 +208,8 @@ class BlocksOfTiles:
             "b_count": blocks,
             "panels": group,
             "panel_whole": panels.count,
+            "c_count": self.splits,
+            "c_vectors": p.group_in // self.lanes,
         }
         if not self.transform:
             fields |= {
@@ -205,7 +224,15 @@ class BlocksOfTiles:
             (self.buffer(tiles),),
             None if self.transform else self.packing(),
             self.steps(tiles),
-            {"tile": sizes, "points": points, "tiles": tiles, "blocks": blocks, "panels": group, "chunks": chunks},
+            {
+                "tile": sizes,
+                "points": points,
+                "tiles": tiles,
+                "blocks": blocks,
+                "splits": self.splits,
+                "panels": group,
+                "chunks": chunks,
+            },
         )
 
     def steps(self, tiles: int) -> tuple[str, ...]:
@@ -214,7 +241,6 @@ class BlocksOfTiles:
         points = self.tiling.points
         return (
             f"transform the windows of {tiles} tiles of {sizes} outputs to {points} points",
-            *(["transform the weights of a panel of output channels"] if self.transform else []),
             f"{points} matrix products for each panel of output channels",
             "transform products to outputs",
         )
@@ -223,7 +249,11 @@ class BlocksOfTiles:
         """The kernel."""
         p, target = self.problem, self.host.target
         outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
-        stream = p.group_in * self.panels.vectors * target.vector_bytes > self.host.l1 // 2
+        split = self.splits > 1
+        channels = self.row // p.itemsize if split else p.group_in
+        stream = channels * self.panels.vectors * target.vector_bytes > self.host.l1 // 2
+        # The code is the same for all blocks of several vectors of channels, no longer than a section of a sum.
+        channels = SECTION if split else p.group_in
         return WinogradSpec(
             target,
             p.dtype,
@@ -246,8 +276,10 @@ class BlocksOfTiles:
                 all(strides[1] != 1 == strides[-1] for strides in outputs) and self.tiling.axes[-1].dilation == 1,
                 p.has_bias,
                 Epilogue(p.activation, p.residual),
+                split,
             ),
-            Reduction.of((1,), p.group_in, unit_channel=True, merged=False, stream=stream),
+            Reduction.of((1,), channels, unit_channel=True, merged=False, stream=stream),
             self.panels.shape,
             self.transform,
+            split,
         )

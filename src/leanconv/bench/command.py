@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from leanconv.bench import plot, table
+from leanconv.bench import plot, scaling, table
 from leanconv.bench.catalogue import NETWORKS, network, resolve, select
 from leanconv.bench.layers import Layer, LayerError
 from leanconv.bench.peers import PEERS, PeerInfo, named
@@ -38,6 +38,8 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
             return OK
         _check_algorithms(options.algorithms)
         _check_outputs(options)
+        if options.scaling:
+            return scaling.command(layers, options, engine)
         for missing in (info for info in named(options.peers) if info.missing):
             print(f"leanconv bench: {_missing(missing)}", file=sys.stderr)
     except LeanconvError as error:

@@ -1,4 +1,4 @@
-"""`leanconv bench model.onnx`: whole networks beside the runtimes that read ONNX files, each in a process of its own.
+"""`leanconv bench model.onnx`: whole networks beside other runtimes, each in a process of its own.
 
 They take turns, round by round, so that what slows the machine slows all alike. Before each timed run the threads of
 the one before come to rest, and one more run is made, for a process that has slept has cold caches and sleeping
@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
+import importlib
 import json
 import math
 import multiprocessing
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.bench.intervals import factor_interval
+from leanconv.bench.onnx_runtimes import OURS, RUNTIMES, Inputs, Request, silenced
 from leanconv.bench.process_memory import PeakMemory
 from leanconv.errors import ArgumentValueError, LeanconvError
 
-OURS = "leanconv"
 SETTLE = 0.25  # seconds; idle threads of the runtime whose turn it was spin for up to 0.2
-Inputs = Mapping[str, Array]
+DIFFERENT = 1e-3
+"""Difference of outputs, relative to the largest, that means another network."""
 
 
 @dataclass(slots=True)
@@ -39,7 +41,7 @@ class Contestant:
     """What one runtime did with a model.
 
     Attributes:
-        runtime: its name.
+        runtime: its name; see `onnx_runtimes.py`.
         load_seconds: from the file to the first result.
         peak_bytes: see the module; None if the system does not tell.
         difference: the largest from leanconv's outputs, relative to the largest output.
@@ -55,50 +57,25 @@ class Contestant:
     reason: str = ""
 
 
-def _leanconv(path: str, threads: int, limit: str | None) -> Callable[[Inputs], list[Array]]:
-    from leanconv.onnx import load
-
-    session = load(path, threads=threads, memory_limit=limit)
-    return lambda inputs: list(session.run(inputs).values())
-
-
-def _onnxruntime(path: str, threads: int, limit: str | None) -> Callable[[Inputs], list[Array]]:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda inputs: list(session.run(None, dict(inputs)))
-
-
-def _openvino(path: str, threads: int, limit: str | None) -> Callable[[Inputs], list[Array]]:
-    import openvino
-
-    settings = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
-    return lambda inputs: list(request.infer(dict(inputs), share_outputs=True).values())
-
-
-# The module that is loaded before memory is measured, and what loads a model.
-RUNTIMES = {
-    OURS: ("leanconv.onnx.session", _leanconv),
-    "onnxruntime": ("onnxruntime", _onnxruntime),
-    "openvino": ("openvino", _openvino),
-}
-
-
-def _serve(pipe: Any, runtime: str, path: str, inputs: Inputs, threads: int, limit: str | None) -> None:
-    """The life of a runtime's process: load, answer with the outputs, then time a run whenever asked."""
-    module, start = RUNTIMES[runtime]
+def _convert(pipe: Any, runtime: str, request: Request, folder: Path) -> None:
+    """The life of a process that makes what a runtime reads."""
+    convert = RUNTIMES[runtime].convert
+    assert convert is not None
     try:
-        importlib.import_module(module)
+        silenced()
+        pipe.send((convert(request, folder),))
+    except Exception as error:
+        pipe.send(f"{type(error).__name__}: {error}"[:500])
+
+
+def _serve(pipe: Any, runtime: str, request: Request) -> None:
+    """The life of a runtime's process: load, answer with the outputs, then time a run whenever asked."""
+    found = RUNTIMES[runtime]
+    try:
+        importlib.import_module(found.module)
         memory, begin = PeakMemory(), time.perf_counter()
-        run = start(path, threads, limit)
+        run = found.start(request)
+        inputs = request.inputs
         outputs = run(inputs)
         loaded = time.perf_counter() - begin
         for _ in range(2):
@@ -117,11 +94,11 @@ def _serve(pipe: Any, runtime: str, path: str, inputs: Inputs, threads: int, lim
 
 
 @contextlib.contextmanager
-def _process(contestant: Contestant, *arguments: Any) -> Iterator[Any]:
-    """The pipe to a runtime's process, which ends with the block."""
+def _process(life: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """The pipe to a process, which ends with the block."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=_serve, args=(there, contestant.runtime, *arguments), daemon=True)
+    process = context.Process(target=life, args=(there, *arguments))
     process.start()
     there.close()
     try:
@@ -149,20 +126,25 @@ def compare(
 ) -> list[Contestant]:
     """Let runtimes take turns with a model; leanconv is the first."""
     contestants = [Contestant(name) for name in dict.fromkeys([OURS, *runtimes])]
+    request = Request(path, inputs, output_names(path), threads, limit)
     with contextlib.ExitStack() as stack:
         pipes = {}
         ours: list[Array] = []
         for entry in contestants:
-            if importlib.util.find_spec(RUNTIMES[entry.runtime][0].partition(".")[0]) is None:
-                entry.reason = "not installed"
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="leanconv-")))
+            mine = _prepared(entry, request, folder)
+            if mine is None:
                 continue
-            pipe = stack.enter_context(_process(entry, path, inputs, threads, limit))
+            pipe = stack.enter_context(_process(_serve, entry.runtime, mine))
             answer = _ask(pipe, entry)
             if answer is None:
                 continue
             entry.load_seconds, entry.peak_bytes, outputs = answer
             ours = ours or outputs
-            entry.difference = max(map(_difference, ours, outputs))
+            entry.difference = max(map(_difference, ours, outputs), default=0.0)
+            if entry.difference > DIFFERENT:
+                entry.reason = f"its outputs are others: by {entry.difference:.1e} of the largest"
+                continue
             pipes[entry.runtime] = pipe
         for _ in range(rounds):
             for entry in contestants:
@@ -173,10 +155,29 @@ def compare(
     return contestants
 
 
+def _prepared(entry: Contestant, request: Request, folder: Path) -> Request | None:
+    """What a runtime is asked for, its own file made; None, and the reason noted, if that is not possible."""
+    runtime = RUNTIMES[entry.runtime]
+    entry.reason = runtime.missing
+    if entry.reason or runtime.convert is None:
+        return None if entry.reason else request
+    with _process(_convert, entry.runtime, request, folder) as pipe:
+        answer = _ask(pipe, entry)
+    return None if answer is None else replace(request, path=answer[0])
+
+
 def _difference(ours: Array, theirs: Array) -> float:
-    if ours.shape != theirs.shape:
+    if ours.size != theirs.size or not np.isfinite(theirs).all():
         return math.inf
+    theirs = theirs.reshape(ours.shape)  # some drop axes of one element
     return float(np.abs(ours - theirs).max() / max(float(np.abs(ours).max()), 1e-30)) if ours.size else 0.0
+
+
+def output_names(path: str) -> tuple[str, ...]:
+    """Names of the outputs of a model."""
+    from leanconv.onnx import load
+
+    return tuple(port.name for port in load(path).outputs)
 
 
 def random_inputs(path: str, shapes: Sequence[str]) -> dict[str, Array]:
@@ -247,4 +248,10 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(report, indent=1))
     elif options.json:
         Path(options.json).write_text(json.dumps(report, indent=1), encoding="utf-8")
-    return 1 if any(entry["reason"] not in ("", "not installed") for row in report for entry in row["runtimes"]) else 0
+    return (
+        1
+        if any(
+            entry["reason"] and "not installed" not in entry["reason"] for row in report for entry in row["runtimes"]
+        )
+        else 0
+    )

@@ -180,7 +180,7 @@ def _measure(
         for name in names:
             row = Row(layer.name, name, layout, threads, flops=problem.flops)
             rows.append(row)
-            with _recorded(row):
+            with recorded(row):
                 call = _prepare(engine, layer, row, [x, trial.w, trial.bias, out], options, trial.expected)
                 if not row.reason:
                     contestants.append(Contestant(row, lambda calls, call=call: sample(call, calls)))  # type: ignore[misc]
@@ -188,13 +188,13 @@ def _measure(
     for info in peers:
         row = Row(layer.name, info.name, info.layout, threads, flops=flops, kind=PEER, version=info.version or "")
         rows.append(row)
-        with _recorded(row):
+        with recorded(row):
             contestant = _load(clients, info, layer, row, trial, settings.dtype)
             if not row.reason:
                 contestants.append(contestant)
 
     def attempt(row: Row, action: Callable[[], None]) -> None:
-        with _recorded(row):
+        with recorded(row):
             action()
 
     schedule = Schedule(settings.time, settings.rounds, settings.longest, settings.precision)
@@ -217,7 +217,7 @@ def _names(
 
 
 @contextmanager
-def _recorded(row: Row) -> Iterator[None]:
+def recorded(row: Row) -> Iterator[None]:
     """Turn an exception into the row's status and reason."""
     try:
         yield

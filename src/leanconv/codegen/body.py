@@ -176,6 +176,15 @@ class Body:
         align = ITEMSIZE.get(scalar_of(value.type), 8)
         self.do(f"store {value.type} {value.name}, ptr {self.gep(pointer, offset).name}, align {align}")
 
+    def stream(self, value: Value, pointer: Value, nbytes: int) -> None:
+        """Store a vector at a multiple of its `nbytes`, past the caches: `stream_end` before others may read it."""
+        self.do(f"store {value.type} {value.name}, ptr {pointer.name}, align {nbytes}, !nontemporal !{{i32 1}}")
+
+    def stream_end(self, triple: str) -> None:
+        """Let what was streamed be seen before what this thread stores next; only x86 has to be told."""
+        if triple.startswith("x86_64"):
+            self.do(f"call void @{self.module.declare('llvm.x86.sse.sfence', 'void', [])}()")
+
     def load_integer(self, nbytes: int, pointer: Value, offset: Index = 0) -> Value:
         """Load a signed integer of 4 or 8 bytes as an i64."""
         if nbytes == 8:

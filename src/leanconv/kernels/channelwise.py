@@ -12,6 +12,9 @@ what comes from far away comes in the order in which it lies there (going down a
 Rows of taps above and below the image are left out. Where the image ends on the left and right the first and the last
 tile leave out the same taps always, so that they are left out of the code (`Edges.known`); if the pads reach further,
 or name pixels of the image, the tiles ask where each pixel lies.
+
+Outputs that no cache will hold are stored past the caches if the output begins with a whole vector: the processor then
+does not read the lines that it overwrites, a third of the traffic of a depthwise layer.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import math
 from collections.abc import Mapping
 
 from leanconv.classes import dataclass
-from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
+from leanconv.codegen.ir import I64, SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.cost import Cost
@@ -40,7 +43,8 @@ class ChannelwiseSpec:
     """What a kernel is specialised for.
 
     Tiles are `width` pixels wide, or one less (`short`); `single`: one tile is a whole row; `rest` groups are left
-    for the last unit (0: none).  Buffers: x, w (packed [unit][part][bias][taps][channels][lanes]), out, residual.
+    for the last unit (0: none); `stream`: outputs are stored past the caches where they can be.
+    Buffers: x, w (packed [unit][part][bias][taps][channels][lanes]), out, residual.
     Fields: `{n,b,t,u}_{div,count}` split the chunk's number into image, band of rows, strips and units; `band`,
     `strips`, `units` a chunk, `row_count`, `strip_count`, `strip_long` (those of full width), `unit_count`,
     `unit_whole`; `x_n o_n r_n o_row r_row` bytes between images and output pixels; `in{d} out{d} at{d} step{d} tap{d}`
@@ -59,6 +63,7 @@ class ChannelwiseSpec:
     rest: int
     bias: bool
     epilogue: Epilogue
+    stream: bool = False
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -70,17 +75,30 @@ class ChannelwiseSpec:
             first = fn.i64(fn.mul(index, fields[size]))
             return first, fn.i64(fn.smin(fn.add(first, fields[size]), fields[count]))
 
-        Channelwise(
-            fn,
-            fields,
-            self,
-            fn.gep(fields.buffer("x"), fn.mul(image, fields["x_n"])),
-            fields.buffer("w"),
-            fn.gep(fields.buffer("out"), fn.mul(image, fields["o_n"])),
-            fn.gep(fields.buffer("residual"), fn.mul(image, fields["r_n"])) if self.epilogue.residual else None,
-        ).run(
-            span(band, "band", "row_count"), span(strips, "strips", "strip_count"), span(units, "units", "unit_count")
+        x = fn.gep(fields.buffer("x"), fn.mul(image, fields["x_n"]))
+        out = fn.gep(fields.buffer("out"), fn.mul(image, fields["o_n"]))
+        residual = fn.gep(fields.buffer("residual"), fn.mul(image, fields["r_n"])) if self.epilogue.residual else None
+        spans = (
+            span(band, "band", "row_count"),
+            span(strips, "strips", "strip_count"),
+            span(units, "units", "unit_count"),
         )
+
+        def run(stream: bool) -> list[Value]:
+            Channelwise(fn, fields, self, x, fields.buffer("w"), out, residual, stream).run(*spans)
+            return []
+
+        def streamed() -> list[Value]:
+            run(True)
+            fn.stream_end(self.target.triple)
+            return []
+
+        if self.stream:
+            address = fn.op(I64, f"ptrtoint ptr {out.name} to i64")
+            whole = fn.cmp("eq", fn.urem(address, self.target.vector_bytes), 0)
+            fn.if_(whole, streamed, lambda: run(False), hint="whole")
+        else:
+            run(False)
         return kernel.finish()
 
     def cost(self, f: Mapping[str, int], chunks: int, host: Host) -> Cost:
@@ -117,6 +135,7 @@ class Channelwise:
     weights: Value
     out: Value
     residual: Value | None
+    stream: bool = False
 
     @property
     def _item(self) -> int:
@@ -310,4 +329,8 @@ class Channelwise:
             if self.residual is not None:
                 extra = load_lanes(fn, self._kind, fn.gep(ends[1], fn.mul(fields["r_row"], i)), valid, masks=masks)
             place = fn.gep(ends[0], fn.mul(fields["o_row"], i))
-            store_lanes(fn, spec.epilogue.apply(fn, value, extra), place, valid, masks=masks)
+            result = spec.epilogue.apply(fn, value, extra)
+            if self.stream:
+                fn.stream(result, place, width)
+            else:
+                store_lanes(fn, result, place, valid, masks=masks)

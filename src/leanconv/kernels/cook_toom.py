@@ -13,6 +13,7 @@ Networks, CVPR 2016; B. Barabasz et al.: Error Analysis and Improving the Accura
 
 from __future__ import annotations
 
+import functools
 import math
 from fractions import Fraction
 
@@ -41,6 +42,8 @@ class Surd:
     def __mul__(self, other: Surd) -> Surd:
         """Product."""
         a, b, c, d = self.rational, self.root, other.rational, other.root
+        if not (b or d):  # most are rational, and each product of fractions takes microseconds
+            return Surd(a * c)
         return Surd(a * c + 2 * b * d, a * d + b * c)
 
     def __truediv__(self, other: Surd) -> Surd:
@@ -102,8 +105,8 @@ class CookToom:
     def weights(self) -> Matrix:
         """G (size x taps): point k's row holds its powers over the product of its distances from the others."""
         rows = [
-            tuple(power / self._distance(k) for power in _powers(point, self.taps))
-            for k, point in enumerate(self.points)
+            tuple(power / distance for power in _powers(point, self.taps))
+            for point, distance in zip(self.points, _distances(self.points), strict=True)
         ]
         return (tuple(ONE if j == self.taps - 1 else ZERO for j in range(self.taps)), *rows)
 
@@ -136,11 +139,17 @@ class CookToom:
     def _points(self, outputs: int | None) -> tuple[Surd, ...]:
         return self.points[: self.span(outputs or self.outputs) - 1]
 
-    def _distance(self, k: int) -> Surd:
-        result = ONE
-        for other in self.points[:k] + self.points[k + 1 :]:
-            result = result * (self.points[k] - other)
-        return result
+
+@functools.cache  # exact arithmetic in Python takes milliseconds, and a kernel asks for the same several times
+def _distances(points: tuple[Surd, ...]) -> tuple[Surd, ...]:
+    """Of each point, the product of its distances from the others."""
+    result = []
+    for k, point in enumerate(points):
+        product = ONE
+        for other in points[:k] + points[k + 1 :]:
+            product = product * (point - other)
+        result.append(product)
+    return tuple(result)
 
 
 def _powers(point: Surd, count: int) -> list[Surd]:
@@ -150,6 +159,7 @@ def _powers(point: Surd, count: int) -> list[Surd]:
     return result
 
 
+@functools.cache
 def _polynomial(roots: tuple[Surd, ...]) -> tuple[Surd, ...]:
     """Coefficients of the product of (x - root), the constant first."""
     result = [ONE]

@@ -53,6 +53,21 @@ class Prefixed(Fields):
         return self._fields.buffer(self._prefix + role)
 
 
+class Overlaid(Fields):
+    """The fields and buffers of a kernel, but for some fields that it works out itself."""
+
+    def __init__(self, fields: Fields, values: Mapping[str, Value]) -> None:
+        self._fields, self._values = fields, values
+
+    def __getitem__(self, name: str) -> Value:
+        """The value of a field."""
+        return self._values[name] if name in self._values else self._fields[name]
+
+    def buffer(self, role: str) -> Value:
+        """The address of the buffer that plays a role."""
+        return self._fields.buffer(role)
+
+
 def prefixed(fields: Mapping[str, int], prefix: str) -> dict[str, int]:
     """The values for `Prefixed`."""
     return {prefix + name: value for name, value in fields.items()}

@@ -7,7 +7,7 @@ signs, the sum and the difference of their inputs are formed once.  What is left
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import field
 from functools import lru_cache
 
@@ -38,18 +38,27 @@ class Linear:
 
     def emit(self, fn: Function, values: Sequence[Value], *, fused: bool) -> list[Value]:
         """Emit the steps on vectors (or scalars); `fused` whether multiply-add is one instruction."""
-        known = list(values)
-        for step in self.steps:
-            a, b = known[step.a], known[step.b]
-            if step.kind in ("add", "sub"):
-                known.append(fn.binary(f"f{step.kind}", a, b))
-                continue
-            factor = fn.const(a.type, step.factor)
-            if step.kind == "mul":
-                known.append(fn.binary("fmul", a, factor))
-            else:
-                known.append(fn.multiply_add(a, factor, b, fused=fused))
-        return [known[i] for i in self.outputs]
+        one = self.lazily(fn, values, fused=fused)
+        return [one(i) for i in range(len(self.outputs))]
+
+    def lazily(self, fn: Function, values: Sequence[Value], *, fused: bool) -> Callable[[int], Value]:
+        """A function that emits what one output takes and no output before it has taken, and returns that output."""
+        known = dict(enumerate(values))
+
+        def value(i: int) -> Value:
+            if i not in known:
+                step = self.steps[i - self.inputs]
+                a, b = value(step.a), value(step.b)
+                factor = fn.const(a.type, step.factor)
+                if step.kind in ("add", "sub"):
+                    known[i] = fn.binary(f"f{step.kind}", a, b)
+                elif step.kind == "mul":
+                    known[i] = fn.binary("fmul", a, factor)
+                else:
+                    known[i] = fn.multiply_add(a, factor, b, fused=fused)
+            return known[i]
+
+        return lambda output: value(self.outputs[output])
 
 
 @dataclass(slots=True)

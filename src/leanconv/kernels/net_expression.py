@@ -153,6 +153,24 @@ def _selu(fn: Function, x: Value, alpha: float, gamma: float) -> Value:
     return fn.binary("fmul", fn.const(x.type, gamma), _elu(fn, x, alpha))
 
 
+def _thresholded(fn: Function, x: Value, alpha: float) -> Value:
+    return pick(fn, fn.fcmp("ogt", x, fn.const(x.type, alpha)), x, fn.const(x.type, 0.0))
+
+
+def _shrink(fn: Function, x: Value, edge: float, bias: float) -> Value:
+    kind = x.type
+    above = fn.binary("fsub", x, fn.const(kind, bias))
+    below = fn.binary("fadd", x, fn.const(kind, bias))
+    result = pick(fn, fn.fcmp("ogt", x, fn.const(kind, edge)), above, fn.const(kind, 0.0))
+    return pick(fn, fn.fcmp("olt", x, fn.const(kind, -edge)), below, result)
+
+
+def _sign(fn: Function, x: Value) -> Value:
+    zero = fn.const(x.type, 0.0)
+    below = pick(fn, fn.fcmp("olt", x, zero), fn.const(x.type, -1.0), x)  # zero and NaN stay
+    return pick(fn, fn.fcmp("ogt", x, zero), fn.const(x.type, 1.0), below)
+
+
 def emit_power(fn: Function, x: Value, exponent: float) -> Value:
     """`x ** exponent` for a constant: by products and roots where it is a multiple of 1/4, else through log (x > 0)."""
     quarters = exponent * 4
@@ -200,10 +218,13 @@ UNARY: dict[str, Callable[[Function, Value], Value]] = {
     "log": emit_log,
     "erf": _erf,
     "softplus": _softplus,
+    "sign": _sign,
 }
 PARAMETRIC: dict[str, Callable[..., Value]] = {
     "hard_sigmoid": _hardsigmoid,
     "elu": _elu,
     "selu": _selu,
+    "thresholded_relu": _thresholded,
+    "shrink": _shrink,
     "power": emit_power,
 }

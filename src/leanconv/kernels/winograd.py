@@ -2,8 +2,9 @@
 
 A chunk is one (block of tiles, group, group of panels):
 
-    input step      windows of the block's tiles, all channels  ->  V [point][tile][channel]
-    for each panel of output channels
+    for each block of input channels (all of them, or with `split` several, whose outputs are added up)
+      input step    windows of the block's tiles  ->  V [point][tile][channel]
+      for each panel of output channels
         products    V times the panel's weights, a matrix product a point, on the register-tiled core  ->  M
         output step M [point][tile][NR]  ->  pixels, bias, residual, activation
 
@@ -21,7 +22,7 @@ from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Reduction, Sum, Tile
 from leanconv.kernels.epilogue import Epilogue, row_addresses
-from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.fields import Fields, KernelFunction, Overlaid
 from leanconv.kernels.image import whole_windows
 from leanconv.kernels.panels import PanelShape
 from leanconv.kernels.winograd_tiles import Bits, Counters, Place, Tiling
@@ -75,13 +76,26 @@ class WriteStep(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Chunk:
+    """One chunk inside the kernel: its group, its part of the panels, its tiles [first, end), the thread's scratch."""
+
+    group: Index
+    part: Index
+    first: Value
+    end: Value
+    start: list[Value]
+    scratch: Value
+
+
+@dataclass(frozen=True, slots=True)
 class WinogradSpec:
     """Everything the kernel is specialised for.
 
     Fields besides those of the steps: `b_* g_* k_*` for the chunk; `tile_count` tiles, `b_count` blocks of them;
     `panels` a chunk, `panel_count`; `x_g o_g r_g` bytes between groups; `w_g w_panel` bytes of weights a group and
     whole panel; `u_point u_last` from point to point in whole panels and the last; `v_at m_at u_at zero_at` where in
-    the scratch V, M, transformed weights and zeros are.
+    the scratch V, M, transformed weights and zeros are.  With `split`: `c_count` blocks of the `c_vectors` whole
+    vectors of input channels.
     """
 
     target: Target
@@ -92,6 +106,7 @@ class WinogradSpec:
     reduction: Reduction
     panels: PanelShape
     transform: bool
+    split: bool = False
 
     @property
     def lanes(self) -> int:
@@ -109,21 +124,48 @@ class WinogradSpec:
         fn, fields = kernel.fn, kernel.fields
         index = {letter: kernel.index(letter) for letter in "gbk"}
         scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
-        source, products = fn.gep(scratch, fields["v_at"]), fn.gep(scratch, fields["m_at"])
-
-        def group_of(role: str, letter: str) -> Value:
-            return fn.gep(fields.buffer(role), fn.mul(index["g"], fields[f"{letter}_g"]))
-
         first = fn.i64(fn.udiv(fn.mul(index["b"], fields["tile_count"]), fields["b_count"]))
         end = fn.i64(fn.udiv(fn.mul(fn.add(index["b"], 1), fields["tile_count"]), fields["b_count"]))
-        start = self.tiling.start(fn, fields, first)
-        zeros = self._zeros(fn, fields, scratch)
-        reader = self.read.emit(fn, fields, group_of("x", "x"), zeros, source)
-        counts = self.tiling.each(fn, fields, first, end, start, reader.tile)
+        place = Chunk(index["g"], index["k"], first, end, self.tiling.start(fn, fields, first), scratch)
+        if not self.split:
+            self._channels(kernel, fields, place, 0)
+            return kernel.finish()
+
+        def some(at: Value, _: list[Value]) -> list[Value]:
+            low, high = (
+                fn.mul(fn.udiv(fn.mul(n, fields["c_vectors"]), fields["c_count"]), self.lanes)
+                for n in (at, fn.add(at, 1))
+            )
+            count = fn.i64(fn.sub(high, low))
+            here = dict.fromkeys(("channels", "channels_vec", "channels_whole"), count)
+            here |= {"c_before": fn.i64(low), "c_after": fn.i64(fn.sub(fields["channels"], high))}
+            self._channels(kernel, Overlaid(fields, here), place, low)
+            return []
+
+        fn.loop(0, fields["c_count"], 1, [], some, hint="split")
+        return kernel.finish()
+
+    def _channels(self, kernel: KernelFunction, fields: Fields, chunk: Chunk, before: Index) -> None:
+        """All steps for the channels that `fields` tell of; `before` channels come before them."""
+        fn = kernel.fn
+        source, products = fn.gep(chunk.scratch, fields["v_at"]), fn.gep(chunk.scratch, fields["m_at"])
+
+        def group_of(role: str, letter: str) -> Value:
+            return fn.gep(fields.buffer(role), fn.mul(chunk.group, fields[f"{letter}_g"]))
+
+        def each(body: Callable[[Place, Counters], None]) -> Counters:
+            return self.tiling.each(fn, fields, chunk.first, chunk.end, chunk.start, body)
+
+        zeros = self._zeros(fn, fields, chunk.scratch)
+        image = group_of("x", "x")
+        if self.split:
+            image = fn.gep(image, fn.mul(before, fields["x_c"]))
+        reader = self.read.emit(fn, fields, image, zeros, source)
+        counts = each(reader.tile)
 
         out = group_of("out", "o")
         residual = group_of("residual", "r") if self.write.epilogue.residual else None
-        low = fn.i64(fn.mul(index["k"], fields["panels"]))
+        low = fn.i64(fn.mul(chunk.part, fields["panels"]))
         high = fn.i64(fn.smin(fn.add(low, fields["panels"]), fields["panel_count"]))
 
         def shape(vectors: int, valid: int) -> Callable[[Value], None]:
@@ -131,12 +173,10 @@ class WinogradSpec:
             heights = self._heights(fn, counts, vectors)
 
             def panel(at: Value) -> None:
-                bias, weights = self._weights(kernel, index["g"], scratch, at, vectors, valid)
+                bias, weights = self._weights(fn, fields, chunk, at, before, vectors, valid)
                 self._products(fn, fields, vectors, heights, source, weights, products)
                 channel = fn.mul(at, self.panels.vectors * self.lanes)
-                self.tiling.each(
-                    fn, fields, first, end, start, lambda place, rows: writer.tile(place, rows, channel, bias)
-                )
+                each(lambda place, rows: writer.tile(place, rows, channel, bias))
 
             return panel
 
@@ -155,7 +195,6 @@ class WinogradSpec:
                 return []
 
             fn.if_(fn.cmp("eq", high, fields["panel_count"]), last, lambda: [], hint="last")
-        return kernel.finish()
 
     def _zeros(self, fn: Function, fields: Fields, scratch: Value) -> Value | None:
         """A row of zeros as long as the channels, that padding is read from; None if a few zeros will do."""
@@ -171,29 +210,37 @@ class WinogradSpec:
         return zeros
 
     def _weights(
-        self, kernel: KernelFunction, group: Index, scratch: Value, panel: Value, vectors: int, valid: int
+        self, fn: Function, fields: Fields, chunk: Chunk, panel: Value, before: Index, vectors: int, valid: int
     ) -> tuple[Value, Value]:
         """Where the biases and the transformed weights of a panel are."""
-        fn, fields = kernel.fn, kernel.fields
         width = vectors * self.lanes
         row = width * self.item
         if not self.transform:
-            bias = fn.gep(fields.buffer("w"), fn.mul(group, fields["w_g"]))
+            bias = fn.gep(fields.buffer("w"), fn.mul(chunk.group, fields["w_g"]))
             bias = fn.gep(bias, fn.mul(panel, fields["w_panel"]))
-            return bias, fn.gep(bias, row) if self.write.bias else bias
+            weights = fn.gep(bias, row) if self.write.bias else bias
+            return self._bias(fn, fields, bias, row), fn.gep(weights, fn.mul(before, row))
         step = WeightStep(self.target, self.dtype, self.tiling)
         count = (vectors - 1) * self.lanes + valid
         channel = fn.mul(panel, self.panels.vectors * self.lanes)
-        bias = fn.gep(scratch, fields["u_at"])
+        bias = fn.gep(chunk.scratch, fields["u_at"])
         weights = bias
         if self.write.bias:
-            shift = fn.gep(fields.buffer("bias"), fn.mul(group, fields["bias_g"]))
+            shift = fn.gep(fields.buffer("bias"), fn.mul(chunk.group, fields["bias_g"]))
             copy_bias(fn, step, fn.gep(shift, fn.mul(channel, self.item)), bias, width, count)
             weights = fn.gep(bias, row)
-        filters = fn.gep(fields.buffer("weights"), fn.mul(group, fields["w_g"]))
+        filters = fn.gep(fields.buffer("weights"), fn.mul(chunk.group, fields["w_g"]))
         filters = fn.gep(filters, fn.mul(channel, fields["w_k"]))
+        if self.split:
+            filters = fn.gep(filters, fn.mul(before, fields["w_c"]))
         step.emit(fn, fields, filters, weights, self._point_bytes(fields, vectors), width, count)
-        return bias, weights
+        return self._bias(fn, fields, bias, row), weights
+
+    def _bias(self, fn: Function, fields: Fields, bias: Value, row: int) -> Value:
+        """The biases: of all blocks of input channels the first one adds them, the others zeros."""
+        if not (self.split and self.write.bias):
+            return bias
+        return fn.select(fn.cmp("eq", fields["c_before"], 0), bias, fn.module.zeros(row))
 
     def _point_bytes(self, fields: Fields, vectors: int) -> Value:
         """Bytes of weights from point to point."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import I64, SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.channel_runs import gather, load_runs, scatter, store_runs
 from leanconv.kernels.cook_toom import Matrix
+from leanconv.kernels.cursor import ZERO_BYTES
 from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
-from leanconv.kernels.fields import Fields
+from leanconv.kernels.fields import Fields, Overlaid
 from leanconv.kernels.linear import linear
 from leanconv.kernels.winograd_tiles import Counters, Place, Tiling, Turns, over, row_major
 
@@ -19,7 +22,9 @@ class OutputStep:
 
     `adjacent`: output channels are, or else `runs`: pixels along the last axis are.  Fields: `{o,r}_n {o,r}_k
     {o,r}_at{d}` bytes between images, channels and pixels of the output and the residual; `m_point` bytes between
-    points.
+    points.  `split`: outputs are sums over several blocks of input channels, and `c_before` and `c_after` channels
+    come before and after this one; the first adds the residual, the others what the output holds, and the sum of the
+    last is activated.
     """
 
     target: Target
@@ -29,6 +34,7 @@ class OutputStep:
     runs: bool
     bias: bool
     epilogue: Epilogue
+    split: bool = False
 
     @property
     def lanes(self) -> int:
@@ -45,12 +51,32 @@ class OutputStep:
     ) -> OutputEmitter:
         """An emitter of the step for panels of `vectors` registers, whose last one holds `valid` channels."""
         stack = fn.alloca(self.tiling.points * self.target.vector_bytes)
-        return OutputEmitter(self, fn, fields, source, out, residual, stack, vectors, valid)
+        if not self.split:
+            return OutputEmitter(self, fn, fields, source, out, residual, stack, vectors, valid)
+        begins = fn.cmp("eq", fields["c_before"], 0)
+        names = ["n", "k", *(f"at{d}" for d in range(len(self.tiling.axes)))]
+        steps = {
+            f"r_{name}": fn.select(begins, 0 if residual is None else fields[f"r_{name}"], fields[f"o_{name}"])
+            for name in names
+        }
+        given = fn.module.zeros(ZERO_BYTES) if residual is None else residual
+        return OutputEmitter(
+            self,
+            fn,
+            Overlaid(fields, steps),
+            source,
+            out,
+            fn.select(begins, given, out),
+            stack,
+            vectors,
+            valid,
+            fn.cmp("eq", fields["c_after"], 0),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class OutputEmitter:
-    """The step inside one kernel, for panels of one shape."""
+    """The step inside one kernel, for panels of one shape; `residual` is what is added, `ends` whether it is all."""
 
     step: OutputStep
     fn: Function
@@ -61,6 +87,7 @@ class OutputEmitter:
     stack: Value
     vectors: int
     valid: int
+    ends: Value | None = None
 
     def tile(self, place: Place, rows: Counters, channel: Index, bias: Value) -> None:
         """One tile of the panel whose first output channel is `channel`, its biases at `bias`."""
@@ -176,7 +203,7 @@ class OutputEmitter:
             extra: list[Value | None] = [None] * len(values)
             if self.residual is not None:
                 extra = [*load_runs(fn, values[0].type, state[2], fields["r_k"], len(values), count)]
-            done = [step.epilogue.apply(fn, value, more) for value, more in zip(values, extra, strict=True)]
+            done = [self._applied(value, more) for value, more in zip(values, extra, strict=True)]
             store_runs(fn, done, state[1], fields["o_k"], count)
             return
 
@@ -203,8 +230,21 @@ class OutputEmitter:
         if step.adjacent:
             if self.residual is not None:
                 extra = load_lanes(fn, value.type, residual, count, masks=step.target.masks)
-            store_lanes(fn, step.epilogue.apply(fn, value, extra), out, count, masks=step.target.masks)
+            store_lanes(fn, self._applied(value, extra), out, count, masks=step.target.masks)
             return
         if self.residual is not None:
             extra = gather(fn, value.type, residual, self.fields["r_k"], count)
-        scatter(fn, step.epilogue.apply(fn, value, extra), out, self.fields["o_k"], count)
+        scatter(fn, self._applied(value, extra), out, self.fields["o_k"], count)
+
+    def _applied(self, value: Value, extra: Value | None) -> Value:
+        """What is stored for a sum, and what is added to it."""
+        fn, epilogue = self.fn, self.step.epilogue
+        if self.ends is None:
+            return epilogue.apply(fn, value, extra)
+        assert extra is not None
+        total = fn.binary("fadd", value, extra)
+        if epilogue.activation is None:
+            return total
+        activated = replace(epilogue, residual=None)
+        (total,) = fn.if_(self.ends, lambda: [activated.apply(fn, total, None)], lambda: [total], hint="ends")
+        return total

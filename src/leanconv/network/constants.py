@@ -67,6 +67,10 @@ class Constant:
         copy[...] = found
         return copy
 
+    def rows(self, first: int, last: int) -> Array:
+        """A part along the first axis, to look at; of what lies in a file no more than that is read."""
+        return self.array()[first:last]
+
     def read(self) -> Array:
         """Get or make the elements, as an array in C order that nobody else has."""
         raise NotImplementedError

@@ -47,19 +47,36 @@ class Stored(Constant):
         super().__init__(shape, dtype.newbyteorder("="))
         self._path, self.offset, self.stored, self._stamp = path, offset, dtype, stamp
 
+    def rows(self, first: int, last: int) -> Array:
+        """A part along the first axis; no more than that is read.
+
+        Raises:
+            ModelError: the file cannot be read, or is not what it was.
+        """
+        if self.known is not None:
+            return self.known[first:last]
+        count = max(0, last - first)
+        whole = max(1, self.shape[0])
+        array = self._read(self.offset + first * (self.nbytes // whole), (count, *self.shape[1:]))
+        array.flags.writeable = False
+        return array
+
     def read(self) -> Array:
         """The tensor.
 
         Raises:
             ModelError: the file cannot be read, or is not what it was.
         """
+        return self._read(self.offset, self.shape)
+
+    def _read(self, offset: int, shape: tuple[int, ...]) -> Array:
         # Read rather than mapped: a mapped file that somebody truncates ends the process.
-        array = scratch.empty(self.shape, self.stored)
+        array = scratch.empty(shape, self.stored)
         try:
             with self._path.open("rb", buffering=0) as file:
                 if stamp_of(file) != self._stamp:
                     raise ModelError(f"{self._path} has changed since the model was loaded")
-                file.seek(self.offset)
+                file.seek(offset)
                 rest = array.reshape(-1).view(np.uint8).data
                 while rest.nbytes and (count := file.readinto(rest)):
                     rest = rest[count:]

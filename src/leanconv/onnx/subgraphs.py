@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from leanconv.arrays import Array
-from leanconv.errors import ModelError
+from leanconv.errors import LeanconvError, ModelError
 from leanconv.network.constants import Constant, Constants, as_constant
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators import NodeError, UnknownValueError
@@ -96,7 +96,12 @@ class Expander:
             UnknownValueError: what decides about it is not known.
             ModelError: its graph breaks a rule, or it is written out to too many nodes.
         """
-        {"If": self._if, "Loop": self._loop, "Scan": self._scan}[node.op](node)
+        try:
+            {"If": self._if, "Loop": self._loop, "Scan": self._scan}[node.op](node)
+        except LeanconvError:
+            raise
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+            raise NodeError(node.name, node.op, " ".join(str(error).split())[:200] or type(error).__name__) from error
 
     # -- If -------------------------------------------------------------------------------------------------
 

@@ -290,7 +290,24 @@ def _within(
             best, high = chosen, middle
         else:
             low = middle
-    return best
+    return _filled(rows, best, spare)
+
+
+def _filled(rows: list[list[LayerOption]], chosen: list[LayerOption], spare: int) -> list[LayerOption]:
+    """A choice with what a price for a byte left unspent: the swap that saves most time first, layouts as they are."""
+    chosen, left = list(chosen), spare - sum(option.weights for option in chosen)
+    while True:
+        swaps = [
+            (now.seconds - option.seconds, at, option)
+            for at, (now, row) in enumerate(zip(chosen, rows, strict=True))
+            for option in row
+            if option.layout == now.layout and option.seconds < now.seconds and option.weights - now.weights <= left
+        ]
+        if not swaps:
+            return chosen
+        _, at, option = max(swaps, key=lambda swap: swap[0])
+        left -= option.weights - chosen[at].weights
+        chosen[at] = option
 
 
 def _path(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, TypeAlias
 
 import numpy as np
 
 from leanconv.arrays import Array
-from leanconv.network.constants import is_known
+from leanconv.network.constants import Derived, Held, is_known
 from leanconv.network.graph import Node
 from leanconv.network.operators.base import ints
 from leanconv.network.operators.convolution import conv_groups, conv_windows
 from leanconv.network.operators.transposed import scatter
 from leanconv.network.places import Place
+from leanconv.network.slabs import Rows, can_be_packed_in_slabs, packed_in_slabs
 from leanconv.network.steps.base import FLOATS, Arrays, Built, Call, Lowerer, Memory, Option, Registry, Setting, Types
 from leanconv.options import make_problem
 from leanconv.plan import Plan
@@ -44,14 +46,20 @@ class Convolution(Lowerer):
         place = residual.place if residual else None
         problem = conv_problem(call.node, call.given(0), w.shape, bias is not None, call.output, place)
         roles = {"x": call.given(0), "out": call.output} | ({"residual": place} if place else {})
-        return plan_options(problem, lambda: weights_of(call), roles, setting)
+        return plan_options(problem, partial(weights_of, call), roles, setting, w_rows(call))
 
 
-def weights_of(call: Call) -> tuple[Array, Array | None]:
-    """Weights and bias of a convolution, brought into memory."""
+def w_rows(call: Call) -> Rows | None:
+    """How to look at some output channels of the weights only; None if they are in memory, or would be made whole."""
+    w = call.input(1)
+    handle = None if w is None else w.handle
+    return None if handle is None or isinstance(handle, Held | Derived) else handle.rows
+
+
+def weights_of(call: Call, whole: bool = True) -> tuple[Array | None, Array | None]:
+    """Weights (None if not `whole`) and bias of a convolution, brought into memory."""
     w, bias = call.input(1), call.input(2)
-    found = None if w is None else w.constant
-    assert found is not None, f"{call.node.name}: no constant weights"
+    found = w.constant if w is not None and whole else None
     return found, None if bias is None else bias.constant
 
 
@@ -88,11 +96,16 @@ def conv_problem(
     )
 
 
-Weights: TypeAlias = Callable[[], tuple[Array, "Array | None"]]
+Weights: TypeAlias = Callable[[bool], tuple["Array | None", "Array | None"]]
 
 
-def plan_options(problem: Problem, weights: Weights, roles: dict[str, Place], setting: Setting) -> list[Option]:
-    """The plans of a problem, as ways to compute a step; `weights` and bias are asked for by the way that is chosen."""
+def plan_options(
+    problem: Problem, weights: Weights, roles: dict[str, Place], setting: Setting, rows: Rows | None = None
+) -> list[Option]:
+    """The plans of a problem, as ways to compute a step; `weights` and bias are asked for by the way that is chosen.
+
+    `rows`: looks at some output channels of the weights, for packing them in slabs.
+    """
     requirements = (setting.algorithm, setting.accuracy, setting.deterministic)
     found = layer_options(problem, setting.threads, 0 if setting.limited else None, requirements)
     plain = problem.w_bytes + (problem.out_channels * problem.itemsize if problem.has_bias else 0)
@@ -102,7 +115,7 @@ def plan_options(problem: Problem, weights: Weights, roles: dict[str, Place], se
         return Option(
             plan.algorithm,
             seconds,
-            lambda: _built(plan, *weights(), roles),
+            lambda: _built(plan, weights, roles, rows),
             plan.lowering.workspace,
             kept,
             max(0, kept - plain),
@@ -113,10 +126,16 @@ def plan_options(problem: Problem, weights: Weights, roles: dict[str, Place], se
     return [made(option.candidate.plan, option.seconds) for option in sorted(found, key=lambda option: option.seconds)]
 
 
-def _built(plan: Plan, w: Array, bias: Array | None, places: dict[str, Place]) -> Built:
-    packing = plan.packing
-    packed = plan.pack(w, bias)
+def _built(plan: Plan, weights: Weights, places: dict[str, Place], rows: Rows | None) -> Built:
+    packing, problem = plan.packing, plan.problem
     memory: dict[str, Place | Memory | int] = dict(places)
+    if rows is not None and packing is not None and problem.groups == 1 and can_be_packed_in_slabs(packing):
+        _, bias = weights(False)
+        memory["w"] = packed_in_slabs(packing, rows, problem.out_channels, bias, plan.threads)
+        return Built(plan.lowering.phases, memory | dict(plan.compiled.program.addresses), (plan,))
+    w, bias = weights(True)
+    assert w is not None
+    packed = plan.pack(w, bias)
     if packed is not None:
         memory["w"] = packed
     else:
@@ -176,7 +195,7 @@ class TransposedConvolution(Convolution):
             residual_strides=None if residual is None else user(residual.place.strides),
         )
         roles = {"x": x, "out": out} | ({"residual": residual.place} if residual else {})
-        return plan_options(problem, lambda: weights_of(call), roles, setting)
+        return plan_options(problem, partial(weights_of, call), roles, setting)
 
 
 def _output_padding(node: Node, ndim: int) -> tuple[int, ...]:

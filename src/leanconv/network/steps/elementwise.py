@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import field
 from typing import Any, ClassVar
@@ -36,14 +37,17 @@ _UNARY = {
     "Ceil": "ceil",
     "Round": "round",
     "Erf": "erf",
+    "Sign": "sign",
 }
 _NUMBERS = {
     "LeakyRelu": ("leaky_relu", (("alpha", 0.01),)),
     "HardSigmoid": ("hard_sigmoid", (("alpha", 0.2), ("beta", 0.5))),
     "Elu": ("elu", (("alpha", 1.0),)),
+    "ThresholdedRelu": ("thresholded_relu", (("alpha", 1.0),)),
+    "Shrink": ("shrink", (("lambd", 0.5), ("bias", 0.0))),
     "Selu": ("selu", (("alpha", 1.67326319217681884765625), ("gamma", 1.05070102214813232421875))),
 }
-OPERATORS = (*_BINARY, *_MANY, *_UNARY, *_NUMBERS, "Clip", "PRelu", "Pow", "Gelu", "Swish", "Mish", "Softsign")
+OPERATORS = (*_BINARY, *_MANY, *_UNARY, *_NUMBERS, "Clip", "PRelu", "Pow", "Gelu", "Swish", "Mish", "Softsign", "Celu")
 
 
 class UnknownFormulaError(Exception):
@@ -127,17 +131,32 @@ def _translate(writer: _Writer, node: Node, args: Sequence[int | None], numbers:
         return writer.add("power", (x,), (exponent,))
     if op == "Gelu":
         if attributes.get("approximate") in ("tanh", b"tanh"):
-            raise UnknownFormulaError("approximate='tanh'")
+            return _tanh_gelu(writer, x)
         return writer.add("gelu", (x,))
     if op == "Swish":
-        if float(attributes.get("alpha", 1.0)) != 1.0:
-            raise UnknownFormulaError("alpha other than 1")
-        return writer.add("silu", (x,))
+        alpha = float(attributes.get("alpha", 1.0))
+        if alpha == 1.0:
+            return writer.add("silu", (x,))
+        return writer.add("mul", (x, writer.add("sigmoid", (writer.add("mul", (x, writer.const(alpha))),))))
+    if op == "Celu":
+        alpha = float(attributes.get("alpha", 1.0))
+        if alpha <= 0:
+            raise UnknownFormulaError("alpha not above 0")
+        below = writer.add("elu", (writer.add("mul", (x, writer.const(1.0 / alpha))),), (1.0,))
+        return writer.add("mul", (below, writer.const(alpha)))
     if op == "Mish":
         return writer.add("mul", (x, writer.add("tanh", (writer.add("softplus", (x,)),))))
     if op == "Softsign":
         return writer.add("div", (x, writer.add("add", (writer.add("abs", (x,)), writer.const(1.0)))))
     raise UnknownFormulaError(f"no formula for {op}")
+
+
+def _tanh_gelu(writer: _Writer, x: int) -> int:
+    """Half of x, times 1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x**3))."""
+    cube = writer.add("mul", (writer.add("power", (x,), (3.0,)), writer.const(0.044715)))
+    inner = writer.add("mul", (writer.add("add", (x, cube)), writer.const(math.sqrt(2 / math.pi))))
+    half = writer.add("mul", (x, writer.const(0.5)))
+    return writer.add("mul", (half, writer.add("add", (writer.add("tanh", (inner,)), writer.const(1.0)))))
 
 
 def _clip(writer: _Writer, node: Node, args: Sequence[int | None], numbers: Sequence[float | None]) -> int:

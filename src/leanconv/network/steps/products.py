@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -17,8 +18,9 @@ from leanconv.memory import Buffer
 from leanconv.network.constants import is_known
 from leanconv.network.graph import Node
 from leanconv.network.places import Place, broadcast, reshaped, sliced
+from leanconv.network.slabs import Rows
 from leanconv.network.steps.base import FLOATS, Arrays, Built, Call, Lowerer, Memory, Option, Registry, Setting, Types
-from leanconv.network.steps.convolution import plan_options, weights_of
+from leanconv.network.steps.convolution import plan_options, w_rows, weights_of
 from leanconv.options import make_problem
 from leanconv.plan import PACKED, Plan
 from leanconv.planning.candidates import algorithm_named
@@ -93,17 +95,26 @@ def _rows(place: Place, turned: bool) -> tuple[int, int, int, int] | None:
     return None if flat is None else (flat.shape[0], flat.strides[0], flat.shape[1], flat.strides[1])
 
 
-def _matrices(call: Call) -> tuple[Array, Array | None]:
-    """The matrix on the right as weights of a layer, and the summand as its bias."""
-    node, (b, c) = call.node, weights_of(call)
+def _matrices(call: Call, whole: bool) -> tuple[Array | None, Array | None]:
+    """The matrix on the right as weights of a layer (None if not `whole`), and the summand as its bias."""
+    node, (b, c) = call.node, weights_of(call, whole)
     gemm = node.op == "Gemm"
-    w = b if gemm and node.attributes.get("transB", 0) else b.T
     alpha, beta = (float(node.attributes.get(key, 1.0)) if gemm else 1.0 for key in ("alpha", "beta"))
-    if alpha != 1.0:
-        w = w * w.dtype.type(alpha)
+    if b is not None:
+        b = b if gemm and node.attributes.get("transB", 0) else b.T
+        b = (b if alpha == 1.0 else b * b.dtype.type(alpha))[:, :, None]
     if not gemm or c is None:
-        return w[:, :, None], None
-    return w[:, :, None], np.ascontiguousarray(np.broadcast_to(c.reshape(-1), (w.shape[0],)) * c.dtype.type(beta))
+        return b, None
+    columns = _columns(node, call.given(1).shape)
+    return b, np.ascontiguousarray(np.broadcast_to(c.reshape(-1), (columns,)) * c.dtype.type(beta))
+
+
+def _matrix_rows(call: Call) -> Rows | None:
+    """How to look at some columns of the product only."""
+    rows, attributes = w_rows(call), call.node.attributes
+    if rows is None or call.node.op != "Gemm" or not attributes.get("transB", 0) or attributes.get("alpha", 1.0) != 1.0:
+        return None
+    return lambda first, last: rows(first, last)[:, :, None]
 
 
 def _known(call: Call, shape: tuple[int, ...], setting: Setting) -> list[Option]:
@@ -125,7 +136,7 @@ def _known(call: Call, shape: tuple[int, ...], setting: Setting) -> list[Option]
         x_strides=(count * max(step, 1), step, inner),
         out_strides=(count * max(to, 1), to, across),
     )
-    return plan_options(problem, lambda: _matrices(call), {"x": a, "out": out}, setting)
+    return plan_options(problem, partial(_matrices, call), {"x": a, "out": out}, setting, _matrix_rows(call))
 
 
 def _computed(call: Call, setting: Setting) -> Option:

@@ -1,0 +1,53 @@
+"""Large weights packed from their file slab by slab: the plain ones are never in memory as a whole.
+
+Half of VGG-16's memory is one matrix of 411 MB; packed at once it would be there twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from leanconv.algorithms.base import WeightPacking
+from leanconv.arrays import Array, address_of
+from leanconv.kernels.pack import PackSpec
+from leanconv.memory import Block, allocate
+from leanconv.plan import pack_into
+
+SMALLEST = 16 << 20
+"""Bytes of packed weights from which on slabs are worth the trouble."""
+
+SLAB_BYTES = 8 << 20
+
+Rows = Callable[[int, int], Array]
+"""The weights of the output channels from one to before another."""
+
+
+def can_be_packed_in_slabs(packing: WeightPacking | None) -> bool:
+    """Whether weights are large, and packed panel by panel of output channels."""
+    if packing is None or packing.nbytes < SMALLEST or packing.more or packing.bias_apart:
+        return False
+    return isinstance(packing.phase.spec, PackSpec) and packing.phase.fields["g_count"] == 1
+
+
+def packed_in_slabs(packing: WeightPacking, rows: Rows, channels: int, bias: Array | None, threads: int) -> Block:
+    """A block with the weights of so many output channels as a packing has them."""
+    phase, spec = packing.phase, packing.phase.spec
+    assert isinstance(spec, PackSpec)
+    outputs = spec.outputs or spec.panels.vectors * spec.target.lanes(spec.dtype)
+    panels, nbytes = phase.fields["panel_count"], phase.fields["p_panel"]
+    step = max(1, SLAB_BYTES // nbytes)
+    block = allocate(packing.nbytes)
+    shift = None if bias is None else np.ascontiguousarray(bias)
+    for first in range(0, panels, step):
+        count = min(step, panels - first)
+        # The kernel counts panels from the slab's first, and has to know which is the last.
+        fields = {**phase.fields, "g_div": count, "p_count": count, "panel_count": panels - first}
+        slab = replace(packing, phase=replace(phase, fields=fields, chunks=count))
+        last = first + count == panels  # that panel may hold more channels than the others, or fewer
+        weights = rows(first * outputs, channels if last else (first + count) * outputs)
+        part = 0 if shift is None else address_of(shift) + first * outputs * shift.itemsize
+        pack_into(block.address + first * nbytes, slab, weights, part, threads)
+    return block
