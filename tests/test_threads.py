@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -189,7 +190,16 @@ import os; os.dup2(1, 2)  # what is said on stderr is seen by the test
     assert run_python(script) == ""
 
 
+@pytest.fixture
+def interrupts() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests were started in the background and it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @POSIX
+@pytest.mark.usefixtures("interrupts")
 def test_interrupts_in_a_loop_of_calls() -> None:
     x, w, want = random_layer()
     bound = leanconv.plan(x.shape, w.shape, algorithm="im2row_strip", threads=2).bind(w)

@@ -143,13 +143,13 @@ class Sum:
     def begin(self) -> list[Value]:
         """Accumulators at the bias (or zero), put by as the first totals if the sum has sections.
 
-        A short sum has its bias added last, to begin with a product.
+        A short sum without sections has its bias added last, to begin with a product.
         """
         fn, tile = self.fn, self.tile
         zeros = [fn.const(tile.vec, 0.0)] * (tile.rows * tile.vectors)
-        accs = zeros if self.reduction.short or self.head is None else self.biases(self.head)
         if self.reduction.flush is None:
-            return accs
+            return zeros if self.reduction.short or self.head is None else self.biases(self.head)
+        accs = zeros if self.head is None else self.biases(self.head)
         if self.totals is None:
             self.totals = fn.alloca(len(accs) * tile.target.vector_bytes)
         for i, total in enumerate(accs):
