@@ -6,7 +6,6 @@ shows them all with their defaults.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn, TypedDict, TypeVar
@@ -133,6 +132,8 @@ def refuse(options: Mapping[str, Any], names: Iterable[str]) -> NoReturn:
     Raises:
         ArgumentTypeError: always; it says which name may have been meant.
     """
+    import difflib
+
     known = sorted(names)
     name, value = next((name, value) for name, value in options.items() if name not in known)
     close = difflib.get_close_matches(name, known, 1, cutoff=0.75)
