@@ -18,12 +18,12 @@ from leanconv.bench.benchdnn import parse
 from leanconv.bench.catalogue import in_order
 from leanconv.cli import main
 from leanconv.errors import CacheError
-from leanconv.planning import choice_counters, choice_memory, choice_times, tuning
+from leanconv.planning import choice_measured, counters, limits_measured, tuning
 from leanconv.planning import records as records_module
-from leanconv.planning.choice_memory import SLACK, Taken
-from leanconv.planning.choice_plot import front
 from leanconv.planning.error import compared, error_text, merged
+from leanconv.planning.explain_plot import front
 from leanconv.planning.lesson import Lesson, Rate
+from leanconv.planning.limits_measured import SLACK, Taken
 from leanconv.planning.network import LayerOption, _filled, plan_layers
 from leanconv.planning.records import Records
 
@@ -40,7 +40,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Records:
 
 def report_of(times: dict[tuple[str, int], float], threads: int, **more: Any) -> dict[str, Any]:
     """A report of one layer with these times by algorithm and threads."""
-    layer = choice_times.asdict(parse(TINY))
+    layer = choice_measured.asdict(parse(TINY))
     at = {"layer": layer["name"], "layout": "NHWC", "threads": threads, "limit": None}
     rows = [{**at, "algorithm": n, "ran": n, "used": used, "seconds": s} for (n, used), s in times.items()]
     return {"settings": {"dtype": "float32"}, "layers": [layer], "rows": rows, "measured": [], **more}
@@ -103,7 +103,7 @@ def test_the_command_measures_and_continues(
     assert all(row["seconds"] > 0 and row["predicted"] > 0 for row in report["rows"])
     assert all(row["needed_bytes"] == 0 for row in report["rows"] if row["limit"] == 0)
     # What the file holds is not measured again.
-    monkeypatch.setattr(choice_times, "_layer", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr(choice_measured, "_layer", lambda *_: pytest.fail("measured again"))
     assert main(["model-error", *words, "--json", str(file)]) == 0
     assert main(["model-error", str(file)]) == 0
 
@@ -184,7 +184,7 @@ def test_more_than_declared_is_told(capsys: pytest.CaptureFixture[str], monkeypa
     good = Taken("a", 4096, "direct", 1, 4096, 5000, 5000)
     cases = [good, replace(good, counted=4097), replace(good, measured=5001 + SLACK), replace(good, measured=None)]
     assert [entry.kept for entry in cases] == [True, False, False, True]
-    monkeypatch.setattr(choice_memory, "taken", lambda *_: iter(cases))
+    monkeypatch.setattr(limits_measured, "taken", lambda *_: iter(cases))
     assert main(["limits", TINY]) == 1
     text = capsys.readouterr().out
     assert text.count("MORE THAN DECLARED") == 2 and "2 of 4 keep" in text
@@ -192,7 +192,7 @@ def test_more_than_declared_is_told(capsys: pytest.CaptureFixture[str], monkeypa
 
 def test_a_case_that_fails_says_why(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     done = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError: no room\n")
-    monkeypatch.setattr(choice_memory.subprocess, "run", lambda *_, **__: done)
+    monkeypatch.setattr(limits_measured.subprocess, "run", lambda *_, **__: done)
     assert main(["limits", TINY]) == 1
     assert "failed: MemoryError: no room" in capsys.readouterr().err
     assert main(["limits", TINY, "--threads", "0"]) == 2
@@ -292,12 +292,12 @@ def test_counters_count_or_say_why_not() -> None:
     # Events that the system counts itself, which every machine with perf_event_open has.
     software = {"task clock": (1, 1), "page faults": (1, 2)}
     calls: list[int] = []
-    found, missing = choice_counters.counted(lambda: calls.append(sum(range(20_000))), 5, software)
+    found, missing = counters.counted(lambda: calls.append(sum(range(20_000))), 5, software)
     if not missing:
         assert len(calls) == 5 and found["task clock"] > 1000 and found["page faults"] >= 0
-    none, why = choice_counters.counted(lambda: None, 1, {"nonsense": (77, 77)})
+    none, why = counters.counted(lambda: None, 1, {"nonsense": (77, 77)})
     assert not none and why
-    text = choice_counters.counters_text({"cycles": 100.0, "instructions": 250.0}, "L1d misses: not there")
+    text = counters.counters_text({"cycles": 100.0, "instructions": 250.0}, "L1d misses: not there")
     assert text == "cycles 100; instructions 250; 2.50 instructions a cycle; not counted here: L1d misses: not there"
 
 

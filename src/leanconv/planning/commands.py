@@ -11,7 +11,7 @@ from dataclasses import asdict, fields, replace
 from typing import Any
 
 from leanconv.errors import LeanconvError
-from leanconv.planning.choice_command import add_limits, add_model_error, limits, model_error
+from leanconv.planning.check_commands import add_limits, add_model_error, limits, model_error
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -269,7 +269,7 @@ def _network(options: argparse.Namespace) -> int:
 def _measure_network(
     layers: Sequence[tuple[str, Any]], threads: int, limit: int | None, options: argparse.Namespace, wishes: Any
 ) -> int:
-    from leanconv.planning.choice_network import passes, passes_text
+    from leanconv.planning.network_measured import passes, passes_text
 
     if options.chain:
         print("leanconv: --measure times layers as they are given; not with --chain", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How far the choices are from the best that was measured: from reports of `leanconv bench` or of `choice_times.py`."""
+"""How far choices are from the best that was measured, by `leanconv bench` or by `choice_measured.py`."""
 
 from __future__ import annotations
 

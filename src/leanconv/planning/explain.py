@@ -12,7 +12,7 @@ from leanconv.classes import dataclass
 from leanconv.plan import Plan
 from leanconv.planning.candidates import Candidate, candidate, candidates, fits
 from leanconv.planning.choice import choose
-from leanconv.planning.choice_counters import counted
+from leanconv.planning.counters import counted
 from leanconv.planning.figures import figures
 from leanconv.planning.torch_backend import torch_backend
 from leanconv.planning.tuning import example_arrays, measured, ready_call, remembered, signature
@@ -129,7 +129,7 @@ class Explanation:
         Raises:
             PlotError: matplotlib is missing, or the file's format is not known.
         """
-        from leanconv.planning.choice_plot import draw
+        from leanconv.planning.explain_plot import draw
 
         draw(self, os.fspath(path), title)
 

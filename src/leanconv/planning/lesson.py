@@ -16,7 +16,7 @@ from leanconv.options import make_problem
 from leanconv.plan import Plan
 from leanconv.planning.candidates import algorithm_named
 from leanconv.planning.choice import choose
-from leanconv.planning.choice_counters import counted, counters_text
+from leanconv.planning.counters import counted, counters_text
 from leanconv.planning.figures import figures
 from leanconv.problem import Problem
 from leanconv.sizes import format_bytes
@@ -80,7 +80,7 @@ class Lesson:
         Raises:
             PlotError: matplotlib is missing, or the file's format is not known.
         """
-        from leanconv.planning.choice_plot import draw_lesson
+        from leanconv.planning.explain_plot import draw_lesson
 
         draw_lesson(self, os.fspath(path))
 

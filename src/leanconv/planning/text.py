@@ -11,7 +11,7 @@ from rich.table import Table
 
 from leanconv.host import this_host
 from leanconv.machine import cpu_name
-from leanconv.planning.choice_counters import counters_text
+from leanconv.planning.counters import counters_text
 from leanconv.sizes import format_bytes
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ def _measured(options: argparse.Namespace, words: list[str], known: dict[str, An
     from leanconv.checks import integer, one_of
     from leanconv.errors import ArgumentValueError
     from leanconv.layouts import LAYOUTS
-    from leanconv.planning.choice_times import measure_choices
+    from leanconv.planning.choice_measured import measure_choices
     from leanconv.planning.limits import resolve_limit
 
     chosen = _layers(options, words)
@@ -118,8 +118,8 @@ def limits(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from leanconv.checks import integer
-    from leanconv.planning.choice_memory import taken, taken_text
     from leanconv.planning.limits import resolve_limit
+    from leanconv.planning.limits_measured import taken, taken_text
     from leanconv.planning.records import write_json
 
     chosen = _layers(options, options.words)

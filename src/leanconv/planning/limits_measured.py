@@ -68,7 +68,7 @@ def taken(layers: Iterable[Layer], limits: Sequence[int | None], layout: str, th
                 "options": {**layer.options(layout), "threads": threads},
             }
             done = subprocess.run(
-                [sys.executable, "-m", "leanconv.planning.choice_memory"],
+                [sys.executable, "-m", "leanconv.planning.limits_measured"],
                 input=json.dumps(case),
                 capture_output=True,
                 text=True,
