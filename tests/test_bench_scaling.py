@@ -29,7 +29,7 @@ def test_numbers_of_threads_take_turns() -> None:
     assert len(result.seconds[1]) == len(result.seconds[2]) > 0
     threads = [count for name, count in engine.calls if name == "direct"]
     changes = sum(a != b for a, b in itertools.pairwise(threads))
-    assert changes >= 2 * len(result.seconds[1]) - 1
+    assert changes >= len(result.seconds[1])  # one in each round: who was last is first in the next
 
 
 def test_the_ratio_is_that_of_the_medians() -> None:

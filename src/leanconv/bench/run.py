@@ -1,7 +1,7 @@
 """Measuring: every algorithm and every peer on every layer, in turns, each result checked.
 
 Clocks drift and machines are shared, so nothing is compared that was not measured side by side. All algorithms and
-peers of a layer take turns, A B C A B C ..., in several rounds (`turns`); each round also measures the peak of fused
+peers of a layer take turns, A B C, B C A ..., in several rounds (`turns`); each round also measures the peak of fused
 multiply-adds on as many threads, and the part of the peak is computed round by round. Inputs and weights are normally
 distributed (never zeros, which some processors multiply faster). The output array is the same for all algorithms, and
 is filled with NaN before the result that is checked; peers write to memory that is mapped already, too. Images and
