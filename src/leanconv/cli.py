@@ -278,7 +278,9 @@ def _seconds(text: str) -> float:
 
 def _add_bench_models(bench: argparse.ArgumentParser) -> None:
     group = bench.add_argument_group(
-        "ONNX models", "LAYERS may be .onnx files instead: whole networks, beside the peers onnxruntime and openvino"
+        "ONNX models",
+        "LAYERS may be .onnx files instead: whole networks; peers: onnxruntime, openvino,\n"
+        "mnn, ncnn, litert, torch_compile",
     )
     group.add_argument("--memory-limit", metavar="BYTES", help="what a run of leanconv may take, such as 64MiB")
     group.add_argument(
@@ -371,7 +373,6 @@ _COMMANDS = {
     "doctor": _doctor,
     "cache": _cache,
     "startup": _startup,
-    **results_cli.HANDLERS,
     **dict.fromkeys(("run", "warmup"), _model),
     **dict.fromkeys(("explain", "tune", "network", "records", "model-error", "formulas", "limits"), _plan),
     **results_cli.HANDLERS,
