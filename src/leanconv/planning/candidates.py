@@ -60,13 +60,13 @@ def candidate(
     """One algorithm on so many threads; its bytes may be above the limit."""
 
     def needs(plan: Plan) -> int:
-        return plan.extra_bytes if bound else plan.unbound_bytes
+        return plan.extra_bytes if bound else plan.unbound_extra_bytes
 
     plan = Plan(problem, algorithm, threads, limit, parameters)
-    if limit is not None and needs(plan) > limit and plan.workspace_bytes:
+    if limit is not None and needs(plan) > limit:
         # Packed weights count too: what they leave is for staging, or else the least.
         rest = max(0, limit - (needs(plan) - plan.workspace_bytes))
-        for staging in (rest, 0):
+        for staging in (rest, 0) if rest and plan.workspace_bytes else (0,):
             plan = Plan(problem, algorithm, threads, limit, parameters, staging=staging)
             if needs(plan) <= limit:
                 break
