@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from leanconv.arrays import Array, address_of
 from leanconv.bound import Runner
+from leanconv.classes import dataclass
 from leanconv.foreign import sources
 from leanconv.outputs import new_output
 from leanconv.plan import Plan
@@ -116,7 +117,7 @@ def _settings(problem: Problem, fitting: Sequence[Candidate], limit: int | None,
     return result
 
 
-@dataclass
+@dataclass(slots=True)
 class _Runner:
     """A candidate that is ready to be called."""
 
