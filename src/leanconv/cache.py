@@ -23,8 +23,8 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, CacheError
 from leanconv.locks import new_lock
 

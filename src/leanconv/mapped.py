@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from leanconv.arrays import (
     element_strides,
 )
 from leanconv.checks import dtype_name, integer, one_of, per_axis
+from leanconv.classes import replace
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError
 from leanconv.options import ActivationLike, Ints, Padding, make_activation, make_problem
 from leanconv.outputs import new_output

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from leanconv.algorithms.base import Algorithm, Lowering, WeightPacking
 from leanconv.arrays import Array, address_of, as_array, check_bias
 from leanconv.bound import BoundPlan, Runner
+from leanconv.classes import replace
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.host import this_host
 from leanconv.locks import new_lock

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Any, Protocol
 
 from leanconv.algorithms import REGISTRY
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.plan import Plan
 from leanconv.planning.candidates import Candidate, candidate, candidates, fits
 from leanconv.planning.choice import choose

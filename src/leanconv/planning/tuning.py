@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from leanconv.arrays import Array, address_of
+from leanconv.classes import dataclass
 from leanconv.foreign import sources
 from leanconv.outputs import new_output
 from leanconv.plan import Plan
@@ -115,7 +116,7 @@ def _settings(problem: Problem, fitting: Sequence[Candidate], limit: int | None,
     return result
 
 
-@dataclass
+@dataclass(slots=True)
 class _Runner:
     """A candidate that is ready to be called."""
 
