@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from dataclasses import replace
 from typing import Any
 
@@ -11,10 +12,11 @@ import pytest
 import leanconv
 from assembly import Loop, count_fused, innermost_loops, parse, spills
 from leanconv.algorithms import REGISTRY
+from leanconv.cache import ObjectCache
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
 from leanconv.codegen.targets import TARGETS, Target
-from leanconv.compiled import KernelSpec
+from leanconv.compiled import KernelSpec, cache_key, identity
 from leanconv.host import Host
 from leanconv.kernels.dense import DenseSpec
 from leanconv.options import make_problem
@@ -34,10 +36,22 @@ def lowered(problem: Problem, name: str, target: Target) -> list[tuple[str, Kern
 
 
 @functools.cache
+def texts() -> ObjectCache:
+    """What all processes of a run have compiled."""
+    return ObjectCache(folder="assembly")
+
+
+@functools.lru_cache(maxsize=64)
 def assembly(spec: KernelSpec) -> str:
+    key = cache_key(f"assembly of {identity(spec)}")
+    known = texts().get(key)
+    if known is not None:
+        return zlib.decompress(known).decode()
     module = Module()
     spec.emit(module, "kernel")
-    return jit.compile_assembly(module.text(), spec.target)
+    text = jit.compile_assembly(module.text(), spec.target)
+    texts().put(key, zlib.compress(text.encode(), 1), {})
+    return text
 
 
 def multiplying(spec: KernelSpec) -> list[Loop]:
