@@ -241,6 +241,33 @@ def test_figures_are_remembered_and_damaged_ones_are_not_believed(
     assert not fresh().measured and len(count) == 2
 
 
+def test_figures_that_look_slow_are_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    from leanconv.planning.records import Records, machine_key
+
+    store, now = Records(tmp_path, "rw"), [1000.0]
+    monkeypatch.setattr(figures, "records", lambda: store)
+    monkeypatch.setattr(figures.time, "time", lambda: now[0])
+    busy, quiet = figures.Figures(90.0, 95.0, 70.0, 6.0), figures.Figures(100.0, 90.0, 75.0, 24.0)
+    answers = [busy, quiet]
+    monkeypatch.setattr(figures, "measure", lambda: answers.pop(0))
+    fresh = figures.figures.__wrapped__
+    assert fresh() == fresh() == busy and answers == [quiet]  # not at once: what disturbs may go on
+    now[0] += 100
+    assert fresh() == fresh() == figures.Figures(100.0, 95.0, 75.0, 24.0)  # the fastest of both
+    now[0] += 100
+    assert fresh().memory == 24.0 and not answers
+    # A machine that is like that is not measured for ever, and not at all where nothing may be written.
+    store.put(machine_key("figures"), {"figures": figures.asdict(busy)})
+    monkeypatch.setattr(figures, "records", lambda: Records(tmp_path, "ro"))
+    assert fresh() == busy
+    monkeypatch.setattr(figures, "records", lambda: store)
+    monkeypatch.setattr(figures, "measure", lambda: answers.append(busy) or busy)
+    for _ in range(20):
+        now[0] += 100
+        assert fresh() == busy
+    assert len(answers) == 5
+
+
 def test_choices_of_the_model_are_quick_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     first = leanconv.plan(**LAYER, threads=2)
     monkeypatch.setattr(choice, "candidates", lambda *a, **k: pytest.fail("asked again"))

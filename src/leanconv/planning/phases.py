@@ -26,6 +26,11 @@ from leanconv.program import Phase
 
 Fields = Mapping[str, int]
 
+FAR = 0.25  # part of the third level of cache from which an image counts as read from memory: others displace it
+ASKED, ASKED_APART = 4.0, 2.0
+"""How much more slowly than a plain run the core reads an image in place, from memory: it asks for lines of several
+pixels in turn, when it needs them, which the processor does not foresee as well as the run of a copy."""
+
 
 def phase_cost(phase: Phase, host: Host) -> Cost | None:
     """What a phase does, or None if nobody counts for its kernel."""
@@ -96,14 +101,17 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
     out = images * f["pixels"] * outputs * item
     source = _input_bytes(spec, f, span, high) * images
     writes.append((out, out))
-    reads.append((source * f["k_count"], source))
     if spec.stage is not None:
         copied = staged(spec.stage, f, host)
         for name, value in copied.counts.items():
             counts[name] += value * f["k_count"]
         reads += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.reads]
         writes += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.writes]
-    return Cost(counts, tuple(reads), tuple(writes), chunks)
+    streams: tuple[tuple[float, float], ...] = ()
+    if source > host.l3 * FAR:
+        asked = 1.0 if spec.stage is not None else ASKED if red.unit_channel else ASKED_APART
+        streams = ((asked * source * f["k_count"], source),)
+    return Cost(counts, tuple(reads), tuple(writes), chunks, streams)
 
 
 def _terms(spec: DenseSpec, f: Fields) -> int:
