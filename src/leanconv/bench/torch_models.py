@@ -120,7 +120,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _timed(sides: dict[str, Work], counts: Sequence[int], rounds: int, seconds: float) -> list[Row]:
     """Rows of a network for each number of threads, without memory."""
-    with Timed(sides["pytorch"]) as theirs, Timed(sides["leanconv"]) as ours:
+    most = max(counts)
+    with Timed(sides["pytorch"], most) as theirs, Timed(sides["leanconv"], most) as ours:
         error = float(np.abs(ours.output - theirs.output).max() / np.abs(theirs.output).max())
         one = sides["leanconv"]
         rows = [Row(one.network, one.batch, threads, error) for threads in counts]

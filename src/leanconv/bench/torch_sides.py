@@ -50,10 +50,10 @@ class Timed:
         output: of the model.
     """
 
-    def __init__(self, work: Work) -> None:
-        """Start the process and wait for its first output, on one thread."""
+    def __init__(self, work: Work, threads: int) -> None:
+        """Start the process and wait for its first output."""
         self._stack = contextlib.ExitStack()
-        self._pipe = self._stack.enter_context(_process(_serve, work))
+        self._pipe = self._stack.enter_context(_process(_serve, work, threads))
         self.output: Array = self._pipe.recv()
 
     def turn(self, threads: int) -> list[float]:
@@ -98,30 +98,37 @@ def _process(life: Callable[..., None], *arguments: Any) -> Iterator[Any]:
         process.join()
 
 
-def _serve(pipe: Any, work: Work) -> None:
+def _serve(pipe: Any, work: Work, threads: int) -> None:
     """What a process does that is timed, until nobody asks any more."""
     import torch
 
-    x = _warm(work, 1)
+    x = _warm(work, threads)
     with torch.no_grad(), contextlib.suppress(EOFError, KeyboardInterrupt):
         model = _prepared(make_model(work.network), work, x)
         pipe.send(model(x).numpy())
-        last: dict[int, float] = {}
+        seen = {threads}
+        _, last = _called(model, x)
         while True:
             threads = pipe.recv()
             torch.set_num_threads(threads)
             time.sleep(SETTLE)
-            if threads not in last:
-                model(x)  # whatever is done once
-            if last.get(threads, 0.0) < LONG:
-                model(x)  # caches and threads are as this side leaves them, in what is timed
-            seconds: list[float] = []
-            while len(seconds) < (1 if sum(seconds) > LONG else CALLS):
-                start = time.perf_counter()
+            # Swapped models are compiled for a number of threads; and caches and threads are to be as this side leaves
+            # them in what is timed, which a long call sees to.
+            if last < LONG or (work.side == "leanconv" and threads not in seen):
                 model(x)
-                seconds.append(time.perf_counter() - start)
-            last[threads] = seconds[-1]
+            seen.add(threads)
+            seconds, last = _called(model, x)
             pipe.send(seconds)
+
+
+def _called(model: Any, x: Any) -> tuple[list[float], float]:
+    """Seconds of a few calls, or of one if it is long; and of the last."""
+    seconds: list[float] = []
+    while len(seconds) < (1 if sum(seconds) > LONG else CALLS):
+        start = time.perf_counter()
+        model(x)
+        seconds.append(time.perf_counter() - start)
+    return seconds, seconds[-1]
 
 
 def _measure(pipe: Any, work: Work, threads: int) -> None:
