@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 import leanconv
+from guard import run_python
 from leanconv.algorithms import REGISTRY
 from leanconv.errors import (
     ArgumentTypeError,
@@ -20,7 +21,7 @@ from leanconv.errors import (
     MemoryLimitError,
     NotApplicableError,
 )
-from leanconv.planning import choice, figures, model, network
+from leanconv.planning import choice, decisions, figures, model, network
 from leanconv.planning.candidates import algorithm_named, candidates
 from leanconv.planning.limits import resolve_limit
 from strategies import Case, cases, convolve
@@ -273,6 +274,32 @@ def test_choices_of_the_model_are_quick_the_second_time(monkeypatch: pytest.Monk
     monkeypatch.setattr(choice, "candidates", lambda *a, **k: pytest.fail("asked again"))
     again = leanconv.plan(**LAYER, threads=2)
     assert (again.algorithm, again.threads) == (first.algorithm, first.threads) and again is not first
+
+
+def test_what_was_decided_is_found_by_other_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+    monkeypatch.setenv("LEANCONV_CACHE_DIR", str(tmp_path))
+    script = f"""
+import sys, leanconv
+plan = leanconv.plan(**{LAYER!r}, threads=2, memory_limit="1MiB")
+print(plan.algorithm, plan.threads, plan.extra_bytes, "leanconv.planning.model" in sys.modules)
+"""
+    *first, weighed = run_python(script).split()
+    *again, weighed_again = run_python(script).split()
+    assert first == again and (weighed, weighed_again) == ("True", "False")
+
+
+def test_decisions_depend_on_the_machine_and_on_added_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = (leanconv.plan(**LAYER).problem, "auto", "standard", False, 1, None, True)
+    key = decisions._key(asked)
+    assert key == decisions._key(asked) != decisions._key((*asked[:4], 2, None, True))
+    monkeypatch.setattr(figures, "figures", lambda: figures.Figures(50.0, 60.0, 40.0, 10.0))
+    assert decisions._key(asked) != key
+    monkeypatch.setattr(decisions, "_known", {})
+    monkeypatch.setattr(decisions, "_disk", lambda: pytest.fail("the disk knows nothing of algorithms of a program"))
+    monkeypatch.setitem(decisions.REGISTRY._added, "more", decisions.REGISTRY["direct"])
+    assert decisions.recalled(asked) is None
+    decisions.keep(asked, ("more", 1))
+    assert decisions.recalled(asked) == ("more", 1)
 
 
 # -- lock files --------------------------------------------------------------------------------------------------

@@ -267,8 +267,7 @@ def _row(entry: Candidate, verdict: str, reason: str, seconds: float | None) -> 
 
 
 def _refused(name: str, reason: str) -> Verdict:
-    error_class = next(entry.error_class for entry in REGISTRY if entry.name == name)
-    return Verdict(name, REFUSED, reason, None, None, None, None, None, None, error_class)
+    return Verdict(name, REFUSED, reason, None, None, None, None, None, None, REGISTRY[name].error_class)
 
 
 def _offers(

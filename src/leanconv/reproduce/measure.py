@@ -83,7 +83,7 @@ def known_algorithms() -> set[str]:
     """Return the names of all algorithms."""
     from leanconv.algorithms import REGISTRY
 
-    return {algorithm.name for algorithm in REGISTRY}
+    return set(REGISTRY.names)
 
 
 def _measure(
