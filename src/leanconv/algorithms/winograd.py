@@ -30,7 +30,7 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles, tile_fields
-from leanconv.algorithms.winograd_fly import FILTER, OUTPUT, WINDOW, BlocksOnTheFly, panel_slots, pass_slots
+from leanconv.algorithms.winograd_fly import FILTER, WINDOW, BlocksOnTheFly, output_slots, panel_slots, pass_slots
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.cost import Cost, issue_slots
@@ -128,7 +128,8 @@ class Winograd(Algorithm):
             kept += number * part
             issued += number * part * tiles * (issue_slots(high, wide) / (high * wide) if high else 0.0)
         point = kept * pass_slots(len(tiling.active))
-        moved = WINDOW * inner + OUTPUT * splits * outer
+        parts = lowering.phases[-1].chunks / max(1, blocks * p.groups)  # each transforms the windows of its block anew
+        moved = WINDOW * inner * parts + output_slots(splits) * outer
         counts = {"multiply": issued * p.group_in * outer, "vector": tiles * moved * point}
         if p.group_in < lanes:
             counts["vector"] *= _NARROW
