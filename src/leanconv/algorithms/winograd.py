@@ -30,7 +30,7 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles, tile_fields
-from leanconv.algorithms.winograd_fly import FILTER, OUTPUT, WINDOW, BlocksOnTheFly, panel_slots, pass_slots
+from leanconv.algorithms.winograd_fly import FILTER, WINDOW, BlocksOnTheFly, output_slots, panel_slots, pass_slots
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.cost import Cost
@@ -49,8 +49,9 @@ _ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5
 
 # For the cost model: how much more of a byte's time shows than with the plain core, of weights and of windows: they are
 # used for a tile's few rows and not again in the block.  Less than a vector of channels (RGB images) is loaded in
-# pieces, and its products are too short to hide the rest.
-_STREAM, _WINDOWS, _NARROW = 10.0, 6.0, 3.0
+# pieces, and its products are too short to hide the rest. Plain weights, transformed where they are used, are read in
+# short runs: a block of input channels of each filter.
+_STREAM, _WINDOWS, _NARROW, _PLAIN = 10.0, 6.0, 3.0, 6.0
 
 _TILES = {"tiles": "tiles that a thread takes through all steps at one time"}
 _TILES_AND_SPLITS = _TILES | {"splits": "blocks of input channels that go through all steps one after another"}
@@ -118,7 +119,8 @@ class Winograd(Algorithm):
         inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
         blocks, splits = int(lowering.parameters["blocks"]), int(lowering.parameters["splits"])
         point = points * pass_slots(len(tiling.active))
-        moved = WINDOW * inner + OUTPUT * splits * outer
+        parts = lowering.phases[-1].chunks / max(1, blocks * p.groups)  # each transforms the windows of its block anew
+        moved = WINDOW * inner * parts + output_slots(splits) * outer
         counts = {"multiply": tiles * points * p.group_in * outer, "vector": tiles * moved * point}
         if p.group_in < lanes:
             counts["vector"] *= _NARROW
@@ -127,15 +129,15 @@ class Winograd(Algorithm):
             fields = lowering.phases[-1].fields
             far = panel_slots(points * fields["u_point"], host)
             counts["vector"] += p.groups * blocks * p.group_in * outer * FILTER * far * point
-            weights *= p.taps
+            weights, stream = weights * p.taps, _STREAM * _PLAIN
         else:
-            weights *= points
+            weights, stream = weights * points, _STREAM
         if p.x_strides[1] != 1:
             counts["block"] = tiles * points * inner
         if p.out_strides[1] != 1:
             counts["turn"] = splits * p.batch * math.prod(p.out_size) * p.groups * outer
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
-        reads = [(_STREAM * blocks * weights, weights)]
+        reads = [(stream * blocks * weights, weights)]
         scratch = lowering.workspace[0].nbytes
         if scratch > host.l2:  # each panel reads the windows anew
             reads.append((_WINDOWS * tiles * points * p.group_in * p.itemsize * -(-outer // 2), scratch))
