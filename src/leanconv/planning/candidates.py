@@ -74,10 +74,10 @@ def plan_within(
 ) -> Plan:
     """The plan of one algorithm on so many threads, within the limit if it can be."""
     plan = Plan(problem, algorithm, threads, limit, parameters)
-    if limit is not None and _needs(plan, bound) > limit and plan.workspace_bytes:
+    if limit is not None and _needs(plan, bound) > limit:
         # Packed weights count too: what they leave is for staging, or else the least.
         rest = max(0, limit - (_needs(plan, bound) - plan.workspace_bytes))
-        for staging in (rest, 0):
+        for staging in (rest, 0) if rest and plan.workspace_bytes else (0,):
             plan = Plan(problem, algorithm, threads, limit, parameters, staging=staging)
             if _needs(plan, bound) <= limit:
                 break
@@ -85,7 +85,7 @@ def plan_within(
 
 
 def _needs(plan: Plan, bound: bool) -> int:
-    return plan.extra_bytes if bound else plan.unbound_bytes
+    return plan.extra_bytes if bound else plan.unbound_extra_bytes
 
 
 def candidates(

@@ -36,8 +36,7 @@ def choose(
         algorithm: a name, several, exclusions such as "!mec", a function or "auto".
         threads: the most threads.
         memory_limit: bytes, or None.
-        bound: whether weights are packed beforehand; if not, all packed weights count as workspace, and packing them
-            as time.
+        bound: whether weights are packed beforehand; if not, packing them counts as time.
         parameters: settings of the algorithm named.
         accuracy: "exact", "standard" or "fast".
         deterministic: only sums in the order that is the same for all such algorithms.

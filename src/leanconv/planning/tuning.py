@@ -12,7 +12,6 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from leanconv.arrays import Array, address_of
-from leanconv.bound import Runner
 from leanconv.classes import dataclass
 from leanconv.foreign import sources
 from leanconv.outputs import new_output
@@ -160,7 +159,7 @@ def ready_call(plan: Plan, arrays: dict[str, Array], *, bound: bool) -> Callable
     if bound:
         layer = plan.bind(w, bias)
         return lambda: layer(x, out=out, residual=residual)
-    runner = Runner(plan.compiled_unbound, plan.threads, plan.arena, {})
+    runner = plan.unbound_runner()
     places = [0 if array is None else address_of(array) for array in (x, out, residual, w, bias)]
     return lambda: runner.run(*places)
 
