@@ -118,7 +118,7 @@ def _initializer(
     def __init__(self: Any, /, *args: Any, **given: Any) -> None:
         complete = args if len(args) == count and not given else bind(args, given)
         if slotted:
-            for put, value in zip(setters, complete, strict=True):
+            for put, value in zip(setters, complete):  # noqa: B905 (as many as there are; kernels make thousands)
                 put(self, value)
         else:
             self.__dict__.update(zip(names, complete, strict=True))

@@ -62,7 +62,7 @@ class _Library:
             CompileError: it is not there, or not the one that is known here.
         """
         try:
-            self._library = ctypes.CDLL(path)
+            self._library = _open(path)
             for name, (result, arguments) in _FUNCTIONS.items():
                 function = self._library[f"LLVMPY_{name}"]
                 function.restype, function.argtypes = result, arguments
@@ -87,6 +87,16 @@ class _Library:
             return ctypes.string_at(given.value).decode(errors="replace")
         finally:
             self.DisposeString(given)
+
+
+def _open(path: str) -> ctypes.CDLL:
+    """A library, mapped while other threads go on."""
+    if os.name == "posix":
+        # As a foreign function dlopen runs without the interpreter's lock, which ctypes holds while it opens a library;
+        # to open it again takes no time, and says what was wrong if something was.
+        with contextlib.suppress(AttributeError):
+            ctypes.CDLL(None).dlopen(os.fsencode(path), ctypes.c_int(os.RTLD_NOW))
+    return ctypes.CDLL(path)
 
 
 @functools.cache
