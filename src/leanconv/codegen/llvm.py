@@ -1,10 +1,9 @@
 """LLVM's compiler, by the C functions of llvmlite's library: text in, machine code out, on any number of threads.
 
 llvmlite's own bindings take one lock around each call, and importing them takes four times as long as loading the
-library does. Of the library's functions nine are needed to compile; they are called here, each compilation in a context
-of its own, so that threads compile at the same time. What is rare (linking where our loader cannot, asking about the
-host) stays with llvmlite's bindings: see `jit.py`. The functions are those of the one release of llvmlite that
-pyproject.toml admits.
+library does. To compile takes some twenty of the library's functions; they are called here, each compilation in a
+context of its own, so that threads compile at the same time. To link where our loader cannot stays with the bindings:
+see `jit.py`. The functions are those of the one release of llvmlite that pyproject.toml admits.
 """
 
 from __future__ import annotations
