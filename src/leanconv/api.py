@@ -19,7 +19,7 @@ from leanconv.plan import Plan
 from leanconv.planning.choice import choose as choose_plan
 from leanconv.planning.explain import Explanation, explain_problem
 from leanconv.planning.limits import resolve_limit
-from leanconv.planning.network import NetworkPlan, frontier, plan_layers
+from leanconv.planning.network import LEANER, NetworkPlan, frontier, plan_layers
 from leanconv.planning.wanted import AlgorithmLike
 from leanconv.problem import Problem
 from leanconv.select import AlgorithmInfo
@@ -265,6 +265,7 @@ def plan_network(
     algorithm: AlgorithmLike = "auto",
     accuracy: str = "standard",
     deterministic: bool = False,
+    leaner: float = LEANER,
 ) -> NetworkPlan:
     """Plan the layers of a network together, under one limit.
 
@@ -278,12 +279,18 @@ def plan_network(
         algorithm: as in `plan`; so are accuracy and deterministic.
         accuracy: see there.
         deterministic: see there.
+        leaner: without a limit, the part of the shortest time predicted by which the network may take longer if that
+            saves packed weights; 0 for the fastest at any price.
 
     Raises:
         ArgumentTypeError: an argument of the wrong type.
         ArgumentValueError: a value that is not allowed.
         MemoryLimitError: no plans fit the limit; says the least that would do.
     """
+    if not isinstance(leaner, int | float) or isinstance(leaner, bool):
+        raise ArgumentTypeError("leaner", leaner, "must be a number")
+    if not 0 <= leaner <= 1:
+        raise ArgumentValueError("leaner", leaner, "must be from 0 to 1")
     return plan_layers(
         _layers(layers),
         get_num_threads() if threads is None else integer("threads", threads, 1),
@@ -292,6 +299,7 @@ def plan_network(
         algorithm=algorithm,
         accuracy=accuracy,
         deterministic=deterministic,
+        leaner=leaner,
     )
 
 
