@@ -21,8 +21,10 @@ from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.direct import Direct
 from leanconv.kernels.core import SECTION
 from leanconv.problem import Problem, to_user
+from leanconv.staging import refusal
 
 Array = np.ndarray[Any, Any]
+ALGORITHMS = {algorithm.name: algorithm for algorithm in REGISTRY}
 
 
 @dataclass(frozen=True)
@@ -209,13 +211,18 @@ class Case:
 
     def check(self, got: Array, algorithm: str = "direct") -> None:
         """Fail unless a result is right, everywhere, within the bound that the algorithm states."""
-        chosen = next(entry for entry in REGISTRY if entry.name == algorithm)
+        chosen = next(entry for entry in REGISTRY if entry.name == algorithm)  # it may be a new one
         growth = chosen.error_bound(self.problem) / Direct().error_bound(self.problem)
         want, bound = self.expected if growth == 1.0 else self.expected_within(growth)
         assert got.shape == want.shape and got.dtype == self.dtype
         assert not np.isnan(got).any(), f"{np.isnan(got).sum()} of {got.size} elements were not written"
         error = float(np.abs(got - want).max(initial=0.0))
         assert error <= bound, f"error {error:.3g}, allowed {bound:.3g}; {self.problem.describe()}"
+
+
+def applies(name: str, problem: Problem) -> bool:
+    """Whether an algorithm accepts a problem; `leanconv.algorithms` would lower it for every algorithm to tell."""
+    return refusal(ALGORITHMS[name], problem) is None
 
 
 def is_blas(name: str) -> bool:

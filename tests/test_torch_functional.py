@@ -277,6 +277,22 @@ def test_same_bits() -> None:
     assert len(found) == 1
 
 
+def test_gradients_have_the_weights_format() -> None:
+    """In another one PyTorch would copy them when it accumulates."""
+    for kind, transposed in (("contiguous_format", False), ("channels_last", False), ("channels_last", True)):
+        form = getattr(torch, kind)
+        x, w, _ = tensors(X, W, True, torch.float64)
+        w = w.contiguous(memory_format=form)
+        if transposed:
+            x = torch.ones(2, 6, 6, 6, dtype=torch.float64)
+        ours, theirs = (lt.conv_transpose2d, F.conv_transpose2d) if transposed else (lt.conv2d, F.conv2d)
+        w.requires_grad_()
+        (found,) = torch.autograd.grad(ours(x, w).square().sum(), w)
+        (wanted,) = torch.autograd.grad(theirs(x, w).square().sum(), w)
+        assert found.stride() == w.stride()
+        torch.testing.assert_close(found, wanted)
+
+
 def test_options_reach_the_engine() -> None:
     x, w, _ = tensors((1, 8, 12, 12), (8, 8, 3, 3), False, torch.float32)
     wanted = F.conv2d(x, w, padding=1)

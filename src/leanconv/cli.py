@@ -331,7 +331,7 @@ def _cache(options: argparse.Namespace, _: list[str]) -> int:
             print(info.directory)
         elif options.action == "clear":
             deleted = cache.clear()
-            for folder in ("models", "facts"):
+            for folder in ("models", "facts", "decisions"):
                 ObjectCache(folder=folder).clear()
             print(f"deleted {deleted} kernels from {info.directory}")
             if cache.info().entries:

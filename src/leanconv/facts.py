@@ -10,7 +10,6 @@ import hashlib
 import os
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
 from leanconv.cache import ObjectCache, make_key
 
@@ -52,7 +51,8 @@ def digest_of_sources(*places: str) -> str:
     def read() -> str:
         digest = hashlib.sha256()
         for name, path, _ in states:
-            digest.update(name.encode() + b"\0" + Path(path).read_bytes())
+            with open(path, "rb") as file:
+                digest.update(name.encode() + b"\0" + file.read())
         return digest.hexdigest()
 
     newest = max((status.st_ctime for _, _, status in states), default=0.0)

@@ -6,13 +6,13 @@ Two kernels: vectors of channels where channels are adjacent in the output, vect
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import SMALLEST_CHUNK, wanted_chunks
 from leanconv.algorithms.channeltiles import fetched, streams, tile_width, unit_section, whole_vectors
 from leanconv.algorithms.dense import even_stride, image_input, store_columns
 from leanconv.algorithms.planes import pixel_vectors
+from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.channelwise import ChannelwiseSpec
 from leanconv.kernels.copy import CopySpec

@@ -30,10 +30,10 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles, tile_fields
-from leanconv.algorithms.winograd_fly import FILTER, OUTPUT, WINDOW, BlocksOnTheFly, panel_slots, pass_slots
+from leanconv.algorithms.winograd_fly import FILTER, WINDOW, BlocksOnTheFly, output_slots, panel_slots, pass_slots
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
-from leanconv.kernels.cost import Cost
+from leanconv.kernels.cost import Cost, issue_slots
 from leanconv.kernels.polyphase import Strided
 from leanconv.kernels.winograd_tiles import Axis, Tiling
 from leanconv.problem import Problem
@@ -47,10 +47,11 @@ MOST_PRODUCTS = 256  # in one tile: all of F(4, 3) in three dimensions, whose wi
 _ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5.0}
 
 
-# For the cost model: how much more of a byte's time shows than with the plain core, of weights and of windows: they are
-# used for a tile's few rows and not again in the block.  Less than a vector of channels (RGB images) is loaded in
-# pieces, and its products are too short to hide the rest.
-_STREAM, _WINDOWS, _NARROW = 10.0, 6.0, 3.0
+# For the cost model: how much more of a byte's time shows than with the plain core, of windows: they are used for a
+# panel and not again until the next. Plain filters are read twice as slowly: they lie apart, and of the lines that are
+# fetched half is used in time. Less than a vector of channels (RGB images) is loaded in pieces, and its products are
+# too short to hide the rest.
+_WINDOWS, _FILTERS, _NARROW = 6.0, 2.0, 3.0
 
 _TILES = {"tiles": "tiles that a thread takes through all steps at one time"}
 _TILES_AND_SPLITS = _TILES | {"splits": "blocks of input channels that go through all steps one after another"}
@@ -114,33 +115,44 @@ class Winograd(Algorithm):
         """Products, transforms, and weights that each block of tiles reads once."""
         p, tiling = problem, tiling_of(problem, self.outputs)
         lanes, points = host.target.lanes(p.dtype), tiling.points
-        tiles = p.groups * tile_fields(p, tiling)["tile_count"]
+        sizes = tile_fields(p, tiling)
+        tiles = p.groups * sizes["tile_count"]
         inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
         blocks, splits = int(lowering.parameters["blocks"]), int(lowering.parameters["splits"])
-        point = points * pass_slots(len(tiling.active))
-        moved = WINDOW * inner + OUTPUT * splits * outer
-        counts = {"multiply": tiles * points * p.group_in * outer, "vector": tiles * moved * point}
+        # Small tiles leave points out; register tiles of few rows wait for their sums.
+        kept, issued = 0.0, 0.0
+        wide = min(2, outer)
+        for number, part in tiling.counted(sizes):
+            rows = part * tiles / p.groups / max(1, blocks)
+            high = rows / max(1.0, math.ceil(rows / host.target.tile_rows(wide)))
+            kept += number * part
+            issued += number * part * tiles * (issue_slots(high, wide) / (high * wide) if high else 0.0)
+        point = kept * pass_slots(len(tiling.active))
+        parts = lowering.phases[-1].chunks / max(1, blocks * p.groups)  # each transforms the windows of its block anew
+        moved = WINDOW * inner * parts + output_slots(splits) * outer
+        counts = {"multiply": issued * p.group_in * outer, "vector": tiles * moved * point}
         if p.group_in < lanes:
             counts["vector"] *= _NARROW
         weights = p.groups * p.group_in * p.group_out * p.itemsize
         if self.transform:
             fields = lowering.phases[-1].fields
             far = panel_slots(points * fields["u_point"], host)
-            counts["vector"] += p.groups * blocks * p.group_in * outer * FILTER * far * point
-            weights *= p.taps
+            filters = p.groups * blocks * p.group_in * outer
+            counts["vector"] += filters * FILTER * far * points * pass_slots(len(tiling.active))
+            weights, fetched = weights * p.taps, _FILTERS
         else:
-            weights *= points
+            weights, fetched = weights * points, 1.0
         if p.x_strides[1] != 1:
-            counts["block"] = tiles * points * inner
+            counts["block"] = tiles * kept * inner
         if p.out_strides[1] != 1:
             counts["turn"] = splits * p.batch * math.prod(p.out_size) * p.groups * outer
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
-        reads = [(_STREAM * blocks * weights, weights)]
+        reads: tuple[tuple[float, float], ...] = ()
         scratch = lowering.workspace[0].nbytes
         if scratch > host.l2:  # each panel reads the windows anew
-            reads.append((_WINDOWS * tiles * points * p.group_in * p.itemsize * -(-outer // 2), scratch))
+            reads = ((_WINDOWS * tiles * kept * p.group_in * p.itemsize * -(-outer // 2), scratch),)
         writes = ((out, out), ((splits - 1) * out, out / blocks))
-        return Cost(counts, tuple(reads), writes, lowering.phases[-1].chunks)
+        return Cost(counts, reads, writes, lowering.phases[-1].chunks, ((fetched * blocks * weights, weights),))
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

@@ -20,9 +20,9 @@ from leanconv.kernels.cost import issue_slots
 from leanconv.kernels.winograd_tiles import Tiling
 from leanconv.problem import Problem
 
-# Slots of a point of a vector in two dimensions, measured: of a window, of a filter, and of a product with its way back
-# to pixels.
-WINDOW, FILTER, OUTPUT = 9.7, 6.0, 12.0
+# Slots of a point of a vector in two dimensions, measured: of a window, of a filter, of a product with its way back
+# to pixels, and of one that is added to outputs, which are read from farther away.
+WINDOW, FILTER, OUTPUT, ADDED = 9.7, 6.0, 12.0, 20.0
 _PASS, _MOVE = 0.3, 0.4  # the parts of them that each axis takes, and loads and stores
 
 _FEWEST = 16  # channels of a block: with fewer, products are not worth their way to memory and back
@@ -32,6 +32,11 @@ _MOST_TILES = 64  # of a block, if memory is no matter: weights are no longer wh
 def pass_slots(axes: int) -> float:
     """How much of these a transform along so many axes takes."""
     return _PASS * axes + _MOVE
+
+
+def output_slots(splits: int) -> float:
+    """What the products of all blocks of input channels take on their way back to pixels."""
+    return OUTPUT + ADDED * (splits - 1)
 
 
 def panel_slots(nbytes: int, host: Host) -> float:
@@ -84,7 +89,7 @@ class BlocksOnTheFly(BlocksOfTiles):
         issued = tall * issue_slots(tiles / tall, self.panels.vectors) / self.panels.vectors
         products = issued / tiles * self.problem.group_in * outer
         filters = FILTER * panel_slots(self.panel_bytes(self.width), self.host) / tiles * self.problem.group_in
-        moved = WINDOW * inner + (filters + OUTPUT * splits) * outer
+        moved = WINDOW * inner + (filters + output_slots(splits)) * outer
         slots = products + moved * pass_slots(len(self.tiling.active))
         over = workspace is not None and tiles == 1 and self.scratch(1)[1] * threads > workspace
         return over, slots
@@ -106,7 +111,7 @@ class BlocksOnTheFly(BlocksOfTiles):
         if wanted is None:
             tiles = self.fitting(tiles, 1, 3 * self.host.l2 // 2)
             if threads > 1:
-                tiles = min(tiles, max(16, -(-total // (2 * threads))))
+                tiles = min(tiles, max(16, -(-total // threads)))
         if workspace is not None:
             tiles = self.fitting(tiles, threads, workspace)
         # Blocks of one size: one with the tiles left over would transform all weights for few.

@@ -132,7 +132,7 @@ def measure(runs: int, model: str | None = None) -> Found:
         _process(_FIGURES, [], environment)
         for _ in range(runs):
             # Compiled kernels, and what is kept of models; what is known of the machine stays.
-            for kept in ("objects", "models"):
+            for kept in ("objects", "models", "decisions"):
                 shutil.rmtree(Path(folder, kept), ignore_errors=True)
             for kind, values in result.items():
                 script = (_MODEL if model else _LAYERS) + _STATE

@@ -13,6 +13,7 @@ import os
 import threading
 from typing import Any
 
+from leanconv.classes import replace
 from leanconv.codegen import loader
 from leanconv.codegen.hostfacts import HostFacts, host_facts
 from leanconv.codegen.targets import AVX2, AVX512, NEON, PORTABLE, Target
@@ -91,8 +92,6 @@ def host_target() -> Target:
 
     `LEANCONV_TARGET` (avx2, avx512, neon, portable) forces another one that the CPU can run.
     """
-    from dataclasses import replace
-
     facts = host_facts()
     triple, features = facts.triple, frozenset(facts.features.split(","))
     wanted = os.environ.get("LEANCONV_TARGET", "")

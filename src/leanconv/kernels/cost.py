@@ -29,13 +29,16 @@ class Cost:
     """Counts by the names of `COUNTS`, and traffic.
 
     `reads` and `writes` are pairs: bytes, and bytes of the set that they are read from, or written to, again and again.
-    `chunks` are the parts that threads share; None if there can be as many equal parts as threads.
+    `streams`, pairs of the same kind, are read beside the multiply-adds, each byte for a few of them only: the longer
+    of the two takes most of the time. `chunks` are the parts that threads share; None if there can be as many equal
+    parts as threads.
     """
 
     counts: Mapping[str, float] = field(default_factory=dict)
     reads: tuple[tuple[float, float], ...] = ()
     writes: tuple[tuple[float, float], ...] = ()
     chunks: int | None = None
+    streams: tuple[tuple[float, float], ...] = ()
 
 
 LATENCY = 8  # sums that must be in flight: four cycles of two units

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import PTR, Function, Index, Value
@@ -99,6 +99,19 @@ class Tiling:
     def classes(self) -> list[Bits]:
         """The classes of points."""
         return list(itertools.product(*((0, 1) if axis.ragged else (0,) for axis in self.axes)))
+
+    def counted(self, fields: Mapping[str, int]) -> list[tuple[int, float]]:
+        """Of each class how many points it has, and which part of all tiles has them."""
+        result = []
+        for bits in self.classes:
+            points, part = 1, 1.0
+            for d, (axis, bit) in enumerate(zip(self.axes, bits, strict=True)):
+                tiles = fields[f"tiles{d}"]
+                points *= axis.transform.size - axis.kept if bit else axis.kept if axis.ragged else axis.transform.size
+                if bit:  # the last of each of the interleaved problems leaves them out
+                    part *= fields[f"last{d}"] * axis.dilation / tiles
+            result.append((points, part))
+        return result
 
     def start(self, fn: Function, fields: Fields, tile: Index) -> list[Value]:
         """What is carried from tile to tile: image and number along each axis."""

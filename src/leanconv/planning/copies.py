@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from leanconv.host import Host
 from leanconv.kernels.band import Band, BandSpec
 from leanconv.kernels.cost import Cost
+from leanconv.kernels.micropanels import PackTiles
 from leanconv.kernels.patches import Patches, PatchSpec
 from leanconv.kernels.window_phases import WindowBand, WindowSpec
 from leanconv.kernels.windows import Windows
@@ -34,6 +35,14 @@ def staged(stage: object, f: Fields, host: Host) -> Cost:
         return window(windows, f, images * wide, host.l2 / 2)
     nbytes = images * f["pixels"] * f.get("channels", 1) * 4
     return Cost({"element": nbytes / 4}, (), ((nbytes, nbytes),))
+
+
+def in_runs(stage: object) -> bool:
+    """Whether a stage reads runs of adjacent channels."""
+    if isinstance(stage, WindowBand):
+        return stage.windows.adjacent == "channels"
+    copied = stage.patches if isinstance(stage, PackTiles) else stage
+    return not isinstance(copied, Band | Patches) or copied.unit_channel
 
 
 def staged_alone(spec: object, f: Fields) -> Cost | None:

@@ -2,6 +2,9 @@
 
     seconds = sum over phases of (counts * slots of each + bytes * slots of a byte of their level) / speed-up
 
+Long streams of bytes that are hardly used again (transformed weights, images from memory) take the time of their level,
+partly beside the multiply-adds: (sums ** 1.3 + streams ** 1.3) ** (1 / 1.3) for both.
+
 All constants are in issue slots of a vector multiply-add. They were fitted (non-negative least squares of the relative
 error) to the measured times of the algorithms on a hundred layers in both layouts; docs/planning.md says how, and how
 large the error is. Traffic counts by how fast the machine at hand reads from that level.
@@ -44,6 +47,10 @@ READ = {"l2": 0.0118, "l3": 0.011, "memory": 0.0218}
 WRITTEN = {"l2": 0.136, "l3": 0.194, "memory": 0.385}
 """Slots of a byte written to a set that only this level holds."""
 
+BESIDE = (
+    1.3  # exponent of the sum of two times that overlap: 1 if one followed the other, infinity if the longer hid it
+)
+STREAMED, SHARED = 0.75, 0.7  # of the third level's speed, that streams get; of its size, that one program can keep
 CALL = 2.5e-6  # seconds from Python into the native code and back
 FORK = 8.0e-6  # seconds until other threads take part in a phase, and until all have ended
 UNKNOWN = 3.0  # times the multiply-adds of the definition, for kernels that nobody counts for
@@ -95,8 +102,8 @@ def phases_seconds(phases: Iterable[Phase], threads: int) -> float:
 def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:
     usual = reference(known.gflops)
     slower = {"l2": usual.l2 / known.l2, "l3": usual.l3 / known.l3, "memory": usual.memory / known.memory}
-    alone = sum(SLOTS[name] * count for name, count in cost.counts.items())
-    memory = 0.0
+    issued = sum(SLOTS[name] * count for name, count in cost.counts.items())
+    alone = memory = 0.0
     for table, traffic in ((READ, cost.reads), (WRITTEN, cost.writes)):
         for nbytes, held in traffic:
             level = _level(held, host)
@@ -107,11 +114,23 @@ def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:
                 memory += slots
             else:
                 alone += slots
-    if threads == 1 or cost.chunks == 0:
-        return (alone + memory) * known.slot
+    forked = threads > 1 and cost.chunks != 0
     chunks = cost.chunks or threads
-    speed_up = chunks / math.ceil(chunks / min(threads, chunks))
-    return (alone / speed_up + memory / min(speed_up, READERS)) * known.slot + FORK
+    speed_up = chunks / math.ceil(chunks / min(threads, chunks)) if forked else 1.0
+    readers = min(speed_up, READERS)
+    summed = issued / speed_up * known.slot
+    if cost.streams:
+        streamed = sum(_stream(*stream, speed_up, readers, host, known) for stream in cost.streams)
+        summed = (summed**BESIDE + streamed**BESIDE) ** (1 / BESIDE)
+    return summed + (alone / speed_up + memory / readers) * known.slot + forked * FORK
+
+
+def _stream(nbytes: float, held: float, speed_up: float, readers: float, host: Host, known: Figures) -> float:
+    """Seconds of reading so many bytes of a set as fast as its level gives them."""
+    if held <= host.l2:
+        return nbytes / (known.l2 * 1e9 * speed_up) if held > host.l1 else 0.0
+    far = min(1.0, held / (SHARED * max(host.l3, host.l2)))  # the part that others displace meanwhile
+    return nbytes * (far / (known.memory * readers) + (1 - far) / (STREAMED * known.l3 * speed_up)) / 1e9
 
 
 def _level(nbytes: float, host: Host) -> str | None:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableError
 from leanconv.memory import Arena
 from leanconv.plan import Plan

@@ -21,10 +21,16 @@ from leanconv.kernels.image import Image, Rows
 from leanconv.kernels.naive import NaiveSpec
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.panels import PanelShape
-from leanconv.planning.copies import staged, staged_alone
+from leanconv.planning.copies import in_runs, staged, staged_alone
 from leanconv.program import Phase
 
 Fields = Mapping[str, int]
+
+FAR = 0.25  # part of the third level of cache from which an image counts as read from memory: others displace it
+ASKED, ASKED_APART = 3.0, 2.0
+"""How much more slowly than a plain run the core reads an image in place, from memory: it asks for lines of several
+pixels or channels in turn, when it needs them, which the processor does not foresee as well as the run of a copy. Where
+channels lie apart a tile takes a part of a line, and the next ones the rest."""
 
 
 def phase_cost(phase: Phase, host: Host) -> Cost | None:
@@ -96,14 +102,23 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
     out = images * f["pixels"] * outputs * item
     source = _input_bytes(spec, f, span, high) * images
     writes.append((out, out))
-    reads.append((source * f["k_count"], source))
     if spec.stage is not None:
         copied = staged(spec.stage, f, host)
         for name, value in copied.counts.items():
             counts[name] += value * f["k_count"]
         reads += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.reads]
         writes += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.writes]
-    return Cost(counts, tuple(reads), tuple(writes), chunks)
+    if spec.stage is None:
+        asked = ASKED if red.unit_channel else ASKED_APART
+    else:
+        asked = 1.0 if in_runs(spec.stage) else ASKED
+    streams = _from_memory(source, f["k_count"], asked, host)
+    return Cost(counts, tuple(reads), tuple(writes), chunks, streams)
+
+
+def _from_memory(source: float, times: int, asked: float, host: Host) -> tuple[tuple[float, float], ...]:
+    """The stream of an image that is too large to be in a cache; none of others, whose reading hides."""
+    return ((asked * source * times, source),) if source > host.l3 * FAR else ()
 
 
 def _terms(spec: DenseSpec, f: Fields) -> int:
@@ -195,13 +210,11 @@ def _columns(spec: ColumnSpec, f: Fields, chunks: int, host: Host) -> Cost:
     weights = outputs * f["w_row"]
     column = depth * wide * item
     source = images * f["pixels"] * depth * item
-    strip = source / images / max(1, f["b_count"]) if spec.stage is not None else source
     out = images * f["pixels"] * outputs * item
     reads: list[tuple[float, float]] = [
         (tiles * high * f["w_row"], min(f["panels"] / f["panel_count"], 1.0) * weights + column),
         (tiles * column, column + high * f["w_row"]),
         (images * f["b_count"] * weights, f["g_count"] * weights),
-        (source * f["k_count"], strip),
     ]
     writes: list[tuple[float, float]] = [(out, out)]
     if spec.stage is not None:
@@ -210,7 +223,8 @@ def _columns(spec: ColumnSpec, f: Fields, chunks: int, host: Host) -> Cost:
             counts[name] += value * f["k_count"]
         reads += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.reads]
         writes += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.writes]
-    return Cost(counts, tuple(reads), tuple(writes), chunks)
+    streams = _from_memory(source, f["k_count"], ASKED, host)
+    return Cost(counts, tuple(reads), tuple(writes), chunks, streams)
 
 
 @_cost.register
