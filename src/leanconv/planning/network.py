@@ -113,7 +113,7 @@ def plan_layers(
     algorithm: Any = "auto",
     accuracy: str = "standard",
     deterministic: bool = False,
-    leaner: float = LEANER,
+    leaner: float = 0.0,
 ) -> NetworkPlan:
     """Plan layers under one limit.
 
@@ -175,7 +175,7 @@ def frontier(layers: Sequence[tuple[str, Problem]], threads: int, **options: Any
         **options: chain, algorithm, accuracy, deterministic.
     """
     points: list[tuple[int, float]] = []
-    found = plan_layers(layers, threads, None, **options, leaner=0.0)
+    found = plan_layers(layers, threads, None, **options)
     limit = found.needed_bytes
     points.append((limit, found.predicted_seconds))
     while limit > 0:

@@ -53,7 +53,7 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     refused: dict[str, str] = {}
     for entry in REGISTRY:
         if entry.name not in names:
-            refused[entry.name] = "only to compare with" if entry.name not in automatic else "excluded"
+            refused[entry.name] = "taken by name only" if entry.name not in automatic else "excluded"
         elif not insisted:
             reason = _unfit(entry, problem, level, same_bits)
             if reason:
