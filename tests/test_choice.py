@@ -127,8 +127,9 @@ def test_the_command_refuses(words: list[str], message: str, capsys: pytest.Capt
 def test_networks_are_measured_at_their_least_memory(capsys: pytest.CaptureFixture[str]) -> None:
     words = [TINY, "mb1ic16ih12oc16kh3ph1*3", "--threads", "1", "--measure", "--layout", "NCHW"]
     assert main(["network", *words, "--memory-limit", "1MiB", "--json"]) == 0
-    least, twice, limited, free = json.loads(capsys.readouterr().out)
-    assert [least["name"], free["name"]] == ["least memory", "no limit"] and free["limit"] is None
+    least, twice, limited, *lean, free = json.loads(capsys.readouterr().out)
+    assert [least["name"], free["name"]] == ["least memory", "fastest"] and free["limit"] is None
+    assert all(row["name"] == "no limit" and row["needed_bytes"] < free["needed_bytes"] for row in lean)
     assert twice["memory"] <= 2 * least["memory"] and limited["needed_bytes"] <= 1 << 20
     assert least["predicted"] >= twice["predicted"] >= free["predicted"]
     assert all(row["seconds"] > 0 for row in (least, twice, limited, free))
@@ -159,6 +160,18 @@ def test_the_least_of_a_network_is_enough() -> None:
     assert plan_layers(layers, 2, least, algorithm="im2row").needed_bytes <= least
     with pytest.raises(leanconv.MemoryLimitError):
         plan_layers(layers, 2, least - 1, algorithm="im2row")
+
+
+def test_a_network_without_a_limit_takes_no_bytes_for_next_to_nothing() -> None:
+    layers = [layer.problem("NHWC", bias=True) for layer in in_order(["vgg16"])[4:]]
+    fastest, lean, leaner = (leanconv.plan_network(layers, threads=1, leaner=share) for share in (0, 0.02, 0.2))
+    assert fastest.needed_bytes > lean.needed_bytes > leaner.needed_bytes
+    for share, found in ((0.02, lean), (0.2, leaner)):
+        assert fastest.predicted_seconds < found.predicted_seconds <= fastest.predicted_seconds * (1 + share)
+    assert leanconv.plan_network(layers, threads=1).needed_bytes == lean.needed_bytes
+    for wrong in (-0.1, 1.5, "2 %", True):
+        with pytest.raises(leanconv.LeanconvError, match="leaner"):
+            leanconv.plan_network(layers, leaner=cast(Any, wrong))
 
 
 def test_layers_of_networks_stand_in_order_as_often_as_they_occur() -> None:
