@@ -58,7 +58,7 @@ def test_it_is_found_by_the_functions(turned: Algorithm) -> None:
     refused = leanconv.algorithms((1, 8, 10, 8), LAYER["w_shape"], padding=1, layout="NHWC")[-1]
     assert refused.reason == "the channels of the image are adjacent already"
     row = next(row for row in leanconv.explain(**LAYER).rows if row.name == "turned")
-    assert row.reason == "only to compare with" and row.workspace_bytes == info.workspace_bytes
+    assert row.reason == "taken by name only" and row.workspace_bytes == info.workspace_bytes
     plan = leanconv.plan(**LAYER, algorithm=["turned"], threads=2)
     assert plan.algorithm == "turned" and plan.steps[0] == "copy the image, channels last"
     with pytest.raises(leanconv.MemoryLimitError):

@@ -17,7 +17,7 @@ from leanconv.keywords import AnyProblemOptions, takes
 from leanconv.plan import Plan
 from leanconv.planning.explain import Explanation, explain_problem
 from leanconv.planning.limits import resolve_limit
-from leanconv.planning.network import LEANER, NetworkPlan, frontier, plan_layers
+from leanconv.planning.network import NetworkPlan, frontier, plan_layers
 from leanconv.planning.wanted import AlgorithmLike
 from leanconv.problem import Problem
 from leanconv.threads import get_num_threads
@@ -94,7 +94,7 @@ def plan_network(
     algorithm: AlgorithmLike = "auto",
     accuracy: str = "standard",
     deterministic: bool = False,
-    leaner: float = LEANER,
+    leaner: float = 0.0,
 ) -> NetworkPlan:
     """Plan the layers of a network together, under one limit.
 
@@ -109,7 +109,7 @@ def plan_network(
         accuracy: see there.
         deterministic: see there.
         leaner: without a limit, the part of the shortest time predicted by which the network may take longer if that
-            saves packed weights; 0 for the fastest at any price.
+            saves packed weights.
 
     Raises:
         ArgumentTypeError: an argument of the wrong type.

@@ -67,8 +67,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     network.add_argument(
         "--leaner",
         type=float,
+        default=0.0,
         metavar="SHARE",
-        help="without a limit, the part of the shortest time that may go to save packed weights (default: 0.02)",
+        help="without a limit, the part of the shortest time that may go to save packed weights, such as 0.02",
     )
     _add_common(network)
     add_model_error(commands)
@@ -242,13 +243,13 @@ def _tune(options: argparse.Namespace) -> int:
 def _network(options: argparse.Namespace) -> int:
     from leanconv.bench.catalogue import in_order
     from leanconv.planning.figures import figures
-    from leanconv.planning.network import LEANER, frontier, plan_layers
+    from leanconv.planning.network import frontier, plan_layers
     from leanconv.planning.text import frontier_text
 
     algorithm, threads, limit = _arguments(options)
     layers = [(layer.name, layer.problem(options.layout, bias=True)) for layer in in_order(options.layers)]
     wishes: dict[str, Any] = {"chain": options.chain, "algorithm": algorithm, "accuracy": options.accuracy}
-    if options.leaner is not None and not 0 <= options.leaner <= 1:
+    if not 0 <= options.leaner <= 1:
         from leanconv.errors import ArgumentValueError
 
         raise ArgumentValueError("leaner", options.leaner, "must be from 0 to 1")
@@ -260,7 +261,7 @@ def _network(options: argparse.Namespace) -> int:
         return _measure_network(layers, threads, limit, options, wishes)
     figures()  # of the machine: measured once, then remembered
     begin = time.perf_counter()
-    found = plan_layers(layers, threads, limit, **wishes, leaner=LEANER if options.leaner is None else options.leaner)
+    found = plan_layers(layers, threads, limit, **wishes, leaner=options.leaner)
     took = time.perf_counter() - begin
     if not options.json:
         shapes = len({problem for _, problem in layers})
@@ -285,7 +286,7 @@ def _measure_network(
     if options.chain:
         print("leanconv: --measure times layers as they are given; not with --chain", file=sys.stderr)
         return 2
-    found = passes(layers, threads, limit, **wishes)
+    found = passes(layers, threads, limit, leaner=options.leaner, **wishes)
     if options.json:
         rows = [
             {

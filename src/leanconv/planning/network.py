@@ -27,9 +27,6 @@ from leanconv.staging import refusal
 
 LAYOUTS = ("NHWC", "NCHW")
 BUDGETS = (None, 1 << 20, 256 << 10, 64 << 10, 0)  # limits of single layers that are tried
-LEANER = (
-    0.02  # of the time predicted, spent where it saves bytes: the packed weights of some layers gain next to nothing
-)
 BYTE = 1e-10  # seconds that a byte saved may cost at most: its first touch, 0.1 us a KiB
 CONVERTED = 4.0  # slots of an element that changes its layout, as measured for transposes and copies
 
@@ -112,7 +109,7 @@ def plan_layers(
     algorithm: Any = "auto",
     accuracy: str = "standard",
     deterministic: bool = False,
-    leaner: float = LEANER,
+    leaner: float = 0.0,
 ) -> NetworkPlan:
     """Plan layers under one limit.
 
@@ -174,7 +171,7 @@ def frontier(layers: Sequence[tuple[str, Problem]], threads: int, **options: Any
         **options: chain, algorithm, accuracy, deterministic.
     """
     points: list[tuple[int, float]] = []
-    found = plan_layers(layers, threads, None, **options, leaner=0.0)
+    found = plan_layers(layers, threads, None, **options)
     limit = found.needed_bytes
     points.append((limit, found.predicted_seconds))
     while limit > 0:

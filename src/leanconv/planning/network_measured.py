@@ -44,25 +44,30 @@ class Pass:
 
 
 def passes(
-    layers: Sequence[tuple[str, Problem]], threads: int, limit: int | None, *, rounds: int = ROUNDS, **options: Any
+    layers: Sequence[tuple[str, Problem]],
+    threads: int,
+    limit: int | None,
+    *,
+    rounds: int = ROUNDS,
+    leaner: float = 0.0,
+    **options: Any,
 ) -> list[Pass]:
     """Time the network at its least memory, at twice that, at the limit if there is one, and without a limit.
-
-    Without a limit it is timed as it is planned by default, and as fast as the model can plan it if that is another.
 
     Args:
         layers: as in `plan_layers`, at least one; so are threads and the options.
         threads: see there.
         limit: a limit of the caller's, or None.
         rounds: how often the ways take turns.
+        leaner: as in `plan_layers`; timed apart if it is another way.
         **options: algorithm, accuracy, deterministic.
 
     Raises:
         NotApplicableError: no algorithm that may run can compute a layer.
         MemoryLimitError: no plans fit the caller's limit.
     """
-    free = plan_layers(layers, threads, None, **options, leaner=0.0)
-    lean = plan_layers(layers, threads, None, **options)
+    free = plan_layers(layers, threads, None, **options)
+    lean = plan_layers(layers, threads, None, **options, leaner=leaner)
     least = _least(layers, threads, options)
     twice = least.tensor_bytes + 2 * least.needed_bytes  # twice tensors and needed bytes, less the tensors
     ways: list[tuple[str, int | None, NetworkPlan]] = [("least memory", least.needed_bytes, least)]
@@ -70,8 +75,8 @@ def passes(
     if limit is not None:
         ways.append(("the limit", limit, plan_layers(layers, threads, limit, **options)))
     if lean.needed_bytes < free.needed_bytes:
-        ways.append(("no limit", None, lean))
-    ways.append(("fastest", None, free))
+        ways.append(("leaner", None, lean))
+    ways.append(("no limit", None, free))
     calls = [_calls(plan) for _, _, plan in ways]
     best = [float("inf")] * len(ways)
     for number in range(rounds + 1):
