@@ -1,11 +1,13 @@
-"""What all tests share: compiled kernels go to a folder of this run, never to the user's."""
+"""What all tests share: compiled kernels go to one folder of this run, never to the user's.
+
+All processes of a run share it, so that a kernel that several tests need is compiled once.
+"""
 
 from __future__ import annotations
 
 import functools
 import os
 import tempfile
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -29,6 +31,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "LEANCONV_CACHE_DIR" not in os.environ:  # it is in the workers', who get it from the process that starts them
+        folder = tempfile.TemporaryDirectory(prefix="leanconv-tests-")
+        os.environ["LEANCONV_CACHE_DIR"] = folder.name
+        config.add_cleanup(folder.cleanup)
+        config.add_cleanup(lambda: os.environ.pop("LEANCONV_CACHE_DIR", None))
     wanted = config.getoption("--tiles")
     if wanted:
         from leanconv.codegen import jit
@@ -39,14 +46,3 @@ def pytest_configure(config: pytest.Config) -> None:
             TARGETS[wanted], name=f"{wanted}-tiles", triple=host.triple, cpu=host.cpu, features=host.features
         )
         jit.host_target = functools.cache(lambda: as_if)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _own_cache() -> Iterator[None]:
-    if "LEANCONV_CACHE_DIR" in os.environ:
-        yield
-        return
-    with tempfile.TemporaryDirectory(prefix="leanconv-tests-") as folder:
-        os.environ["LEANCONV_CACHE_DIR"] = folder
-        yield
-        del os.environ["LEANCONV_CACHE_DIR"]

@@ -11,13 +11,22 @@ from hypothesis import given, settings
 
 import leanconv
 from guard import FailingAllocator, GuardedAllocator
-from leanconv.algorithms import REGISTRY
 from leanconv.errors import AllocationError, MemoryLimitError, NotApplicableError
 from leanconv.memory import ALIGNMENT, Arena
-from leanconv.staging import refusal
-from strategies import ANY_KIND, POINTWISE, WINDOWS, Case, Geometry, cases, check_untouched, convolve, is_blas
+from strategies import (
+    ALGORITHMS,
+    ANY_KIND,
+    POINTWISE,
+    WINDOWS,
+    Case,
+    Geometry,
+    applies,
+    cases,
+    check_untouched,
+    convolve,
+    is_blas,
+)
 
-ALGORITHMS = {algorithm.name: algorithm for algorithm in REGISTRY}
 NAMES = list(ALGORITHMS)
 ENGINE = settings(settings.get_profile("engine"), max_examples=25)
 # The core and its edges are those of nearly all: what `direct` computes right, most others need not show again.
@@ -37,10 +46,6 @@ SINGLE = Geometry((1, 1), (1, 1), (1, 1), ((0, 0), (0, 0)))
 PROBE = Case((1, 4, 6, 7), (8, 4, 3, 3), WINDOW)
 
 
-def applies(name: str, case: Case) -> bool:
-    return refusal(ALGORITHMS[name], case.problem) is None
-
-
 # Input and output channels and groups of a plain case, and of those that some algorithms are for.
 SHAPES = ((4, 8, 1), (4, 8, 4), (8, 8, 2), (4, 4, 4))
 
@@ -51,7 +56,7 @@ def accepted(name: str) -> list[Geometry]:
     for geometry in POINTWISE + WINDOWS:
         size = tuple(n + 2 for n in geometry.smallest)
         plain = [Case((1, c, *size), (k, c // g, *geometry.kernel), geometry, groups=g) for c, k, g in SHAPES]
-        if any(applies(name, replace(case, layout=layout)) for case in plain for layout in ("NCHW", "NHWC")):
+        if any(applies(name, replace(case, layout=layout).problem) for case in plain for layout in ("NCHW", "NHWC")):
             result.append(geometry)
     return result
 
@@ -95,7 +100,7 @@ def test_random_convolutions(name: str) -> None:
     @effort(name)
     @given(cases(geometries=accepted(name), kinds=kinds(name)))
     def check(case: Case) -> None:
-        if not applies(name, case):
+        if not applies(name, case.problem):
             return
         with GuardedAllocator(case.flush):
             run_every_way(name, case)
@@ -118,7 +123,7 @@ def test_both_layouts_give_the_same_bits(name: str) -> None:
         for key, value in dense.values.items():
             turned = np.moveaxis(value, 1, -1) if key in ("x", "residual") else value
             other.values[key] = np.ascontiguousarray(turned)
-        if not (applies(name, dense) and applies(name, other)):
+        if not (applies(name, dense.problem) and applies(name, other.problem)):
             return
         first, last = (convolve(c, c.values, algorithm=name, threads=c.threads) for c in (dense, other))
         assert same_bits(np.moveaxis(last, -1, 1), first)
@@ -149,7 +154,7 @@ LARGE = [
 @pytest.mark.parametrize("case", LARGE, ids=lambda case: case.problem.describe().split(" ", 2)[2].replace(" ", "_"))
 @pytest.mark.parametrize("name", NAMES)
 def test_large_convolutions(name: str, case: Case) -> None:
-    if not applies(name, case):
+    if not applies(name, case.problem):
         pytest.skip("refused")
     with GuardedAllocator():
         run_every_way(name, case)
@@ -167,7 +172,7 @@ def test_every_geometry(name: str, channels: int) -> None:
         for layout in ("NCHW", "NHWC"):
             w_shape = (filters, channels // groups, *geometry.kernel)
             case = Case((1, channels, *size), w_shape, geometry, groups=groups, layout=layout, seed=i)
-            if not applies(name, case):
+            if not applies(name, case.problem):
                 continue
             out = case.guarded_out(viewed=False)
             convolve(case, case.guarded_inputs(viewed=False), algorithm=name, threads=1 + i % 2, out=out)
@@ -212,7 +217,7 @@ def lent(sizes: list[int]) -> int:
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("name", NAMES)
 def test_workspace_is_exact(name: str, threads: int, case: Case) -> None:
-    if not applies(name, case):
+    if not applies(name, case.problem):
         pytest.skip("refused")
     inputs = case.guarded_inputs(viewed=False)
     weights = {k: inputs.pop(k) for k in ("w", "bias") if k in inputs}
@@ -243,7 +248,7 @@ def test_workspace_is_exact(name: str, threads: int, case: Case) -> None:
 @EACH_MEMORY
 @pytest.mark.parametrize("name", NAMES)
 def test_the_least_limit_is_named_and_enough(name: str, case: Case) -> None:
-    if not applies(name, case):
+    if not applies(name, case.problem):
         pytest.skip("refused")
     inputs = case.guarded_inputs(viewed=False)
     weights = {k: inputs.pop(k) for k in ("w", "bias") if k in inputs}
@@ -263,27 +268,38 @@ def test_the_least_limit_is_named_and_enough(name: str, case: Case) -> None:
         case.check(plan.bind(**weights)(**inputs), name)
 
 
+GAPLESS = ("direct", "pointwise")  # what runs in no memory at all
+
+
 @EACH_MEMORY
 @pytest.mark.parametrize("name", NAMES)
-def test_limits_of_unbound_calls_count_the_packed_weights(name: str, case: Case) -> None:
-    if not applies(name, case):
+def test_limits_of_unbound_calls_leave_out_what_plain_weights_take(name: str, case: Case) -> None:
+    if not applies(name, case.problem):
         pytest.skip("refused")
     plan = case.plan(name)
-    all_of_it = plan.unbound_bytes
-    assert all_of_it < plan.workspace_bytes + plan.packed_weight_bytes + ALIGNMENT
+    assert plan.unbound_bytes < plan.workspace_bytes + plan.packed_weight_bytes + ALIGNMENT
+    counted = plan.unbound_extra_bytes
+    assert abs(counted - plan.extra_bytes) < ALIGNMENT
     inputs = case.guarded_inputs(viewed=False)
     with GuardedAllocator() as guard:
-        case.check(convolve(case, inputs, algorithm=name, threads=1, memory_limit=all_of_it), name)
-    assert lent(guard.sizes) <= all_of_it
-    if all_of_it:
+        case.check(convolve(case, inputs, algorithm=name, threads=1, memory_limit=counted), name)
+    assert lent(guard.sizes) <= plan.unbound_bytes
+    least = 0
+    try:
+        case.check(convolve(case, inputs, algorithm=name, threads=1, memory_limit=0), name)
+    except MemoryLimitError as error:
+        least = error.needed
         with pytest.raises(MemoryLimitError):
-            convolve(case, inputs, algorithm=name, threads=1, memory_limit=0)
+            convolve(case, inputs, algorithm=name, threads=1, memory_limit=least - 1)
+        case.check(convolve(case, inputs, algorithm=name, threads=1, memory_limit=least), name)
+    assert least <= counted
+    assert least == 0 or name not in GAPLESS
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_out_of_memory_leaves_no_trace(name: str) -> None:
     even = Case((1, 4, 6, 7), (8, 4, 3, 3), Geometry((3, 3), (1, 1), (1, 1), ((1, 0), (1, 1))))
-    case = next(case for case in (*MEMORY, PROBE, even, replace(even, layout="NHWC")) if applies(name, case))
+    case = next(case for case in (*MEMORY, PROBE, even, replace(even, layout="NHWC")) if applies(name, case.problem))
     inputs = case.guarded_inputs(viewed=False)
     for nth in range(1, 8):
         # An arena of its own: the shared one may have spares to free, and then tries a second time.
@@ -310,6 +326,7 @@ def test_refusals_say_why(geometry: Geometry) -> None:
     listed = leanconv.algorithms(**case.plan_arguments)
     assert [info.name for info in listed] == NAMES
     for info in listed:
+        assert info.applies == applies(info.name, case.problem)
         assert info.title and info.paper and info.error_class in ("plain", "float64", "transformed")
         if info.applies:
             assert info.reason is None
@@ -332,5 +349,5 @@ def test_automatic_choice_is_one_that_applies() -> None:
         size = tuple(n + 2 for n in geometry.smallest)
         case = Case((1, 4, *size), (8, 4, *geometry.kernel), geometry)
         plan = case.plan("auto")
-        assert plan.algorithm != "reference" and applies(plan.algorithm, case)
+        assert plan.algorithm != "reference" and applies(plan.algorithm, case.problem)
         case.check(convolve(case, case.values))

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import functools
+import zlib
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+import leanconv
 from assembly import Loop, count_fused, innermost_loops, parse, spills
 from leanconv.algorithms import REGISTRY
+from leanconv.cache import ObjectCache
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
 from leanconv.codegen.targets import TARGETS, Target
-from leanconv.compiled import KernelSpec
+from leanconv.compiled import KernelSpec, cache_key, identity
 from leanconv.host import Host
+from leanconv.kernels.dense import DenseSpec
 from leanconv.options import make_problem
 from leanconv.problem import Problem, to_user
 from strategies import EPILOGUES, POINTWISE, WINDOWS, Case
@@ -32,10 +36,22 @@ def lowered(problem: Problem, name: str, target: Target) -> list[tuple[str, Kern
 
 
 @functools.cache
+def texts() -> ObjectCache:
+    """What all processes of a run have compiled."""
+    return ObjectCache(folder="assembly")
+
+
+@functools.lru_cache(maxsize=64)
 def assembly(spec: KernelSpec) -> str:
+    key = cache_key(f"assembly of {identity(spec)}")
+    known = texts().get(key)
+    if known is not None:
+        return zlib.decompress(known).decode()
     module = Module()
     spec.emit(module, "kernel")
-    return jit.compile_assembly(module.text(), spec.target)
+    text = jit.compile_assembly(module.text(), spec.target)
+    texts().put(key, zlib.compress(text.encode(), 1), {})
+    return text
 
 
 def multiplying(spec: KernelSpec) -> list[Loop]:
@@ -203,6 +219,19 @@ def test_inner_loops_spill_nothing(case: str, name: str, target: Target) -> None
             if count_fused(loop) in busiest:
                 assert not found, f"{len(found)} beside {count_fused(loop)} multiply-adds: {found[:4]}"
             assert len(found) < count_fused(loop)
+
+
+@EACH_FUSED
+@pytest.mark.parametrize("outputs", [5, 17, 39])
+def test_weights_without_gaps_spill_next_to_nothing(outputs: int, target: Target) -> None:
+    """What a limit of nothing runs: the last register of each row of weights is read in pieces."""
+    sizes = {"x_shape": (1, 20, 20, 64), "w_shape": (outputs, 64, 3, 3), "layout": "NHWC", "padding": 1}
+    problem = leanconv.plan(**sizes, algorithm="reference").problem
+    low = BY_NAME["direct"].lower(problem, Host(target, 32 << 10, 512 << 10, 8 << 20), 1, 0, {})
+    spec = low.phases[0].spec
+    assert isinstance(spec, DenseSpec) and spec.tight and low.packing and low.packing.nbytes == problem.w_bytes
+    for loop in multiplying(spec):
+        assert len(spills(loop)) * 5 < count_fused(loop)
 
 
 def test_the_reader_of_assembly() -> None:

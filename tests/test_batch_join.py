@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from guard import GuardedAllocator
 from leanconv.algorithms.batchjoin import joined, with_images
 from leanconv.host import this_host
-from strategies import EPILOGUES, POINTWISE, WINDOWS, WRITE_VIEWS, Case, Geometry, check_untouched, convolve
-from test_algorithms import applies
+from strategies import EPILOGUES, POINTWISE, WINDOWS, WRITE_VIEWS, Case, Geometry, applies, check_untouched, convolve
 
 ENGINE = settings(settings.get_profile("engine"), max_examples=40)
 NAMES = ["direct", "pointwise", "direct_band"]
@@ -51,7 +50,7 @@ def test_joined_images_are_those_that_stand_alone(name: str) -> None:
     @ENGINE
     @given(small(POINTWISE if name == "pointwise" else POINTWISE + WINDOWS), st.booleans())
     def check(case: Case, viewed: bool) -> None:
-        if not applies(name, case):
+        if not applies(name, case.problem):
             return
         inputs, out = case.guarded_inputs(viewed=viewed), case.guarded_out(viewed=viewed)
         with GuardedAllocator(case.flush):

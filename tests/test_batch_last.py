@@ -19,7 +19,9 @@ from leanconv.bench.run import Settings
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.layouts import shape_in
 from leanconv.options import make_problem
+from leanconv.staging import error_bound
 from strategies import (
+    ALGORITHMS,
     CHANNELS,
     EPILOGUES,
     POINTWISE,
@@ -28,6 +30,7 @@ from strategies import (
     WINDOWS,
     WRITE_VIEWS,
     Geometry,
+    applies,
     check_untouched,
     is_blas,
     spread,
@@ -72,11 +75,9 @@ def check_algorithm(name: str, data: st.DataObject) -> None:
     options = options_of(geometry, epilogue, groups, layout)
     flags = {flag: bool(epilogue.get(flag)) for flag in ("bias", "residual")}
     x_shape = shape_in(canonical, layout)
-    listed = leanconv.algorithms(x_shape, w_shape, dtype=dtype, **options, **flags)
-    if not {info.name: info for info in listed}[name].applies:
+    p = make_problem(len(size), x_shape, w_shape, dtype=dtype, **options, **flags)
+    if not applies(name, p):
         return
-    plan = leanconv.plan(x_shape, w_shape, dtype=dtype, **options, **flags, algorithm=name, threads=2)
-    p = plan.problem
     values = {"x": rng.standard_normal(x_shape), "w": rng.standard_normal(w_shape)}
     if flags["bias"]:
         values["bias"] = rng.standard_normal(w_shape[:1])
@@ -85,7 +86,7 @@ def check_algorithm(name: str, data: st.DataObject) -> None:
     values = {key: value.astype(dtype) for key, value in values.items()}
     first = wanted = oracle.reference(p, **values)
     size_of_sums = 3 * np.sqrt(np.prod(w_shape[1:])) + 3
-    error = max(1e-6 if dtype == "float32" else 1e-14, {i.name: i for i in listed}[name].error_bound or 0)
+    error = max(1e-6 if dtype == "float32" else 1e-14, error_bound(ALGORITHMS[name], p))
     bound = 2 * error * size_of_sums * (SLOPES.get(p.activation.name, 1.0) if p.activation else 1.0)
     if p.activation and p.activation.name in ("sigmoid", "silu", "tanh", "gelu"):
         bound += (4e-7 if dtype == "float32" else 1e-14) * size_of_sums
@@ -97,6 +98,7 @@ def check_algorithm(name: str, data: st.DataObject) -> None:
         with GuardedAllocator():
             if threads == 2:
                 weights = {key: inputs.pop(key) for key in ("w", "bias") if key in inputs}
+                plan = leanconv.plan(x_shape, w_shape, dtype=dtype, **options, **flags, algorithm=name, threads=2)
                 got = plan.bind(**weights)(**inputs, out=out)
             else:
                 got = convolve(**inputs, **options, algorithm=name, threads=threads, out=out)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import inspect
 import pickle
 from collections.abc import Callable
 from dataclasses import field
@@ -14,6 +16,7 @@ import pytest
 from leanconv import classes
 
 THEIRS = dataclasses.dataclass
+REPLACE: tuple[Callable[..., Any], ...] = (dataclasses.replace, classes.replace)
 ours: Callable[..., Any] = classes.dataclass  # to the type checker it is the other
 
 
@@ -88,7 +91,19 @@ def family(dataclass: Callable[..., Any]) -> dict[str, Any]:
     class Empty:
         """Nothing."""
 
-    return {kind.__name__: kind for kind in (Point, Named, Growing, Keyed, More, Own, Empty)}
+    @dataclass(frozen=True)
+    class Open:
+        """It keeps more than its fields."""
+
+        n: int
+        sizes: tuple[int, ...] = (1,)
+        more: tuple[int, ...] = field(default_factory=tuple)
+
+        @functools.cached_property
+        def double(self) -> int:
+            return 2 * self.n
+
+    return {kind.__name__: kind for kind in (Point, Named, Growing, Keyed, More, Own, Empty, Open)}
 
 
 BOTH = pytest.mark.parametrize("dataclass", [THEIRS, ours], ids=["theirs", "ours"])
@@ -96,7 +111,7 @@ BOTH = pytest.mark.parametrize("dataclass", [THEIRS, ours], ids=["theirs", "ours
 
 def told(kinds: dict[str, Any]) -> list[Any]:
     """All that can be seen from outside."""
-    point, named, growing, keyed, more, own, empty = kinds.values()
+    point, named, growing, keyed, more, own, empty, open_ = kinds.values()
     a, b = point(3), named(3, (9,), "q")
     objects = [
         a,
@@ -109,6 +124,7 @@ def told(kinds: dict[str, Any]) -> list[Any]:
         more(1, (2,), z=3),
         own(2.0),
         empty(),
+        open_(4, more=(open_(5).double,)),
     ]
     result: list[Any] = [
         [repr(each) for each in objects],
@@ -119,11 +135,17 @@ def told(kinds: dict[str, Any]) -> list[Any]:
         [[f.name for f in dataclasses.fields(each)] for each in objects],
         [[f.name for f in dataclasses.fields(kind)] for kind in kinds.values()],
         [dataclasses.asdict(each) for each in objects],
-        [repr(dataclasses.replace(a, x=5)), repr(dataclasses.replace(b, name="r"))],
+        [
+            repr(replace(each, **{name: 5}))
+            for replace in REPLACE
+            for each, name in ((a, "x"), (b, "name"), (more(1, z=2), "z"))
+        ],
         [repr(copy.deepcopy(each)) for each in objects],
         [hasattr(each, "__dict__") for each in objects],
         [kind.__match_args__ for kind in kinds.values()],
-        [kind.__slots__ for kind in kinds.values()],
+        [str(inspect.signature(kind)) for kind in kinds.values()],
+        [getattr(kind, "__slots__", None) for kind in kinds.values()],
+        (open_.sizes, vars(open_(3)), hasattr(open_, "more")),
         [(kind.__doc__, kind.__qualname__, kind.__module__) for kind in kinds.values()],
     ]
     match b:
@@ -138,11 +160,14 @@ def test_they_look_the_same() -> None:
 
 @BOTH
 def test_what_they_refuse(dataclass: Any) -> None:
-    point, _, growing, keyed, *_ = family(dataclass).values()
+    point, _, growing, keyed, *_, opened = family(dataclass).values()
     for wrong in (point, lambda: point(1, 2, 3), lambda: point(1, x=1), lambda: point(1, z=1), lambda: keyed(1)):
         with pytest.raises(TypeError):
             wrong()
-    for each, name in ((point(1), "x"), (keyed(a=1), "a")):
+    for replace in REPLACE:
+        with pytest.raises(TypeError):
+            replace(point(1), other=1)
+    for each, name in ((point(1), "x"), (keyed(a=1), "a"), (opened(1), "n")):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(each, name, 1)
         with pytest.raises(dataclasses.FrozenInstanceError):
@@ -182,8 +207,3 @@ def test_pickling() -> None:
         there = pickle.loads(pickle.dumps(Pickled(1, Pickled(2)), protocol))
         assert there == Pickled(1, Pickled(2))
         assert hash(there) == hash(Pickled(1, Pickled(2)))
-
-
-def test_slots_must_be_asked_for() -> None:
-    with pytest.raises(TypeError, match="slots=True"):
-        ours(slots=False)

@@ -11,15 +11,13 @@ import pytest
 import definitions_copies as definitions
 import leanconv
 from guard import guarded, guarded_copy
-from leanconv.algorithms import REGISTRY
 from leanconv.host import this_host
 from leanconv.program import Compiled, Job, Program
 from leanconv.threads import pool
-from strategies import WINDOWS, Case, Geometry
+from strategies import ALGORITHMS, WINDOWS, Case, Geometry, applies
 
 STRATEGIES = ["im2col", "im2col_scan", "im2col_copy_self", "im2col_copy_long"]
 STRATEGIES += ["im2row", "im2row_scan", "im2row_copy_self", "im2row_copy_long"]
-BY_NAME = {algorithm.name: algorithm for algorithm in REGISTRY}
 WRAPPING = Geometry((3, 5), (1, 1), (1, 2), ((3, 0), (5, 3)))  # moved by more than the image's rows and columns
 PLANES = Geometry((3, 3, 3), (1, 1, 1), (2, 1, 1), ((2, 1), (1, 1), (1, 1)))
 EACH_GEOMETRY = pytest.mark.parametrize("geometry", [*WINDOWS, WRAPPING, PLANES], ids=range(len(WINDOWS) + 2))
@@ -33,7 +31,7 @@ def case_of(geometry: Geometry, layout: str) -> Case:
 def staged(case: Case, name: str) -> np.ndarray[Any, Any]:
     """The matrix that the staging phase of an algorithm writes: (groups, taps * C/g, pixels)."""
     p = case.plan(name, 2).problem
-    low = BY_NAME[name].lower(p, this_host(), 2, None, {})
+    low = ALGORITHMS[name].lower(p, this_host(), 2, None, {})
     phase, (buffer,) = low.phases[0], low.workspace
     assert phase.name == "stage"
     matrix = guarded((buffer.nbytes // p.itemsize,), p.dtype)
@@ -53,7 +51,7 @@ def test_the_matrix_is_that_of_the_definition(name: str, geometry: Geometry) -> 
     applied = 0
     for layout in ("NCHW", "NHWC"):
         case = case_of(geometry, layout)
-        if {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].applies:
+        if applies(name, case.problem):
             x = case.values["x"] if layout == "NCHW" else np.moveaxis(case.values["x"], -1, 1)
             wanted = np.stack([definitions.im2col(case.problem, group) for group in np.split(x[0], 2)])
             np.testing.assert_array_equal(staged(case, name), wanted)

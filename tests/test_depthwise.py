@@ -180,3 +180,32 @@ def test_only_what_no_cache_holds_is_stored_past_them(target: Target) -> None:
         module = Module()
         phase.spec.emit(module, "tested")
         assert ("!nontemporal" in module.text()) == stream
+
+
+@pytest.mark.parametrize(("channels", "arrays"), [((24, 24), 1), ((20, 20), 2), ((16, 32), 2)])
+def test_what_is_asked_for_ahead_changes_no_bit(
+    monkeypatch: pytest.MonkeyPatch, channels: tuple[int, int], arrays: int
+) -> None:
+    """With strides and dilation, and where channels do not fill a register."""
+    x = RNG.standard_normal((2, 9, 13, channels[0]), dtype=np.float32)
+    w = RNG.standard_normal((channels[1], 1, 3, 3), dtype=np.float32)
+
+    def results() -> list[Array]:
+        options = {"padding": 1, "groups": channels[0], "layout": "NHWC", "algorithm": "depthwise"}
+        steps = ((1, 1), (2, 1), (1, 2))
+        return [leanconv.plan(x.shape, w.shape, stride=s, dilation=d, **options).bind(w)(x) for s, d in steps]
+
+    want = results()
+    monkeypatch.setattr(channelwise, "fetched", lambda problem, host: arrays)
+    for got, expected in zip(results(), want, strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+def test_what_lies_in_the_last_cache_is_asked_for_ahead(target: Target) -> None:
+    problem = make_problem(2, (1, 56, 56, 32), (32, 1, 3, 3), dtype="float32", padding=1, groups=32, layout="NHWC")
+    for l2, l3, asked in ((1 << 20, 1 << 25, False), (1 << 17, 1 << 25, True), (1 << 17, 1 << 19, False)):
+        (phase,) = Depthwise().lower(problem, Host(target, 1 << 15, l2, l3), 1, None, {}).phases
+        module = Module()
+        phase.spec.emit(module, "tested")
+        assert ("@llvm.prefetch" in module.text()) == asked

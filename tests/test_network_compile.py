@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ from hypothesis import given, settings
 
 from guard import GuardedAllocator, check_canaries, guarded, guarded_copy
 from leanconv.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, MemoryLimitError
+from leanconv.host import this_host
+from leanconv.network.choose import FREE_BYTES, plan_network
 from leanconv.network.compile import CompiledNetwork, compile_graph
 from leanconv.network.fusion import find_blocks, with_blocks
+from leanconv.network.steps.base import Setting
 from networks import NETWORKS, Builder, check, graphs, reference
 
 Array = np.ndarray[Any, Any]
@@ -209,6 +213,22 @@ def test_errors() -> None:
     ):
         with pytest.raises(kind):
             compile_graph(graph, **options)
+
+
+def test_weights_do_not_grow_without_end_unless_allowed() -> None:
+    b = Builder()
+    x = b.input(1, 256, 28, 28)
+    for _ in range(4):
+        x = b.conv(x, 256, 3)
+    graph = b.graph(x)
+    setting = Setting(this_host(), 2)
+    free = plan_network(graph, setting, None)[1]
+    ample = plan_network(graph, replace(setting, limited=True), 1 << 40)[1]
+    plain = sum(option.kept_bytes - option.extra_bytes for option in free.options if option is not None)
+    assert plain > FREE_BYTES
+    assert free.extra_bytes <= plain
+    assert ample.extra_bytes >= free.extra_bytes
+    assert ample.seconds <= free.seconds
 
 
 def test_blocks_of_layers_take_less_memory() -> None:

@@ -9,11 +9,11 @@ import string
 import numpy as np
 import pytest
 
-from leanconv.algorithms import PUBLISHED
+from leanconv.algorithms import REGISTRY
 from strategies import Case, Geometry
 from test_windows import staged
 
-BY_NAME = {algorithm.name: algorithm for algorithm in PUBLISHED}
+BY_NAME = {algorithm.name: algorithm for algorithm in REGISTRY}
 DRAWN = {"im2row": "NHWC", "im2col": "NCHW", "mec": "NHWC", "mec_rows": "NHWC", "im2win": "NHWC"}
 WINDOWS = Geometry((2, 2), (1, 1), (1, 1), ((0, 0), (0, 0)))
 

@@ -81,11 +81,20 @@ def test_limits_choose_among_algorithms() -> None:
     assert (caught.value.limit, caught.value.needed) == (1024, whole.extra_bytes)
     assert "im2col" in caught.value.what and f"{whole.extra_bytes:,}" in str(caught.value)
     assert isinstance(caught.value, MemoryError) and text
-    # Padding of the last panel of weights is all that direct needs; automatic choice names the least of all.
-    odd = {**LAYER, "w_shape": (17, 16, 3, 3)}
-    with pytest.raises(MemoryLimitError) as caught:
-        leanconv.plan(**odd, memory_limit=0)
-    assert leanconv.plan(**odd, memory_limit=caught.value.needed).extra_bytes == caught.value.needed
+
+
+ODD = {**LAYER, "w_shape": (17, 16, 3, 3)}  # rows of 17 weights fill two vectors and a bit
+
+
+def test_a_limit_leaves_out_the_gaps_of_packed_weights() -> None:
+    free, none = (leanconv.plan(**ODD, algorithm="direct", threads=1, memory_limit=limit) for limit in (None, 0))
+    plain = 17 * 16 * 9 * 4
+    assert none.extra_bytes == 0 and none.packed_weight_bytes == plain < free.packed_weight_bytes
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(ODD[name], dtype=F32) for name in ("x_shape", "w_shape"))
+    assert none.bind(w)(x).tobytes() == free.bind(w)(x).tobytes()
+    once = leanconv.conv2d(x, w, memory_limit=0, threads=1, **{k: v for k, v in ODD.items() if "shape" not in k})
+    assert once.tobytes() == none.bind(w)(x).tobytes()
 
 
 def test_concurrent_calls_share_the_limit() -> None:

@@ -41,7 +41,7 @@ def turned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Algorith
     leanconv.register_algorithm(algorithm)
     yield algorithm
     leanconv.unregister_algorithm("turned")
-    assert tuple(REGISTRY) == PUBLISHED
+    assert REGISTRY.names == tuple(PUBLISHED)
     sys.modules.pop("turned", None)
 
 
@@ -152,7 +152,21 @@ class Fine(Direct):
 def test_what_is_refused(attribute: str, value: Any, error: type[Exception], rule: str) -> None:
     with pytest.raises(error, match=rule):
         leanconv.register_algorithm(type("Spoiled", (Fine,), {attribute: value})())
-    assert tuple(REGISTRY) == PUBLISHED
+    assert REGISTRY.names == tuple(PUBLISHED)
+
+
+def test_places_name_their_algorithms() -> None:
+    assert [algorithm.name for algorithm in REGISTRY] == list(PUBLISHED)
+    assert all(REGISTRY[name] is algorithm for name, algorithm in zip(PUBLISHED, REGISTRY, strict=True))
+
+
+@settings(max_examples=60)
+@given(cases())
+def test_auto_overlooks_nothing(case: Case) -> None:
+    """What "auto" does not even look at is there by name, or refuses; an FFT is not worth finding for few taps."""
+    for name, place in PUBLISHED.items():
+        if not place.look(case.problem) and not name.startswith("fft"):
+            assert not REGISTRY[name].automatic or refusal(REGISTRY[name], case.problem), name
 
 
 def test_what_is_no_algorithm() -> None:

@@ -94,7 +94,11 @@ def test_views() -> None:
         close(model(x), wanted)
 
 
-def test_compiled() -> None:
+def said(log: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in log.records if record.name == "leanconv.torch"]
+
+
+def test_compiled(caplog: pytest.LogCaptureFixture) -> None:
     """In evaluation, with changed weights, other shapes, and in training."""
     model, x = models()[0]
     compiled = torch.compile(model, backend=lt.backend)
@@ -104,12 +108,84 @@ def test_compiled() -> None:
             close(compiled(x), model(x))
             close(compiled(x), model(x))
         close(compiled(x[:1]), model(x[:1]))
+    count = len(said(caplog))
+    assert set(said(caplog)) == {"torch.compile: a graph runs layer by layer: flip has no operator"}
     grads = [torch.autograd.grad(f(x).square().sum(), list(model.parameters())) for f in (compiled, model)]
     for a, b in zip(*grads, strict=True):
         close(a, b, 1e-3)
     model.train()
     close(compiled(x), model(x), 1e-3)
+    assert len(said(caplog)) == count  # nobody expects one call where gradients are recorded
     torch._dynamo.reset()
+
+
+def captured(model: Any, *inputs: Any, **options: Any) -> Any:
+    """What runs in the place of a model's one graph, and its inputs, after a call whose result is right."""
+    made: list[Any] = []
+
+    def watch(module: Any, example_inputs: Any, **keywords: Any) -> Any:
+        made.append((lt.backend(module, example_inputs, **keywords), example_inputs))
+        return made[-1][0]
+
+    with torch.no_grad():
+        wanted = model(*inputs)
+        compiled = torch.compile(model, backend=watch, dynamic=False, **options)
+        for _ in range(2):
+            for ours, theirs in zip(flat(compiled(*inputs)), flat(wanted), strict=True):
+                close(ours, theirs)
+    torch._dynamo.reset()
+    (found,) = made
+    return found
+
+
+def flat(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+class Mixed(nn.Module):  # type: ignore[misc]
+    """Weights of every kind, a number, and an operation that may have no operator."""
+
+    def __init__(self, after: Any) -> None:
+        super().__init__()
+        self.conv, self.up, self.last = nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 4, 2, 2), nn.Linear(8, 4)
+        self.scale, self.after = nn.Parameter(torch.rand(4, 1, 1)), after
+        self.register_buffer("shift", torch.rand(1))
+
+    def forward(self, x: Any, factor: Any = 2.0) -> Any:
+        y = self.up(F.max_pool2d(self.conv(x), 2)).relu_() * self.scale + self.shift
+        return self.after(y.flatten(1) * factor), self.last(F.interpolate(y, size=(8, 8)))
+
+
+def state(model: Any) -> dict[str, Any]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def test_compiled_whole(caplog: pytest.LogCaptureFixture) -> None:
+    """One native call under a limit, for two modules whose code is one graph; what cannot be is said once."""
+    torch.manual_seed(0)
+    x = images(2, 3, 14, 10)
+    model, last = Mixed(torch.abs).eval(), x.contiguous(memory_format=torch.channels_last)
+    run, given = captured(model, x, options={"memory_limit": "1MiB", "threads": 1})
+    names = {id(tensor): name for name, tensor in state(model).items()}
+    with torch.no_grad():
+        for each, other in ((x, Mixed(torch.abs)), (last, model), (x[:, :, :, ::2], model), (x, model)):
+            tensors = state(other)
+            again = [tensors[names[id(tensor)]] if id(tensor) in names else each for tensor in given]
+            for ours, theirs in zip(run(*again), other(each), strict=True):
+                close(ours, theirs)
+    assert not said(caplog)
+    captured(Mixed(lambda y: y.cumsum(1)).eval(), x)
+    assert said(caplog) == ["torch.compile: a graph runs layer by layer: cumsum has no operator"]
+
+
+def test_compiled_mistakes() -> None:
+    model, x = models()[0]
+    for options, message in (({"limit": 1}, "must be of algorithm"), ({"memory_limit": "much"}, "memory_limit='much'")):
+        with pytest.raises(Exception, match=message):  # in PyTorch's own
+            torch.compile(model, backend=lt.backend, options=options)(x)
+        torch._dynamo.reset()
+    with pytest.raises(leanconv.ArgumentTypeError, match="options=3"):
+        lt.backend(torch.fx.symbolic_trace(model), [x], options=3)
 
 
 def test_compiled_layers_are_fused() -> None:
@@ -119,7 +195,7 @@ def test_compiled_layers_are_fused() -> None:
     def watch(module: Any, inputs: Any) -> Any:
         run = lt.backend(module, inputs)
         seen.extend(getattr(node.target, "__name__", "") for node in module.graph.nodes if node.op == "call_function")
-        return run
+        return run.layers
 
     with torch.no_grad():
         close(torch.compile(model, backend=watch)(x), model(x))

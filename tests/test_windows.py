@@ -14,7 +14,6 @@ import leanconv
 from guard import GuardedAllocator, guarded, guarded_copy
 from kernels import Compiled
 from leanconv import oracle
-from leanconv.algorithms import REGISTRY
 from leanconv.bench.catalogue import resolve
 from leanconv.codegen.ir import SCALARS, vector
 from leanconv.codegen.jit import host_target
@@ -24,9 +23,8 @@ from leanconv.memory import ALIGNMENT
 from leanconv.program import Compiled as Program_
 from leanconv.program import Job, Program
 from leanconv.threads import pool
-from strategies import POINTWISE, WINDOWS, Case, Geometry, convolve
+from strategies import ALGORITHMS, POINTWISE, WINDOWS, Case, Geometry, applies, convolve
 
-BY_NAME = {algorithm.name: algorithm for algorithm in REGISTRY}
 DEEP = Geometry((3, 2, 2), (2, 1, 1), (1, 2, 3), ((1, 1), (1, 2), (0, 3)))
 WIDE = Geometry((3, 5), (1, 3), (2, 1), ((0, 0), (4, 2)))
 GEOMETRIES = [*POINTWISE, *WINDOWS, DEEP, WIDE]
@@ -40,10 +38,6 @@ def case_of(geometry: Geometry, layout: str, channels: int = 6, more: int = 9, b
     return Case((batch, channels, *size), (4, channels // 2, *geometry.kernel), geometry, groups=2, layout=layout)
 
 
-def applies(name: str, case: Case) -> bool:
-    return {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].applies
-
-
 def canonical(case: Case) -> Any:
     return case.values["x"] if case.layout == "NCHW" else np.moveaxis(case.values["x"], -1, 1)
 
@@ -51,7 +45,7 @@ def canonical(case: Case) -> Any:
 def staged(case: Case, name: str, threads: int = 2) -> list[Any]:
     """What each staging phase of an algorithm writes into its buffer, poisoned before."""
     p = case.plan(name, threads).problem
-    low = BY_NAME[name].lower(p, this_host(), threads, None, {})
+    low = ALGORITHMS[name].lower(p, this_host(), threads, None, {})
     (buffer,) = low.workspace
     x = guarded_copy(case.values["x"])
     result = []
@@ -93,7 +87,7 @@ def test_the_definitions_are_convolutions(geometry: Geometry) -> None:
 @pytest.mark.parametrize("name", WHOLE)
 def test_the_tensor_is_that_of_the_paper(name: str, layout: str, geometry: Geometry) -> None:
     case = case_of(geometry, layout)
-    if not applies(name, case):
+    if not applies(name, case.problem):
         assert layout == "NCHW" and name in ("mec_a", "mec_rows")
         return
     p, x = case.problem, canonical(case)

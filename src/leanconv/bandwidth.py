@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import time
-from dataclasses import dataclass
 
 from leanconv import machine
 from leanconv.checks import integer
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import this_host

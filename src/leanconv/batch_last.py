@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from leanconv.checks import canonical_strides, integer
+from leanconv.classes import replace
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.problem import Problem
 

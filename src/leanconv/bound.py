@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leanconv.arrays import Array, address_of, as_array, check_out, check_overlap, check_residual
+from leanconv.classes import replace
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.locks import new_lock
 from leanconv.memory import Arena

@@ -13,7 +13,6 @@ costs a compilation.
 from __future__ import annotations
 
 import contextlib
-import glob
 import hashlib
 import json
 import os
@@ -23,8 +22,8 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, CacheError
 from leanconv.locks import new_lock
 
@@ -187,7 +186,7 @@ class ObjectCache:
         deleted = sum(_remove(path) for path, _ in self._files(_SUFFIX))
         for path, _ in self._files(_TEMPORARY):
             _remove(path)
-        for folder in glob.glob(os.path.join(glob.escape(self._objects), "??")):
+        for folder in self._matching("??"):
             with contextlib.suppress(OSError):  # Another process may have put something there.
                 os.rmdir(folder)
         return deleted
@@ -249,9 +248,14 @@ class ObjectCache:
             self._counts[what] += 1
 
     def _files(self, suffix: str) -> Iterator[tuple[str, os.stat_result]]:
-        for path in glob.iglob(os.path.join(glob.escape(self._objects), "??", "*" + suffix)):
+        for path in self._matching("??", "*" + suffix):
             with contextlib.suppress(OSError):  # Deleted by another process meanwhile.
                 yield path, os.lstat(path)
+
+    def _matching(self, *pattern: str) -> list[str]:
+        import glob  # only here: to read and to write an entry takes none
+
+        return glob.glob(os.path.join(glob.escape(self._objects), *pattern))
 
     def _tidy(self) -> None:
         """Delete old temporary files and, if there is too much, the entries not used for longest."""

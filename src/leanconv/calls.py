@@ -19,14 +19,13 @@ from leanconv.arrays import (
     check_same_dtype,
     element_strides,
 )
-from leanconv.bound import Runner
 from leanconv.checks import integer
 from leanconv.errors import ArgumentValueError
 from leanconv.keywords import CallOptions, refuse
 from leanconv.locks import new_lock
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.outputs import new_output
-from leanconv.plan import Plan, arena_for
+from leanconv.plan import Plan
 from leanconv.planning.choice import choose as choose_plan
 from leanconv.planning.limits import get_memory_limit, resolve_limit
 from leanconv.problem import Problem
@@ -44,7 +43,7 @@ class _Call:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.runner = Runner(plan.compiled_unbound, plan.threads, arena_for(plan.memory_limit), {})
+        self.runner = plan.unbound_runner()
         self.out_shape = plan.problem.out_shape
         self.out_dtype = np.dtype(plan.problem.dtype)
 

@@ -3,7 +3,8 @@
 `dataclasses.dataclass` writes and compiles five functions for each class, in most of a millisecond. There are some two
 hundred specifications of kernels, steps and plans here, of which a process uses a few; defining them was more than half
 of what `import leanconv` took. Here their methods are closures over the names of the fields. The objects are data
-classes to the standard library too: `fields`, `replace`, `asdict` and pickling work.
+classes to the standard library too: `fields`, `replace`, `asdict` and pickling work. The `replace` of this module does
+without what the standard library would make of each class first.
 """
 
 from __future__ import annotations
@@ -12,19 +13,31 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["dataclass", "field_names"]
+__all__ = ["dataclass", "field_names", "replace"]
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     from dataclasses import dataclass
 else:
 
-    def dataclass(*, slots: bool, frozen: bool = False, kw_only: bool = False) -> Callable[[type], type]:
-        """As `dataclasses.dataclass` with `slots=True`, which must be given."""
-        if not slots:
-            raise TypeError("slots=True must be given")
-        return lambda written: _defined(written, frozen, kw_only)
+    def dataclass(*, slots: bool = False, frozen: bool = False, kw_only: bool = False) -> Callable[[type], type]:
+        """As `dataclasses.dataclass` with these options."""
+        return lambda written: _defined(written, slots, frozen, kw_only)
+
+
+def replace(of: T, /, **changes: Any) -> T:
+    """As `dataclasses.replace`, for objects of classes made by either."""
+    kind = type(of)
+    defaults = kind.__dict__.get("_defaults")
+    if defaults is None:
+        return dataclasses.replace(of, **changes)  # type: ignore[type-var]
+    for name in defaults:
+        if name not in changes:
+            changes[name] = getattr(of, name)
+    return kind(**changes)
 
 
 def field_names(kind: type) -> tuple[str, ...]:
@@ -39,28 +52,38 @@ _FIELDS, _PARAMS = "__dataclass_fields__", "__dataclass_params__"
 _MISSING = object()
 
 
-def _defined(written: type, frozen: bool, kw_only: bool) -> type:
-    """The class with a slot for each field, and the methods of a data class that it does not bring along."""
+def _defined(written: type, slotted: bool, frozen: bool, kw_only: bool) -> type:
+    """The class with its fields (a slot for each, if `slotted`), and the methods of a data class that it lacks."""
+    space = written.__dict__
     own = [name for name, kind in inspect.get_annotations(written).items() if not kind.startswith("ClassVar")]
     defaults: dict[str, Any] = {}  # of each field, in order; _MISSING where there is none
-    for base in reversed(written.__mro__[1:-1]):
+    positional: dict[str, None] = {}
+    for base in written.__mro__[-2:0:-1]:
         defaults.update(base.__dict__.get("_defaults") or _inherited(base))
-    slots = [name for name in own if name not in defaults]
-    # Those of a base that may be given by position still may, wherever the class adds some that may not.
-    positional = {name: None for base in reversed(written.__mro__[1:]) for name in getattr(base, "__match_args__", ())}
-    positional |= {} if kw_only else dict.fromkeys(own)
-    defaults.update({name: written.__dict__.get(name, _MISSING) for name in own})
+        # Those of a base that may be given by position still may, wherever the class adds some that may not.
+        positional.update(dict.fromkeys(getattr(base, "__match_args__", ())))
+    slots = tuple([name for name in own if name not in defaults])
+    if not kw_only:
+        positional.update(dict.fromkeys(own))
+    for name in own:
+        defaults[name] = space.get(name, _MISSING)
     names = tuple(defaults)
-    body = {name: value for name, value in written.__dict__.items() if name not in {*own, "__dict__", "__weakref__"}}
-    body |= {"__slots__": tuple(slots), "__qualname__": written.__qualname__, "_defaults": defaults}
-    body |= {_FIELDS: _Fields(written, frozen, kw_only), "__match_args__": tuple(positional)}
+    more = _methods(names, frozen, slotted)
+    more |= {"_defaults": defaults, _FIELDS: _Fields(written, frozen, kw_only), "__match_args__": tuple(positional)}
+    more["__signature__"] = _SIGNATURE
     if frozen:
-        body |= {"__setattr__": _refuse, "__delattr__": _refuse}
-    for name, method in _methods(names, frozen).items():
-        body.setdefault(name, method)
+        more |= {"__setattr__": _refuse, "__delattr__": _refuse}
+    body = {**more, **space, "__qualname__": written.__qualname__}
+    if slotted:
+        body["__slots__"] = slots
+    # Slots cannot have defaults on the class, and what describes a default is none.
+    for name in [name for name in own if slotted or isinstance(defaults[name], dataclasses.Field)]:
+        body.pop(name, None)
+    for name in ("__dict__", "__weakref__"):
+        body.pop(name, None)
     made: type = type(written)(written.__name__, written.__bases__, body)
-    if "__init__" not in written.__dict__:
-        setattr(made, "__init__", _initializer(made, defaults, tuple(positional)))  # noqa: B010
+    if "__init__" not in space:
+        setattr(made, "__init__", _initializer(made, defaults, tuple(positional), slotted))  # noqa: B010
     return made
 
 
@@ -70,11 +93,13 @@ def _inherited(base: type) -> dict[str, Any]:
     return {f.name: _MISSING if f.default is dataclasses.MISSING else f.default for f in found}
 
 
-def _initializer(made: type, defaults: Mapping[str, Any], positional: tuple[str, ...]) -> Callable[..., None]:
+def _initializer(
+    made: type, defaults: Mapping[str, Any], positional: tuple[str, ...], slotted: bool
+) -> Callable[..., None]:
     """An `__init__` that takes the fields of a class, of which some also by position."""
     names = tuple(defaults)
     # Past the __setattr__ of frozen classes, as their own __init__ may.
-    setters = [getattr(made, name).__set__ for name in names]
+    setters = [getattr(made, name).__set__ for name in names] if slotted else []
     after = getattr(made, "__post_init__", None)
     count = len(names) if positional == names else -1
 
@@ -92,11 +117,15 @@ def _initializer(made: type, defaults: Mapping[str, Any], positional: tuple[str,
 
     def __init__(self: Any, /, *args: Any, **given: Any) -> None:
         complete = args if len(args) == count and not given else bind(args, given)
-        for put, value in zip(setters, complete, strict=True):
-            put(self, value)
+        if slotted:
+            for put, value in zip(setters, complete):  # noqa: B905 (as many as there are; kernels make thousands)
+                put(self, value)
+        else:
+            self.__dict__.update(zip(names, complete, strict=True))
         if after is not None:
             after(self)
 
+    __init__._of_fields = True  # type: ignore[attr-defined]
     return __init__
 
 
@@ -106,8 +135,8 @@ def _default(found: Any) -> Any:
     return found
 
 
-def _methods(names: tuple[str, ...], frozen: bool) -> dict[str, Any]:
-    """Comparison, hash, text and state of objects with these fields."""
+def _methods(names: tuple[str, ...], frozen: bool, slotted: bool) -> dict[str, Any]:
+    """Comparison, hash and text of objects with these fields, and their state if it is in slots."""
     values: Callable[[Any], Any] = attrgetter(*names) if names else lambda self: ()
     form = ", ".join(f"{name}={{!r}}" for name in names)
 
@@ -128,7 +157,7 @@ def _methods(names: tuple[str, ...], frozen: bool) -> dict[str, Any]:
         return f"{self.__class__.__qualname__}({form.format(*state(self))})"
 
     methods = {"__eq__": __eq__, "__hash__": __hash__ if frozen else None, "__repr__": __repr__}
-    return {**methods, "__getstate__": state, "__setstate__": set_state}
+    return {**methods, "__getstate__": state, "__setstate__": set_state} if slotted else methods
 
 
 def _refuse(self: Any, name: str, value: Any = None) -> None:
@@ -150,3 +179,34 @@ class _Fields:
         setattr(made, _PARAMS, found.__dict__[_PARAMS])
         setattr(made, _FIELDS, found.__dict__[_FIELDS])
         return found.__dict__[_FIELDS]
+
+
+class _Signature:
+    """Makes the signature of a class when it is asked for."""
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature | None:
+        if instance is not None or not hasattr(inspect.getattr_static(owner, "__init__"), "_of_fields"):
+            return None  # the object is no function of the fields, or the class has an __init__ of its own
+        positional = inspect.getattr_static(owner, "__match_args__")
+        found = dataclasses.fields(owner)
+        parameters = [_parameter(each, named=each.name not in positional) for each in found]
+        parameters.sort(key=lambda parameter: parameter.kind)
+        return inspect.Signature(parameters, return_annotation=None)
+
+
+def _parameter(of: dataclasses.Field[Any], *, named: bool) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY if named else inspect.Parameter.POSITIONAL_OR_KEYWORD
+    default = inspect.Parameter.empty if of.default is dataclasses.MISSING else of.default
+    if of.default_factory is not dataclasses.MISSING:
+        default = _FACTORY
+    return inspect.Parameter(of.name, kind, default=default, annotation=of.type)
+
+
+class _Factory:
+    """Stands for a default that is made for each object."""
+
+    def __repr__(self) -> str:
+        return "<factory>"
+
+
+_SIGNATURE, _FACTORY = _Signature(), _Factory()

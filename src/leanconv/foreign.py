@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
 import sys
-from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 from leanconv.classes import field_names
 
-_PLAIN = frozenset((int, str, float, bool, type(None), bytes, Fraction))
-_KNOWN = (__name__.partition(".")[0], "builtins")
+_PLAIN = frozenset((int, str, float, bool, type(None), bytes))
+_KNOWN = (__name__.partition(".")[0], "builtins", "fractions")
 
 
 def sources(*objects: Any) -> str:
@@ -28,6 +25,8 @@ def sources(*objects: Any) -> str:
     names = sorted(found)
     if not names:
         return ""
+    import hashlib  # only here: most processes have no such code
+
     digest = hashlib.sha256()
     for name in names:
         digest.update(name.encode() + b"\0" + _source(name))
@@ -57,9 +56,12 @@ def _collect(value: Any, found: set[str]) -> None:
 def _source(module: str) -> bytes:
     file = getattr(sys.modules.get(module), "__file__", None)
     try:
-        return Path(file).read_bytes() if file else _process()
+        if file:
+            with open(file, "rb") as opened:
+                return opened.read()
     except OSError:
-        return _process()
+        pass
+    return _process()
 
 
 @functools.cache

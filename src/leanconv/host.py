@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
 
+from leanconv.classes import dataclass
 from leanconv.codegen.targets import Target
 
 

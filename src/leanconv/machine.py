@@ -12,17 +12,17 @@ import os
 import platform
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
+from leanconv.classes import dataclass
 from leanconv.errors import ArgumentValueError
 
-_CGROUPS, _OWN_CGROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+# Text, not paths: the import of pathlib takes longer than all that is read here.
+_CGROUPS, _OWN_CGROUPS = "/sys/fs/cgroup", "/proc/self/cgroup"
 # What /proc/cpuinfo calls what decides which instructions a CPU runs, on x86 and then on ARM.
 _TELLING = frozenset(("vendor_id", "cpu family", "model", "model name", "stepping", "flags"))
 _TELLING |= {"Features", "CPU implementer", "CPU architecture", "CPU variant", "CPU part", "CPU revision"}
-_CPUS, _CPUINFO = Path("/sys/devices/system/cpu"), Path("/proc/cpuinfo")
+_CPUS, _CPUINFO = "/sys/devices/system/cpu", "/proc/cpuinfo"
 
 # MIDR implementer and part; arm64 kernels print no name.
 _ARM_CORES = {
@@ -94,7 +94,7 @@ def cache_sizes() -> CacheSizes:
             _sysctl(f"hw.perflevel0.{name}") or _sysctl(f"hw.{name}") for name in ("l1dcachesize", "l2cachesize")
         )
         return _complete(l1d, l2, _sysctl("hw.l3cachesize"), _sysctl("hw.cachelinesize"))
-    return _sys_cache_sizes(_CPUS / f"cpu{min(_allowed_cpus())}" / "cache")
+    return _sys_cache_sizes(f"{_CPUS}/cpu{min(_allowed_cpus())}/cache")
 
 
 @lru_cache(maxsize=1)
@@ -147,10 +147,11 @@ def _is_count(text: str) -> bool:
     return text.isascii() and text.isdigit() and int(text) > 0
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     """Return the text of a small file of the system, stripped; nothing if there is none."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip()
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
     except OSError:
         return ""
 
@@ -162,7 +163,7 @@ def _allowed_cpus() -> frozenset[int]:
     return frozenset(range(getattr(os, "process_cpu_count", os.cpu_count)() or 1))
 
 
-def _cgroup_quota(own: Path = _OWN_CGROUPS, mounted: Path = _CGROUPS) -> float:
+def _cgroup_quota(own: str = _OWN_CGROUPS, mounted: str = _CGROUPS) -> float:
     """Return the CPUs' worth of time that the cgroups of this process allow; infinity without a limit."""
     quota = math.inf
     for line in _read(own).splitlines():
@@ -171,45 +172,46 @@ def _cgroup_quota(own: Path = _OWN_CGROUPS, mounted: Path = _CGROUPS) -> float:
         if controllers and "cpu" not in controllers.split(","):
             continue
         # Version 2 names no controllers; beside version 1 it is mounted one level down.
-        roots = [mounted / controllers, mounted / "cpu"] if controllers else [mounted, mounted / "unified"]
+        roots = [f"{mounted}/{controllers}", f"{mounted}/cpu"] if controllers else [mounted, f"{mounted}/unified"]
         for root in roots:
             # The limits of all groups above count too. In a container the path may be the host's, of which
             # nothing exists here but the root.
             parts = [part for part in group.split("/") if part not in ("", "..")]
             for depth in range(len(parts) + 1):
-                quota = min(quota, _quota_of(root.joinpath(*parts[:depth])))
+                quota = min(quota, _quota_of(os.path.join(root, *parts[:depth])))
     return quota
 
 
-def _quota_of(group: Path) -> float:
-    words = _read(group / "cpu.max").split()  # "max 100000" or "150000 100000"
+def _quota_of(group: str) -> float:
+    words = _read(f"{group}/cpu.max").split()  # "max 100000" or "150000 100000"
     if not words:
-        words = [_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")]  # "-1" for none
+        words = [_read(f"{group}/cpu.cfs_quota_us"), _read(f"{group}/cpu.cfs_period_us")]  # "-1" for none
     if len(words) == 2 and _is_count(words[0]) and _is_count(words[1]):
         return int(words[0]) / int(words[1])
     return math.inf
 
 
 @lru_cache(maxsize=8)
-def _physical_cores(cpus: frozenset[int], folder: Path = _CPUS) -> int:
+def _physical_cores(cpus: frozenset[int], folder: str = _CPUS) -> int:
     """Return how many cores the given CPUs belong to; as many as CPUs where the system does not say."""
     if sys.platform == "darwin":
         return _sysctl("hw.physicalcpu") or len(cpus)
     cores = set()
     for cpu in cpus:
-        topology = folder / f"cpu{cpu}" / "topology"
-        siblings = _read(topology / "core_cpus_list") or _read(topology / "thread_siblings_list")
+        topology = f"{folder}/cpu{cpu}/topology"
+        siblings = _read(f"{topology}/core_cpus_list") or _read(f"{topology}/thread_siblings_list")
         cores.add(siblings or str(cpu))
     return len(cores)
 
 
-def _sys_cache_sizes(folder: Path) -> CacheSizes:
+def _sys_cache_sizes(folder: str) -> CacheSizes:
     found: dict[str, int] = {}
     line = 0
-    for index in folder.glob("index[0-9]*"):
-        if _read(index / "type") != "Instruction":
-            found[_read(index / "level")] = _size(_read(index / "size"))
-            line = line or _size(_read(index / "coherency_line_size"))
+    entries = os.listdir(folder) if os.path.isdir(folder) else []
+    for index in (f"{folder}/{entry}" for entry in entries if entry.startswith("index")):
+        if _read(f"{index}/type") != "Instruction":
+            found[_read(f"{index}/level")] = _size(_read(f"{index}/size"))
+            line = line or _size(_read(f"{index}/coherency_line_size"))
     return _complete(found.get("1", 0), found.get("2", 0), found.get("3", 0), line)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,12 @@ from leanconv.arrays import (
     check_same_dtype,
     element_strides,
 )
-from leanconv.bound import Runner
 from leanconv.checks import dtype_name, integer, one_of, per_axis
+from leanconv.classes import replace
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError
 from leanconv.options import ActivationLike, Ints, Padding, make_activation, make_problem
 from leanconv.outputs import new_output
-from leanconv.plan import Plan, arena_for
+from leanconv.plan import Plan
 from leanconv.problem import Activation, to_canonical, to_user
 from leanconv.sizes import parse_bytes
 from leanconv.threads import get_num_threads
@@ -183,9 +182,9 @@ def regular_map(
 class _Call:
     """A plan and its runner."""
 
-    def __init__(self, plan: Plan, memory_limit: int | None) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.run = Runner(plan.compiled_unbound, plan.threads, arena_for(memory_limit), {}).run
+        self.run = plan.unbound_runner().run
 
 
 def _check_map(places: Array, weights: Array) -> None:
@@ -251,9 +250,10 @@ def _plan(
     )
     problem = replace(grid, x_strides=image.x_strides)
     algorithm = Mapped((height, width), map_strides, map_dtype, interpolation, pad_modes)
-    plan = Plan(problem, algorithm, threads)
-    if memory_limit is not None and plan.unbound_bytes > memory_limit:
-        plan = Plan(problem, algorithm, threads, max(0, memory_limit - plan.packed_weight_bytes))
-        if plan.unbound_bytes > memory_limit:
-            raise MemoryLimitError(memory_limit, plan.unbound_bytes, "mapped_conv2d")
-    return _Call(plan, memory_limit)
+    plan = Plan(problem, algorithm, threads, memory_limit)
+    if memory_limit is not None and plan.unbound_extra_bytes > memory_limit:
+        packed = plan.unbound_extra_bytes - plan.workspace_bytes
+        plan = Plan(problem, algorithm, threads, memory_limit, staging=max(0, memory_limit - packed))
+        if plan.unbound_extra_bytes > memory_limit:
+            raise MemoryLimitError(memory_limit, plan.unbound_extra_bytes, "mapped_conv2d")
+    return _Call(plan)

@@ -11,11 +11,11 @@ import os
 import sys
 import threading
 import weakref
-from dataclasses import dataclass
 from functools import lru_cache
 
 from leanconv import allocation
 from leanconv.allocation import ALIGNMENT, AlignedBlock, Block, allocate, set_allocator
+from leanconv.classes import dataclass
 from leanconv.errors import AllocationError, ArgumentValueError, MemoryLimitError
 
 __all__ = [

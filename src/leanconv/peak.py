@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 
 from numpy.typing import DTypeLike
 
 from leanconv.checks import dtype_name, integer
+from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import this_host

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from leanconv.algorithms.base import Algorithm, Lowering, WeightPacking
 from leanconv.arrays import Array, address_of, as_array, check_bias
-from leanconv.bound import BoundPlan
+from leanconv.bound import BoundPlan, Runner
+from leanconv.classes import replace
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.host import this_host
 from leanconv.locks import new_lock
@@ -127,20 +127,41 @@ class Plan:
         packing = self._lowering.packing
         if packing is None:
             return 0
-        return packing.nbytes + (self.problem.out_channels * self.problem.itemsize if packing.bias_apart else 0)
+        return packing.nbytes + (self._bias_bytes if packing.bias_apart else 0)
+
+    @property
+    def _bias_bytes(self) -> int:
+        return self.problem.out_channels * self.problem.itemsize
 
     @property
     def extra_bytes(self) -> int:
         """What counts against a memory limit: workspace, and packed weights beyond the plain weights and bias."""
-        plain = self.problem.w_bytes + (
-            self.problem.out_channels * self.problem.itemsize if self.problem.has_bias else 0
-        )
+        plain = self.problem.w_bytes + (self._bias_bytes if self.problem.has_bias else 0)
         return self.workspace_bytes + max(0, self.packed_weight_bytes - plain)
 
     @property
     def unbound_bytes(self) -> int:
         """Workspace of a call that packs its weights itself: that of a bound call, and all packed weights."""
         return arena_bytes(self._unbound_workspace, self.threads)
+
+    @property
+    def unbound_extra_bytes(self) -> int:
+        """What counts of that against a memory limit: all but packed weights up to the size of the plain ones."""
+        return self.unbound_bytes - self._uncounted_bytes
+
+    @property
+    def _uncounted_bytes(self) -> int:
+        packing, p = self._lowering.packing, self.problem
+        if packing is None:
+            return 0
+        plain = p.w_bytes + (self._bias_bytes if p.has_bias and not packing.bias_apart else 0)
+        return arena_bytes((Buffer(PACKED, min(packing.nbytes, plain)),))
+
+    def unbound_runner(self) -> Runner:
+        """What runs the plan on weights that may have changed, in an arena that lends no more than the limit allows."""
+        limit = self.memory_limit
+        arena = arena_for(None if limit is None else limit + self._uncounted_bytes)
+        return Runner(self.compiled_unbound, self.threads, arena, {})
 
     @property
     def _unbound_workspace(self) -> tuple[Buffer, ...]:

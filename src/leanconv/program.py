@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field
 
+from leanconv.classes import dataclass, replace
 from leanconv.compiled import Kernel, KernelSpec, kernel, prepare
 from leanconv.kernels import runtime
 from leanconv.kernels.fields import pack_fields

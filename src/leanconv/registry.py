@@ -14,7 +14,6 @@ from leanconv.locks import new_lock
 ERROR_CLASSES = ("plain", "float64", "transformed")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _RESERVED = ("auto", "all")
-_added: list[Algorithm] = []
 _forget: list[Callable[[], None]] = []
 _lock = new_lock()
 
@@ -34,10 +33,9 @@ def register_algorithm(algorithm: Algorithm) -> None:
     """
     _check(algorithm)
     with _lock:
-        if any(entry.name == algorithm.name for entry in REGISTRY):
+        if algorithm.name in REGISTRY.names:
             raise ArgumentValueError("algorithm", algorithm.name, "must have a name that no other algorithm has")
-        _added.append(algorithm)
-        REGISTRY.append(algorithm)
+        REGISTRY.add(algorithm)
     _changed()
 
 
@@ -54,12 +52,11 @@ def unregister_algorithm(name: str) -> None:
     if not isinstance(name, str):
         raise ArgumentTypeError("name", name, "must be a text")
     with _lock:
-        found = next((entry for entry in _added if entry.name == name), None)
-        if found is None:
-            known = ", ".join(entry.name for entry in _added) or "none"
-            raise ArgumentValueError("name", name, f"must be that of a registered algorithm (there are: {known})")
-        _added.remove(found)
-        REGISTRY.remove(found)
+        known = [entry.name for entry in REGISTRY.added]
+        if name not in known:
+            there = ", ".join(known) or "none"
+            raise ArgumentValueError("name", name, f"must be that of a registered algorithm (there are: {there})")
+        REGISTRY.remove(name)
     _changed()
 
 
@@ -71,7 +68,7 @@ def forget_with(forget: Callable[[], None]) -> Callable[[], None]:
 
 def added() -> tuple[Algorithm, ...]:
     """The algorithms that were registered."""
-    return tuple(_added)
+    return REGISTRY.added
 
 
 def _changed() -> None:

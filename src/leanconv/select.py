@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from leanconv.algorithms import REGISTRY
+from leanconv.classes import dataclass
 from leanconv.plan import Plan
 from leanconv.problem import Problem
 from leanconv.staging import error_bound as stated_bound

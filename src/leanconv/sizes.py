@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from fractions import Fraction
 from typing import Any
 
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
@@ -38,7 +37,8 @@ def parse_bytes(size: Any, argument: str) -> int | None:
         if match is None or factor is None:
             units = ", ".join(_UNITS)
             raise ArgumentValueError(argument, size, f'must be a number and a unit such as "32MiB" ({units})')
-        return int(Fraction(match[1]) * factor)
+        whole, _, part = match[1].partition(".")
+        return int(whole or "0") * factor + int(int(part or "0") * factor // 10 ** len(part))
     if isinstance(size, bool) or not hasattr(size, "__index__"):
         raise ArgumentTypeError(argument, size, 'must be None, an int (bytes) or a text such as "32MiB"')
     if size < 0:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.copy import CopySpec
 from leanconv.memory import Buffer, arena_bytes

@@ -20,10 +20,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from leanconv.algorithms.base import Lowering, Tables, WeightPacking
+from leanconv.classes import dataclass, replace
 from leanconv.host import Host
 from leanconv.kernels.copy import CopySpec
 from leanconv.kernels.epilogue import Epilogue

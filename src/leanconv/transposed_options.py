@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from numpy.typing import DTypeLike
 
 from leanconv.checks import LARGEST_EXTENT, canonical_strides, dtype_name, flag, integer, one_of, per_axis
+from leanconv.classes import replace
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.options import (
     _AXES,

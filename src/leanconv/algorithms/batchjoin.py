@@ -10,10 +10,10 @@ output pixel, since pixels are then evenly spaced.  Sums keep their terms and th
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from leanconv.algorithms.blocking import panels_of
 from leanconv.algorithms.dense import output_refusal, store_columns
+from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.cost import issue_slots
 from leanconv.problem import Problem

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from leanconv.algorithms import columns
 from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.blocking import wanted_chunks
+from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.batchwise import BatchSpec
 from leanconv.kernels.core import Reduction, reduction_fields

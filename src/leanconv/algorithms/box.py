@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.planes import pack_planes
+from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.box import BoxSpec
 from leanconv.kernels.boxrow import BoxRow

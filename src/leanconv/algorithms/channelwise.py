@@ -6,12 +6,13 @@ Two kernels: vectors of channels where channels are adjacent in the output, vect
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import SMALLEST_CHUNK, wanted_chunks
+from leanconv.algorithms.channeltiles import fetched, streams, tile_width, unit_section, whole_vectors
 from leanconv.algorithms.dense import even_stride, image_input, store_columns
 from leanconv.algorithms.planes import pixel_vectors
+from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.channelwise import ChannelwiseSpec
 from leanconv.kernels.copy import CopySpec
@@ -26,12 +27,7 @@ from leanconv.problem import Problem, dense_strides
 from leanconv.program import Phase
 
 DENSE_IMAGE = "dense x"
-LINE = 64  # bytes of a line of cache
 SMALLEST = SMALLEST_CHUNK // 4  # operations of a chunk: memory lets them come at a quarter of the peak
-AHEAD = 8 * LINE  # bytes under the outputs of a narrow tile
-TAPS = 6  # taps for which a narrow tile is a pixel wide
-WIDE = 12  # pixels of a tile of such an array; LLVM spills wider ones of 7x7 on AVX-512
-MOST_WIDE = 16  # pixels of a tile: beyond it nothing is gained by reading fewer pixels twice
 
 
 def few_channels(problem: Problem, host: Host, threads: int, workspace: int | None) -> Lowering:
@@ -47,61 +43,6 @@ def window_of(problem: Problem) -> Window:
     p = problem
     padded = tuple(low > 0 or high > 0 for low, high in zip(p.pad_low, p.pad_high, strict=True))
     return Window(p.kernel, p.stride, p.dilation, p.pad_low, padded, p.pad_mode)
-
-
-def tile_width(problem: Problem, host: Host, *, near: bool = False) -> tuple[int, int, int]:
-    """Output pixels of a tile, tiles of a row, and how many of those are one pixel shorter.
-
-    `near`: what is read and written is in the cache, however large the whole problem.
-    """
-    order = TapOrder(problem.kernel, problem.group_in)
-    width = problem.out_size[-1]
-    # Sums, the weights of a chunk and one pixel are in registers; `accumulators` leaves three for the last two.
-    widest = MOST_WIDE if near else _widest(problem, host)
-    most = max(1, min(widest, host.target.accumulators + 3 - order.chunks[0], width))
-    strips = -(-width // most)
-    size = -(-width // strips)
-    return size, strips, strips * size - width
-
-
-def _widest(problem: Problem, host: Host) -> int:
-    """Pixels of a tile at most: few, if the arrays come from far away.
-
-    A wide tile saves loads, but reads a few bytes each of many pixels; a narrow one reads all channels of a few pixels,
-    which the processor fetches ahead. 96 channels, 3x3, stride 2: 4.8 MB take 1.4 times as long in wide tiles, 39 MB
-    1.9 times. Many taps are worth their loads, however far away pixels are (7x7, 18 MB: a third of the time in tiles
-    of 8), so are several channels a group, and pixels of few channels are fetched ahead several at a time.
-    """
-    p = problem
-    pixel = p.in_channels * p.itemsize
-    if pixel < LINE:  # pixels share lines of cache (3 channels, 5x5, 1080p: 12 ms, 42 in narrow ones)
-        return MOST_WIDE
-    nbytes = sum(_array_bytes(p))
-    for limit, width in ((host.l3 // 2, 1), (8 * host.l2, 2), (4 * host.l2, 4)):
-        if nbytes > limit:
-            wide = max(width * max(1, p.taps // TAPS) * p.group_in, AHEAD // (pixel * math.prod(p.stride)))
-            return min(wide, WIDE)
-    return MOST_WIDE
-
-
-def _array_bytes(problem: Problem) -> tuple[int, int]:
-    """Bytes of the image and of the output."""
-    p = problem
-    pixels = p.batch * p.itemsize
-    return pixels * p.in_channels * math.prod(p.in_size), pixels * p.out_channels * math.prod(p.out_size)
-
-
-def streams(problem: Problem, host: Host) -> bool:
-    """Whether the output is so large that whoever reads it next will not find it in a cache."""
-    image, out = _array_bytes(problem)
-    return image + out > host.l3 // 2 and out > host.l3 // 4
-
-
-def whole_vectors(problem: Problem, host: Host, lanes: Lanes) -> bool:
-    """Whether every pixel of the output is a number of whole registers, all at multiples of their size."""
-    p, width = problem, host.target.vector_bytes
-    steps = [stride * p.itemsize % width for stride in (p.out_strides[0], *p.out_strides[2:])]
-    return not any(steps) and p.out_channels % lanes.lanes == 0 and lanes.groups * lanes.group_out % lanes.lanes == 0
 
 
 def edges_of(problem: Problem, width: int, strips: int, short: int) -> Edges:
@@ -199,11 +140,12 @@ def channel_kernel(
     """What the kernel of a whole problem is specialised for, and its fields but for those that cut it into chunks."""
     p = problem
     width, strips, short = tile_width(p, host, near=near)
+    edges = edges_of(p, width, strips, short)
     spec = ChannelwiseSpec(
         target=host.target,
         dtype=p.dtype,
         window=window_of(p),
-        edges=edges_of(p, width, strips, short),
+        edges=edges,
         lanes=lanes,
         width=width,
         short=short > 0,
@@ -213,6 +155,7 @@ def channel_kernel(
         bias=p.has_bias,
         epilogue=Epilogue(p.activation, p.residual),
         stream=streams(p, host) and whole_vectors(p, host, lanes),
+        fetch=fetched(p, host) if edges.known and not near else 0,
     )
     fields = {
         "row_count": math.prod(p.out_size[:-1]),
@@ -272,15 +215,3 @@ def end_fields(problem: Problem) -> dict[str, int]:
             row = even_stride(strides[2:], p.out_size)
             fields |= {f"{letter}_n": strides[0] * p.itemsize, f"{letter}_row": (row or 0) * p.itemsize}
     return fields
-
-
-def unit_section(problem: Problem, host: Host, lanes: Lanes, width: int) -> int:
-    """Units a chunk takes at a time: so many that the pixels under one tile stay in the first-level cache."""
-    p = problem
-    units = -(-p.groups // lanes.groups)
-    nbytes = lanes.groups * lanes.group_in * p.itemsize
-    columns = (width - 1) * p.stride[-1] + (p.kernel[-1] - 1) * p.dilation[-1] + 1
-    pixels = columns * math.prod(p.kernel[:-1])
-    line = max(1, 64 // nbytes)
-    section = max(1, host.l1 * 3 // 4 // (pixels * nbytes) // line) * line
-    return -(-units // -(-units // section))

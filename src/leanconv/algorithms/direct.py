@@ -3,7 +3,8 @@
 Idea        a tile of pixels by output channels stays in registers while all taps and channels are summed; pixels are
             read where they lie in the image, through one address each, so that tiles run on from row to row and any
             stride, dilation, padding and memory order is read in place
-Workspace   none; packed weights K * C/g * taps elements (and a bias), K filled up to whole vectors in each group
+Workspace   none; packed weights K * C/g * taps elements (and a bias), K filled up to whole vectors in each group unless
+            a memory limit has no room for that
 Good for    nearly everything dense with channels last
 Bad for     channels first (a line of cache an element); groups with few channels, where vectors stay partly empty
 
@@ -27,7 +28,7 @@ from typing import ClassVar
 from leanconv.algorithms import batchwise
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.batchjoin import joined, together
-from leanconv.algorithms.dense import core_phase, image_input, pack_weights
+from leanconv.algorithms.dense import core_phase, image_input, pack_weights, without_gaps
 from leanconv.host import Host
 from leanconv.problem import Problem
 
@@ -52,11 +53,11 @@ class Direct(Algorithm):
         """One phase: the core over the image."""
         if batchwise.applies(problem, host):
             return batchwise.lower(problem, host, threads)
-        images = joined(problem, host)
-        phase, parameters = core_phase(images, host, threads, image_input(images))
+        images, tight = joined(problem, host), without_gaps(problem, host, workspace)
+        phase, parameters = core_phase(images, host, threads, image_input(images), tight=tight)
         return Lowering(
             phases=(phase,),
-            packing=pack_weights(problem, host),
+            packing=pack_weights(problem, host, tight=tight),
             steps=(f"core {parameters['tile']} reads the image in place{together(problem, images)}",),
             parameters=parameters,
         )

@@ -10,12 +10,12 @@ Bad for     regular grids, which other algorithms read in place; channels first,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.dense import CoreInput, dense_phase, output_refusal, pack_weights
 from leanconv.algorithms.lowered import fitting_strips, matrix_steps, strip_pixels
+from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.gather import Gather
 from leanconv.kernels.image import Rows

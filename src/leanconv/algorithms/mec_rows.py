@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
@@ -25,6 +24,7 @@ from leanconv.algorithms.blocking import blocking, panels_of, tile_heights
 from leanconv.algorithms.dense import CoreInput, dense_phase, even_stride, output_refusal, pack_weights, store_columns
 from leanconv.algorithms.mec import PAPER
 from leanconv.algorithms.windowed import TENSOR, Tensor, runs_of, stage_phase, term_order
+from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.image import Rows
 from leanconv.memory import Buffer

@@ -1,7 +1,8 @@
 """Pointwise (1x1) convolution as a matrix product of the image itself.
 
 Idea        with one tap every pixel is a row of the matrix to be multiplied: nothing to stage, nothing to look up
-Workspace   none; packed weights K * C/g elements (and a bias), K filled up to whole vectors in each group
+Workspace   none; packed weights K * C/g elements (and a bias), K filled up to whole vectors in each group unless a
+            memory limit has no room for that
 Good for    every 1x1 layer
 Bad for     nothing else is accepted
 
@@ -17,7 +18,7 @@ from typing import ClassVar
 from leanconv.algorithms import columns
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.batchjoin import joined, together
-from leanconv.algorithms.dense import core_phase, image_input, pack_weights, rows_input
+from leanconv.algorithms.dense import core_phase, image_input, pack_weights, rows_input, without_gaps
 from leanconv.host import Host
 from leanconv.problem import Problem
 
@@ -42,7 +43,7 @@ class Pointwise(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase: the core over rows of the image if they are evenly spaced, else pixel by pixel."""
-        images = joined(problem, host)
+        images, tight = joined(problem, host), without_gaps(problem, host, workspace)
         rows = rows_input(images) if all(s == 1 for s in problem.stride) else None
         # Vectors of pixels while a tile of them, one line of cache a channel, stays in half the first-level cache
         # beside the weights; channels lie a whole plane apart, and more of them displace each other there.
@@ -56,11 +57,11 @@ class Pointwise(Algorithm):
                 steps=(f"core {parameters['tile']} reads the image in place as columns of a matrix",),
                 parameters=parameters,
             )
-        phase, parameters = core_phase(images, host, threads, rows or image_input(images))
+        phase, parameters = core_phase(images, host, threads, rows or image_input(images), tight=tight)
         how = ("rows of a matrix" if rows else "strided pixels") + together(problem, images)
         return Lowering(
             phases=(phase,),
-            packing=pack_weights(problem, host),
+            packing=pack_weights(problem, host, tight=tight),
             steps=(f"core {parameters['tile']} reads the image in place as {how}",),
             parameters=parameters,
         )

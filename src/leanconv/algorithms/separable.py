@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from leanconv.algorithms.channelwise import window_of
 from leanconv.algorithms.planes import pixel_vectors
+from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.chain import RowWindow
 from leanconv.kernels.planes import PlaneSpec

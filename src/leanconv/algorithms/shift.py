@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field
 from typing import ClassVar
 
 import numpy as np
@@ -31,6 +31,7 @@ from leanconv.algorithms.dense import (
 )
 from leanconv.algorithms.lowered import fitting_strips, matrix_steps, patch_fields, strip_pixels
 from leanconv.arrays import Array, address_of
+from leanconv.classes import dataclass, replace
 from leanconv.host import Host
 from leanconv.kernels.image import Rows
 from leanconv.kernels.shift import ShiftedRows

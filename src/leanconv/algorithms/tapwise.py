@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 from leanconv.algorithms.blocking import panels_of, wanted_chunks
 from leanconv.algorithms.dense import output_fields, output_refusal, panel_fields, store_columns
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.host import Host
 from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.blocking import blocking, panels_of, tile_heights
 from leanconv.algorithms.dense import CoreInput, dense_phase, pack_weights
 from leanconv.algorithms.windowed import TENSOR, Tensor, runs_of, stage_phase, term_order
+from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.core import SECTION
 from leanconv.kernels.dense import DenseSpec

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.batchjoin import with_images
 from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
 from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, pack_weights
 from leanconv.algorithms.lowered import fitting_strips
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.host import Host
 from leanconv.kernels.image import Image
 from leanconv.kernels.window_phases import WindowBand, WindowSpec

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Unpack
 
 from numpy.typing import DTypeLike
@@ -13,6 +12,7 @@ from leanconv.backward.choice import choose_gradient
 from leanconv.backward.plan import BackwardWeightsPlan, result_array
 from leanconv.backward.registry import WEIGHTS
 from leanconv.checks import canonical_strides, flag, integer
+from leanconv.classes import replace
 from leanconv.errors import ArgumentValueError
 from leanconv.keywords import ProblemOptions, WeightOptions, refuse, takes
 from leanconv.locks import new_lock

@@ -13,14 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.blocking import panels_of
 from leanconv.algorithms.dense import even_stride
 from leanconv.backward.boxes import PIXELS, box_sizes
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.backward_stage import GradientRows

@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.lowered import MATRIX, patches, stage_phase
 from leanconv.backward.direct import gradient_phase, weights_error_bound
+from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.patches import PatchSpec
 from leanconv.memory import Buffer, arena_bytes

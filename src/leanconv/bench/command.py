@@ -97,7 +97,7 @@ def _check_algorithms(wanted: Sequence[str]) -> None:
     """Refuse names that no algorithm has, before anything is measured."""
     from leanconv.algorithms import REGISTRY
 
-    known = [ALL, "auto", *(algorithm.name for algorithm in REGISTRY)]
+    known = [ALL, "auto", *REGISTRY.names]
     for word in wanted:
         name, limited, limit = word.partition(LIMITED)
         if limited:

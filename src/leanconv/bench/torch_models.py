@@ -1,163 +1,163 @@
-"""`python -m leanconv.bench.torch_models`: networks swapped by leanconv beside PyTorch, channels last.
+"""`python -m leanconv.bench.torch_models`: networks swapped by leanconv beside PyTorch, channels last: time and memory.
 
 Each side has a process of its own, and they take turns round by round: the threads of one library, which spin for a
-while after its last call, are not to slow the other down. Memory is how far the process's resident memory rises at most
-above that with the model as it was built, over conversion or swap and three calls, kernels being in the cache.
+while after its last call, are not to slow the other down. Memory is measured in further processes, one for each figure:
+how far resident memory rises at most above that with the model as it was built, over conversion or swap and two
+calls.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
+import json
 import math
-import multiprocessing
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from leanconv.bench.command import progress_bar
 from leanconv.bench.intervals import factor_interval
-from leanconv.bench.models import MODELS, make_model
-from leanconv.bench.process_memory import PeakMemory
+from leanconv.bench.models import MODELS
+from leanconv.bench.torch_sides import SIDES, Timed, Work, peak_bytes
 from leanconv.sizes import format_bytes
+
+NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "vgg16", "unet")
+FEWEST = 3  # rounds, however long they take
+
+
+@dataclass(slots=True)
+class Row:
+    """A network with a number of images and of threads.
+
+    Attributes:
+        network: its name.
+        batch: images.
+        threads: of each side.
+        difference: the largest of the outputs, relative to the largest output.
+        seconds: of each timed call, by side.
+        peak_bytes: beyond the model as it was built, by side; None if the system does not tell.
+    """
+
+    network: str
+    batch: int
+    threads: int
+    difference: float
+    seconds: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    peak_bytes: dict[str, int | None] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """PyTorch's time over leanconv's."""
+        return factor_interval(self.seconds["pytorch"], self.seconds["leanconv"], 0.95).ratio
+
+    @property
+    def less(self) -> bool | None:
+        """Whether leanconv takes less memory."""
+        theirs, ours = (self.peak_bytes[side] for side in SIDES)
+        return None if theirs is None or ours is None else ours < theirs
+
+    def __str__(self) -> str:
+        """A line of the table."""
+        interval = factor_interval(self.seconds["pytorch"], self.seconds["leanconv"], 0.95)
+        around = f"[{interval.low:.2f}, {interval.high:.2f}]" if interval.bounded else "-"
+        times = [statistics.median(self.seconds[side]) * 1e3 for side in SIDES]
+        memory = ["-" if found is None else format_bytes(found) for found in map(self.peak_bytes.get, SIDES)]
+        return (
+            f"{self.network:<14}{self.batch:>5}{self.threads:>8}{times[0]:>10.2f}{times[1]:>10.2f}{interval.ratio:>7.2f}"
+            f"  {around:<14}{self.difference:>7.0e}{memory[0]:>12}{memory[1]:>12}"
+        )
+
+
+TITLES = (
+    f"{'network':<14}{'batch':>5}{'threads':>8}{'PyTorch':>10}{'leanconv':>10}{'ratio':>7}  {'95 %':<14}{'error':>7}"
+    f"{'memory':>12}{'':>12}"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(prog="python -m leanconv.bench.torch_models", description=__doc__)
-    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; all if none is named")
-    parser.add_argument("--batch", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; {', '.join(NETWORKS)} if none is named")
+    parser.add_argument("--batch", type=_numbers, default=(1, 8), metavar="N,M", help="images (default: 1,8)")
+    parser.add_argument("--threads", type=_numbers, default=(1, 2), metavar="N,M", help="(default: 1,2)")
+    parser.add_argument("--rounds", type=_number, default=5, help="of turns (default: 5)")
+    parser.add_argument(
+        "--seconds", type=float, default=6.0, help=f"after which a row has no more rounds than {FEWEST} (default: 6)"
+    )
     parser.add_argument("--memory-limit", default=None, help='of each swapped model, such as "4MiB"')
     parser.add_argument("--release-weights", action="store_true", help="move plain weights to a file, see `swap`")
     parser.add_argument("--share-threads", action="store_true", help="run leanconv on PyTorch's threads")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to a file")
     given = parser.parse_args(arguments)
     unknown = set(given.models) - set(MODELS)
     if unknown:
         parser.error(f"no network is called {', '.join(sorted(unknown))}; there are {', '.join(MODELS)}")
-    print(f"batch {given.batch}, threads {given.threads}, {given.rounds} rounds, float32; milliseconds, medians")
-    print(f"{'network':<14}{'PyTorch':>9}{'leanconv':>10}{'ratio':>7}  {'95 %':<14}{'error':>8}{'memory':>11}{'':>11}")
-    ratios = []
-    for name in given.models or MODELS:
-        times, memory, error = _compare(name, given)
-        interval = factor_interval(times["pytorch"], times["leanconv"], 0.95)
-        texts = ["-" if nbytes is None else format_bytes(nbytes) for nbytes in memory.values()]
-        medians = [statistics.median(seconds) * 1e3 for seconds in times.values()]
-        ratios.append(interval.ratio)
-        print(
-            f"{name:<14}{medians[0]:>9.2f}{medians[1]:>10.2f}"
-            f"{interval.ratio:>7.2f}  [{interval.low:.2f}, {interval.high:.2f}]  {error:>8.0e}"
-            f"{texts[0]:>11}{texts[1]:>11}",
-            flush=True,
-        )
-    print(f"geometric mean of the ratios: {math.exp(statistics.mean(map(math.log, ratios))):.2f}")
+    swap: dict[str, Any] = {"memory_limit": given.memory_limit, "release_weights": given.release_weights}
+    words = ", ".join(f"{name}={value!r}" for name, value in swap.items() if value)
+    print(f"swap(model, example_input=x{words and f', {words}'}); float32; milliseconds, medians\n{TITLES}", flush=True)
+    rows: list[Row] = []
+    work = list(itertools.product(given.models or NETWORKS, given.batch))
+    with progress_bar() as step:
+        for number, (name, batch) in enumerate(work):
+            if step is not None:
+                step(f"{name}, batch {batch}", number, len(work))
+            sides = {side: Work(name, side, batch, swap, given.share_threads) for side in SIDES}
+            for row in _timed(sides, given.threads, given.rounds, given.seconds):
+                row.peak_bytes = {side: peak_bytes(one, row.threads) for side, one in sides.items()}
+                rows.append(row)
+                print(row, flush=True)
+    summarise(rows)
+    if given.json:
+        found = {"swap": swap, "share_threads": given.share_threads, "rows": [asdict(row) for row in rows]}
+        Path(given.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
-SIDES = ("pytorch", "leanconv")
-CALLS = 2  # that are timed in each turn
+def _timed(sides: dict[str, Work], counts: Sequence[int], rounds: int, seconds: float) -> list[Row]:
+    """Rows of a network for each number of threads, without memory."""
+    most = max(counts)
+    with Timed(sides["pytorch"], most) as theirs, Timed(sides["leanconv"], most) as ours:
+        error = float(np.abs(ours.output - theirs.output).max() / np.abs(theirs.output).max())
+        one = sides["leanconv"]
+        rows = [Row(one.network, one.batch, threads, error) for threads in counts]
+        for row in rows:
+            start = time.monotonic()
+            for number in range(rounds):
+                if number >= FEWEST and time.monotonic() - start > seconds:
+                    break
+                turns = [("pytorch", theirs), ("leanconv", ours)]
+                for side, process in turns if number % 2 else turns[::-1]:
+                    row.seconds[side] += process.turn(row.threads)
+    return rows
 
 
-def _compare(name: str, given: argparse.Namespace) -> tuple[dict[str, list[float]], dict[str, int | None], float]:
-    """Seconds and bytes of both sides, and the largest difference of their outputs relative to the largest output."""
-    with _Side(name, "leanconv", given):
-        pass  # compiles kernels, for the cache
-    times: dict[str, list[float]] = {side: [] for side in SIDES}
-    with contextlib.ExitStack() as stack:
-        sides = {side: stack.enter_context(_Side(name, side, given)) for side in SIDES}
-        theirs, ours = (side.output for side in sides.values())
-        error = float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-        for _ in range(given.rounds):
-            for side, process in sides.items():
-                times[side] += process.turn()
-        return times, {side: process.extra_bytes for side, process in sides.items()}, error
+def summarise(rows: Sequence[Row]) -> None:
+    """Print means, and the rows that stand out."""
+    mean = math.exp(statistics.mean(math.log(row.ratio) for row in rows))
+    print(f"geometric mean of the ratios: {mean:.2f}, least {min(row.ratio for row in rows):.2f}")
+    for batch, threads in sorted({(row.batch, row.threads) for row in rows}):
+        some = [math.log(row.ratio) for row in rows if (row.batch, row.threads) == (batch, threads)]
+        print(f"  batch {batch}, threads {threads}: {math.exp(statistics.mean(some)):.2f}")
+    known = [row for row in rows if row.less is not None]
+    if known:
+        print(f"less memory than PyTorch in {sum(bool(row.less) for row in known)} of {len(known)} rows")
+    print(f"largest difference of the outputs: {max(row.difference for row in rows):.0e}")
 
 
-class _Side:
-    """A model in a process, which runs it when told to.
-
-    Attributes:
-        output: of the model.
-        extra_bytes: memory beyond the model as it was built; None if the system does not tell.
-    """
-
-    def __init__(self, name: str, side: str, given: argparse.Namespace) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, side, given))
-        self._process.start()
-        theirs.close()
-        self.extra_bytes, self.output = self._pipe.recv()
-
-    def turn(self) -> list[float]:
-        """Seconds of the calls of a turn."""
-        self._pipe.send(True)
-        found: list[float] = self._pipe.recv()
-        return found
-
-    def __enter__(self) -> _Side:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pipe.close()
-        self._process.join()
+def _number(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: must be at least 1")
+    return value
 
 
-def _serve(pipe: Any, name: str, side: str, given: argparse.Namespace) -> None:
-    """What a process does: measure memory, then take turns until nobody asks any more."""
-    import torch
-
-    import leanconv.torch
-
-    torch.set_num_threads(given.threads)
-    x = _images(name, given.batch).contiguous(memory_format=torch.channels_last)
-    with torch.no_grad():
-        # Both libraries loaded and warm, on something small: what they take once is not the model's.
-        small = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3)).eval()
-        few = x[:, :, :16, :16].contiguous(memory_format=torch.channels_last)
-        small(few), leanconv.torch.swap(small, example_input=few, measure=False), small(few)
-        model = make_model(name)
-        memory = PeakMemory()
-        model = _prepared(model, side, x, given)
-        for _ in range(3):
-            output = model(x)
-        pipe.send((memory.extra_bytes(), output.numpy()))
-        with contextlib.suppress(EOFError):
-            while pipe.recv():
-                model(x)  # caches and threads are as this side leaves them, in what is timed
-                seconds = []
-                for _ in range(CALLS):
-                    start = time.perf_counter()
-                    model(x)
-                    seconds.append(time.perf_counter() - start)
-                pipe.send(seconds)
-
-
-def _images(name: str, batch: int) -> Any:
-    import torch
-
-    return torch.randn(batch, *MODELS[name][1], generator=torch.Generator().manual_seed(1))
-
-
-def _prepared(model: Any, side: str, x: Any, given: argparse.Namespace) -> Any:
-    import torch
-
-    if side == "pytorch":
-        return model.to(memory_format=torch.channels_last)
-    import leanconv.torch
-
-    leanconv.torch.swap(
-        model,
-        memory_limit=given.memory_limit,
-        example_input=x,
-        measure=False,
-        release_weights=given.release_weights,
-    )
-    if given.share_threads:
-        leanconv.torch.share_threads()
-    return model
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(_number(part) for part in text.split(","))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """`python -m leanconv.bench.torch_training`: ResNet-18 trained on handwritten digits, by PyTorch and by leanconv.
 
-The same weights, the same batches, in turns. The images are scikit-learn's digits, 8x8, enlarged; it must be installed.
+The same weights, the same batches, in turns. How far losses differ by rounding alone is shown by PyTorch itself, in its
+other memory format. The images are scikit-learn's digits, 8x8, enlarged; it must be installed.
+
 Memory is measured in a process for each side: how far resident memory rises at most above that with the model as it was
 built, over three steps, kernels being in the cache.
 """
@@ -9,12 +11,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import multiprocessing
-import statistics
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from leanconv.bench.command import progress_bar
+from leanconv.bench.intervals import factor_interval
 from leanconv.bench.models import make_model
 from leanconv.bench.process_memory import PeakMemory
 from leanconv.sizes import format_bytes
@@ -29,24 +36,49 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=64, help="channels of the first stage")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--memory-limit", default=None)
+    parser.add_argument("--json", metavar="FILE", help="write all figures to a file")
     given = parser.parse_args(arguments)
-    losses, seconds = train(given.steps, given.batch, given.size, given.width, given.threads, given.memory_limit)
-    block = max(1, given.steps // 10)
-    print(f"mean loss of {block} steps\n{'steps':>10}{'PyTorch':>10}{'leanconv':>10}")
-    for start in range(0, given.steps, block):
-        means = [statistics.mean(side[start : start + block]) for side in losses]
-        print(f"{start + block:>10}{means[0]:>10.4f}{means[1]:>10.4f}")
-    medians = [statistics.median(side) * 1e3 for side in seconds]
-    print(f"a step, median: PyTorch {medians[0]:.1f} ms, leanconv {medians[1]:.1f} ms")
-    memory = [_peak(side, given) for side in SIDES]
-    texts = ["not known" if nbytes is None else format_bytes(nbytes) for nbytes in memory]
+    losses, seconds = train(given.steps, given.batch, given.size, given.width, given.threads, given.memory_limit, True)
+    _show_losses(losses, max(1, given.steps // 10))
+    for side, times in zip(SIDES, seconds, strict=False):
+        low, middle, high = (float(np.quantile(times, part)) * 1e3 for part in (0.25, 0.5, 0.75))
+        print(f"a step, {NAMES[side]}: median {middle:.1f} ms, quartiles {low:.1f} to {high:.1f} ms")
+    interval = factor_interval(seconds[0], seconds[1], 0.95)
+    print(f"PyTorch's time over leanconv's: {interval.ratio:.2f} [{interval.low:.2f}, {interval.high:.2f}]")
+    memory = {side: _peak(side, given) for side in SIDES}
+    texts = ["not known" if nbytes is None else format_bytes(nbytes) for nbytes in memory.values()]
     print(f"memory: PyTorch {texts[0]}, leanconv {texts[1]} (limit of a layer: {given.memory_limit or 'none'})")
+    if given.json:
+        found = {"settings": vars(given), "losses": losses, "seconds": seconds, "peak_bytes": memory}
+        Path(given.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+def _show_losses(losses: Sequence[Sequence[float]], block: int) -> None:
+    """Print curves, and how far they lie from one another."""
+    theirs, ours, other = (np.asarray(side) for side in losses)
+    print(f"mean loss of {block} steps\n{'steps':>8}{'PyTorch':>10}{'leanconv':>10}{'PyTorch, contiguous':>21}")
+    for start in range(0, len(theirs), block):
+        means = [float(side[start : start + block].mean()) for side in (theirs, ours, other)]
+        print(f"{min(start + block, len(theirs)):>8}{means[0]:>10.4f}{means[1]:>10.4f}{means[2]:>21.4f}")
+    for name, side in (("leanconv's", ours), ("PyTorch's contiguous", other)):
+        apart = np.abs(side - theirs)
+        print(
+            f"{name} losses from PyTorch's: mean difference {float((side - theirs).mean()):+.1e}, "
+            f"mean distance {float(apart.mean()):.1e}, largest {float(apart.max()):.1e}"
+        )
 
 
 def train(
-    steps: int, batch: int, size: int, width: int, threads: int, memory_limit: Any = None, double: bool = False
+    steps: int,
+    batch: int,
+    size: int,
+    width: int,
+    threads: int,
+    memory_limit: Any = None,
+    contiguous: bool = False,
+    double: bool = False,
 ) -> tuple[list[list[float]], list[list[float]]]:
-    """Losses and seconds of each step, of PyTorch (channels last) and of leanconv."""
+    """Losses and seconds of each step, of PyTorch (channels last), of leanconv, and if asked of PyTorch, contiguous."""
     import torch
 
     import leanconv.torch
@@ -59,21 +91,29 @@ def train(
     swapped = copy.deepcopy(plain)
     leanconv.torch.swap(swapped, memory_limit=memory_limit)
     models = [model.to(memory_format=torch.channels_last) for model in (plain, swapped)]
+    formats = [torch.channels_last] * 2
+    if contiguous:
+        formats.append(torch.contiguous_format)
+        models.append(copy.deepcopy(plain).to(memory_format=torch.contiguous_format))
     optimizers = [torch.optim.SGD(model.parameters(), lr=0.003, momentum=0.9) for model in models]
-    losses: list[list[float]] = [[], []]
-    seconds: list[list[float]] = [[], []]
+    losses: list[list[float]] = [[] for _ in models]
+    seconds: list[list[float]] = [[] for _ in models]
     generator = torch.Generator().manual_seed(0)
-    for _ in range(steps):
-        chosen = torch.randperm(len(images), generator=generator)[:batch]
-        x = images[chosen].contiguous(memory_format=torch.channels_last)
-        for side, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
-            start = time.perf_counter()
-            losses[side].append(_step(model, optimizer, x, labels[chosen]))
-            seconds[side].append(time.perf_counter() - start)
+    with progress_bar() as progress:
+        for step in range(steps):
+            if progress is not None:
+                progress("training", step, steps)
+            chosen = torch.randperm(len(images), generator=generator)[:batch]
+            for side, (model, optimizer, form) in enumerate(zip(models, optimizers, formats, strict=True)):
+                x = images[chosen].contiguous(memory_format=form)
+                start = time.perf_counter()
+                losses[side].append(_step(model, optimizer, x, labels[chosen]))
+                seconds[side].append(time.perf_counter() - start)
     return losses, seconds
 
 
-SIDES = ("pytorch", "leanconv")
+NAMES = {"pytorch": "PyTorch", "leanconv": "leanconv"}
+SIDES = tuple(NAMES)
 
 
 def _peak(side: str, given: argparse.Namespace) -> int | None:

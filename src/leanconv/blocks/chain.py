@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.blocking import panels_of
@@ -23,7 +22,7 @@ from leanconv.algorithms.dense import (
 )
 from leanconv.blocks.bands import tile_height
 from leanconv.blocks.base import BlockLowering, left_for_workspace
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.host import Host
 from leanconv.kernels.chain import ChainSpec, RowWindow, fresh_rows, prefix
 from leanconv.kernels.channelwise import ChannelwiseSpec

@@ -13,7 +13,6 @@ M. Sandler et al.: MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from numpy.typing import DTypeLike
@@ -26,6 +25,7 @@ from leanconv.blocks.bands import band_buffers, cut_into_bands, pixel_counts, se
 from leanconv.blocks.base import BlockLowering, BlockPlan, left_for_workspace
 from leanconv.blocks.separable import pair, pointwise_problem
 from leanconv.checks import integer
+from leanconv.classes import replace
 from leanconv.errors import ArgumentValueError
 from leanconv.host import Host, this_host
 from leanconv.kernels.core import Reduction, reduction_fields

@@ -7,7 +7,6 @@ the system describes no processor, LLVM is asked in every process.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
 from dataclasses import asdict
@@ -28,6 +27,8 @@ class HostFacts:
 @functools.cache
 def host_facts() -> HostFacts:
     """What LLVM says about this machine; LLVM is loaded only if it has not been asked before."""
+    import json
+
     from leanconv.codegen.jit import ask_llvm
     from leanconv.facts import remembered
 

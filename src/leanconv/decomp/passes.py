@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from leanconv.algorithms.planes import pack_planes
 from leanconv.algorithms.separable import HORIZONTAL, VERTICAL, two_passes
 from leanconv.blocks.base import BlockLowering, BlockPlan, left_for_workspace
 from leanconv.blocks.chain import lower_chain
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.host import Host, this_host
 from leanconv.options import make_problem
 from leanconv.problem import Problem, dense_strides, to_user

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host

@@ -31,6 +31,7 @@ from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import mapped_position
 from leanconv.kernels.lanes import Lanes
+from leanconv.kernels.nexttile import fetch_next
 from leanconv.kernels.rowtile import RowTerms, Tile
 from leanconv.kernels.taporder import TapOrder, TapSum
 from leanconv.kernels.window import Edges, Window
@@ -43,7 +44,8 @@ class ChannelwiseSpec:
     """What a kernel is specialised for.
 
     Tiles are `width` pixels wide, or one less (`short`); `single`: one tile is a whole row; `rest` groups are left
-    for the last unit (0: none); `stream`: outputs are stored past the caches where they can be.
+    for the last unit (0: none); `stream`: outputs are stored past the caches where they can be; `fetch` arrays (image,
+    output) are asked for a tile ahead.
     Buffers: x, w (packed [unit][part][bias][taps][channels][lanes]), out, residual.
     Fields: `{n,b,t,u}_{div,count}` split the chunk's number into image, band of rows, strips and units; `band`,
     `strips`, `units` a chunk, `row_count`, `strip_count`, `strip_long` (those of full width), `unit_count`,
@@ -64,6 +66,7 @@ class ChannelwiseSpec:
     bias: bool
     epilogue: Epilogue
     stream: bool = False
+    fetch: int = 0
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -259,8 +262,10 @@ class Channelwise:
                     result.append(fn.gep(base, offset))
             return result
 
-        def unit(groups: int, at: list[Value]) -> list[Value]:
+        def unit(number: Value, groups: int, at: list[Value]) -> list[Value]:
             pixels, weights, *ends = at
+            if spec.fetch:
+                fetch_next(fn, fields, spec, tile, number, pixels, ends[0] if spec.fetch > 1 else None)
             # Registers of a unit that takes several: the whole ones in a loop, the last one may hold fewer channels.
             full = lanes.group_out // lanes.lanes if lanes.parts > 1 else 0
 
@@ -280,8 +285,8 @@ class Channelwise:
         if spec.whole:
             stop = fn.smin(units[1], fields["unit_whole"])
 
-            def body(_: Value, state: list[Value]) -> list[Value]:
-                unit(lanes.groups, state)
+            def body(number: Value, state: list[Value]) -> list[Value]:
+                unit(number, lanes.groups, state)
                 residual = [fn.gep(state[3], steps[2])] if self.residual is not None else []
                 return [fn.gep(state[0], steps[0]), fn.gep(state[1], steps[1]), fn.gep(state[2], steps[2]), *residual]
 
@@ -289,7 +294,7 @@ class Channelwise:
         if spec.rest:
             fn.if_(
                 fn.cmp("sgt", units[1], fields["unit_whole"]),
-                lambda: unit(spec.rest, addresses(fields["unit_whole"])),
+                lambda: unit(fields["unit_whole"], spec.rest, addresses(fields["unit_whole"])),
                 hint="rest",
             )
 

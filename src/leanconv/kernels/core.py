@@ -26,6 +26,7 @@ from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.cursor import Cursor
+from leanconv.kernels.epilogue import load_lanes
 from leanconv.kernels.fields import Fields
 
 UNROLL = Cursor.unroll
@@ -84,13 +85,17 @@ class Reduction:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A register tile and the names of its emitter's surroundings."""
+    """A register tile and the names of its emitter's surroundings.
+
+    `valid` channels are in the last register of a row of weights packed without a gap (0: rows are whole registers).
+    """
 
     target: Target
     dtype: str
     rows: int
     vectors: int
     bias: bool
+    valid: int = 0
 
     @property
     def scalar(self) -> str:
@@ -110,7 +115,16 @@ class Tile:
     @property
     def step_bytes(self) -> int:
         """Bytes of packed weights that one step of the reduction reads."""
-        return self.vectors * self.target.vector_bytes
+        lanes = self.target.lanes(self.dtype)
+        return ((self.vectors - 1) * lanes + (self.valid or lanes)) * self.itemsize
+
+    def row(self, fn: Function, weights: Value, at: int) -> list[Value]:
+        """One row of packed weights, `at` bytes behind an address."""
+        width, masks = self.target.vector_bytes, self.target.masks
+        whole = [fn.load(self.vec, weights, at + v * width) for v in range(self.vectors - bool(self.valid))]
+        if not self.valid:
+            return whole
+        return [*whole, load_lanes(fn, self.vec, fn.gep(weights, at + len(whole) * width), self.valid, masks=masks)]
 
 
 @dataclass(slots=True)
@@ -137,8 +151,7 @@ class Sum:
 
     def biases(self, head: Value) -> list[Value]:
         """The bias of each accumulator."""
-        fn, tile = self.fn, self.tile
-        return [fn.load(tile.vec, head, v * tile.target.vector_bytes) for v in range(tile.vectors)] * tile.rows
+        return self.tile.row(self.fn, head, 0) * self.tile.rows
 
     def begin(self) -> list[Value]:
         """Accumulators at the bias (or zero), put by as the first totals if the sum has sections.
@@ -237,11 +250,10 @@ class Sum:
 
     def vectors(self, weights: Value, row: int) -> list[Value]:
         """Row `row` of the operand that is read in whole vectors."""
-        fn, tile, width = self.fn, self.tile, self.tile.target.vector_bytes
+        fn, tile = self.fn, self.tile
         if self.reduction.stream:
             fn.prefetch(weights, row * tile.step_bytes + AHEAD)
-        at = row * tile.step_bytes - REACH
-        return [fn.load(tile.vec, weights, at + v * width) for v in range(tile.vectors)]
+        return tile.row(fn, weights, row * tile.step_bytes - REACH)
 
     def moved(self, weights: Value, count: int) -> Value:
         """That operand's address `count` rows further on."""

@@ -36,7 +36,8 @@ class DenseSpec:
     `columns` stores with pixels adjacent (NCHW) instead of channels; `stage` copies a block's windows to the
     thread's part of the buffer "scratch" first, where the core then reads; `fetch` asks for
     the lines of a tile of the output some tiles before it is stored (fields: `o_ahead`, bytes); `scattered` dimensions
-    of an output whose pixels are not evenly spaced (0: they are).
+    of an output whose pixels are not evenly spaced (0: they are); `tight`: the weights of the last panel are packed
+    without a gap.
     """
 
     target: Target
@@ -52,6 +53,7 @@ class DenseSpec:
     stage: Stage | None = None
     fetch: bool = False
     scattered: int = 0
+    tight: bool = False
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit this kernel into a module; returns the names of its fields in order."""
@@ -85,7 +87,8 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
     start = spec.source.start(fn, fields, origin)
 
     def panel(at: Value, vectors: int, valid: int, last: bool) -> None:
-        tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias)
+        gap = spec.tight and valid < spec.target.lanes(spec.dtype)
+        tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias, valid if gap else 0)
         w = fn.gep(weights, fn.mul(at, fields["w_panel"]))
         panel_tiles(fn, fields, spec, tile, valid, x, w, out, residual, at, fn.i64(first), end, start)
 
@@ -146,5 +149,5 @@ def panel_tiles(
     short = fn.sub(fn.mul(number, tile.rows), count)
     turn = fn.i64(fn.add(first, fn.mul(fn.sub(number, short), tile.rows)))
     state = tiles(tile, first, turn, start, output)
-    lower = Tile(tile.target, tile.dtype, tile.rows - 1, tile.vectors, tile.bias)
+    lower = Tile(tile.target, tile.dtype, tile.rows - 1, tile.vectors, tile.bias, tile.valid)
     tiles(lower, turn, end, state, outputs(lower))

@@ -7,9 +7,8 @@ bins and transformed back without leaving its place.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.fft_grid import FftTiling

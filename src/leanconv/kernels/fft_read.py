@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.fft_grid import FftTiling

@@ -11,6 +11,7 @@ from leanconv.host import Host
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.net_expression import Formula
+from leanconv.kernels.net_outer import each_row
 
 UNIT, SAME, FAR = "unit", "same", "far"
 """How the elements of a row lie: adjacent, one for all, or at a distance."""
@@ -44,33 +45,23 @@ class MapSpec:
         """Emit the kernel; returns the names of its fields in order."""
         kernel = KernelFunction(module, name)
         fn, fields = kernel.fn, kernel.fields
-        row, part = kernel.index("r"), kernel.index("b")
-        first = fn.mul(row, fields["rows"])
-        stop = fn.smin(fn.add(first, fields["rows"]), fields["row_count"])
-        begin = fn.mul(part, fields["block"])
+        begin = fn.mul(kernel.index("b"), fields["block"])
         count = fn.sub(fn.smin(fn.add(begin, fields["block"]), fields["length"]), begin)
-        bases = [fields.buffer(role) for role in self._roles]
 
-        def body(index: Value, _: list[Value]) -> list[Value]:
-            self._row(fn, fields, [self._start(fn, fields, i, b, index, begin) for i, b in enumerate(bases)], count)
-            return []
+        def row(places: list[Value]) -> None:
+            begun = [fn.gep(at, fn.mul(begin, self._step(fields, which))) for which, at in enumerate(places)]
+            self._row(fn, fields, begun, count)
 
-        fn.loop(first, stop, 1, [], body, hint="row")
+        each_row(kernel, self.outer, self._roles, row)
         return kernel.finish()
 
-    def _start(self, fn: Function, fields: Fields, which: int, base: Value, row: Index, begin: Index) -> Value:
-        """The first element of a row of one array."""
-        role, rest = self._roles[which], row
-        offset: Index = 0
-        for d in reversed(range(self.outer)):
-            at = fn.urem(rest, fields[f"size{d}"]) if d else rest
-            rest = fn.udiv(rest, fields[f"size{d}"]) if d else rest
-            offset = fn.add(offset, fn.mul(at, fields[f"{role}_{d}"]))
-        step = {UNIT: self._item, SAME: 0, FAR: fields[f"{role}_at"] if self.rows[which] == FAR else 0}
-        return fn.gep(base, fn.add(offset, fn.mul(begin, step[self.rows[which]])))
+    def _step(self, fields: Fields, which: int) -> Index:
+        """Bytes between the elements of a row of one array."""
+        how = self.rows[which]
+        return fields[f"{self._roles[which]}_at"] if how == FAR else self._item if how == UNIT else 0
 
     def _row(self, fn: Function, fields: Fields, starts: list[Value], count: Index) -> None:
-        item, scalar = self._item, SCALARS[self.dtype]
+        scalar = SCALARS[self.dtype]
         lanes = self.target.lanes(self.dtype) if FAR not in self.rows else 1
         fixed = [fn.load(scalar, p) if how == SAME else None for p, how in zip(starts, self.rows, strict=True)]
 
@@ -79,8 +70,7 @@ class MapSpec:
 
             def body(at: Value, _: list[Value]) -> list[Value]:
                 def place(i: int) -> Value:
-                    far = fields[f"{self._roles[i]}_at"] if self.rows[i] == FAR else item
-                    return fn.gep(starts[i], fn.mul(at, far))
+                    return fn.gep(starts[i], fn.mul(at, self._step(fields, i)))
 
                 operands = [v if v is not None else fn.load(kind, place(i)) for i, v in enumerate(held[:-1])]
                 fn.store(self.formula.emit(fn, kind, operands), place(len(starts) - 1))

@@ -17,6 +17,7 @@ from leanconv.kernels.cost import Cost
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.net_expression import emit_log
 from leanconv.kernels.net_moments import strips
+from leanconv.kernels.net_outer import each_row
 from leanconv.kernels.net_rows import reduce_row
 
 Join = Callable[[Function, Value, Value], Value]
@@ -66,17 +67,9 @@ class ReduceSpec:
         kernel = KernelFunction(module, name)
         fn, fields = kernel.fn, kernel.fields
         scalar, lanes, item = SCALARS[self.dtype], self.target.lanes(self.dtype), self._item
-        first = fn.mul(kernel.index("r"), fields["rows"])
-        stop = fn.smin(fn.add(first, fields["rows"]), fields["row_count"])
 
-        def row(index: Value, _: list[Value]) -> list[Value]:
-            rest: Index = index
-            x, out = fields.buffer("in0"), fields.buffer("out")
-            for d in reversed(range(self.outer)):
-                at = fn.urem(rest, fields[f"size{d}"]) if d else rest
-                rest = fn.udiv(rest, fields[f"size{d}"]) if d else rest
-                x = fn.gep(x, fn.mul(at, fields[f"in0_{d}"]))
-                out = fn.gep(out, fn.mul(at, fields[f"out_{d}"]))
+        def row(places: list[Value]) -> None:
+            x, out = places
 
             def strip(at: Value, kind: str, vectors: int) -> None:
                 shift = fn.mul(at, item)
@@ -88,9 +81,8 @@ class ReduceSpec:
                 strips(fn, fields["width"], scalar, lanes, strip)
             else:
                 fn.store(self._last(fn, fields, self._joined(fn, fields, scalar, 0, x, 1)[0]), out)
-            return []
 
-        fn.loop(first, stop, 1, [], row, hint="row")
+        each_row(kernel, self.outer, ("in0", "out"), row)
         return kernel.finish()
 
     def _joined(self, fn: Function, fields: Fields, kind: str, d: int, x: Value, vectors: int) -> list[Value]:

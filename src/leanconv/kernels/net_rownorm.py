@@ -14,6 +14,7 @@ from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.fields import KernelFunction
+from leanconv.kernels.net_outer import each_row
 from leanconv.kernels.net_rows import reduce_row
 
 
@@ -39,22 +40,14 @@ class RowNormSpec:
         fn, fields = kernel.fn, kernel.fields
         scalar, lanes, item = SCALARS[self.dtype], self.target.lanes(self.dtype), 8 if self.dtype == "float64" else 4
         wide, length = vector(scalar, lanes), fields["length"]
-        first = fn.mul(kernel.index("r"), fields["rows"])
-        stop = fn.smin(fn.add(first, fields["rows"]), fields["row_count"])
         size = fn.op(scalar, f"sitofp i64 {length.name} to {scalar}")
         whole = fn.mul(fn.udiv(length, lanes), lanes)
 
         def total(term: Callable[[str, Index], Value]) -> Value:
             return reduce_row(fn, scalar, lanes, length, 0.0, lambda a, b: fn.binary("fadd", a, b), term)
 
-        def row(index: Value, _: list[Value]) -> list[Value]:
-            rest: Index = index
-            x, out = fields.buffer("in0"), fields.buffer("out")
-            for d in reversed(range(self.outer)):
-                at = fn.urem(rest, fields[f"size{d}"]) if d else rest
-                rest = fn.udiv(rest, fields[f"size{d}"]) if d else rest
-                x = fn.gep(x, fn.mul(at, fields[f"in0_{d}"]))
-                out = fn.gep(out, fn.mul(at, fields[f"out_{d}"]))
+        def row(places: list[Value]) -> None:
+            x, out = places
 
             def load(kind: str, at: Index, source: Value) -> Value:
                 return fn.load(kind, fn.gep(source, fn.mul(at, item)))
@@ -89,9 +82,8 @@ class RowNormSpec:
                     return []
 
                 fn.loop(begin, end, step, [], finish, guard=True, hint="finish")
-            return []
 
-        fn.loop(first, stop, 1, [], row, hint="row")
+        each_row(kernel, self.outer, ("in0", "out"), row)
         return kernel.finish()
 
     def cost(self, f: Mapping[str, int], chunks: int, host: Host) -> Cost:

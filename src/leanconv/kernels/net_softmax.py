@@ -13,6 +13,7 @@ from leanconv.kernels.activations import emit_exp
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.net_expression import emit_log, pick
+from leanconv.kernels.net_outer import each_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,23 +41,13 @@ class SoftmaxSpec:
         """Emit the kernel; returns the names of its fields in order."""
         kernel = KernelFunction(module, name)
         fn, fields = kernel.fn, kernel.fields
-        first = fn.mul(kernel.index("r"), fields["rows"])
-        stop = fn.smin(fn.add(first, fields["rows"]), fields["row_count"])
         scalar, lanes, item = SCALARS[self.dtype], self.target.lanes(self.dtype), self._item
 
-        def row(index: Value, _: list[Value]) -> list[Value]:
-            rest: Index = index
-            ends = [fields.buffer("in0"), fields.buffer("out")]
-            for d in reversed(range(self.outer)):
-                at = fn.urem(rest, fields[f"size{d}"]) if d else rest
-                rest = fn.udiv(rest, fields[f"size{d}"]) if d else rest
-                ends = [
-                    fn.gep(end, fn.mul(at, fields[f"{role}_{d}"]))
-                    for end, role in zip(ends, ("in0", "out"), strict=True)
-                ]
+        def row(places: list[Value]) -> None:
+            x, out = places
             if self.along:
-                self._along(fn, fields, ends[0], ends[1])
-                return []
+                self._along(fn, fields, x, out)
+                return
             done: Index = 0
             for width in (lanes, 1) if self.beside else (1,):
                 end = fn.add(done, fn.mul(fn.udiv(fn.sub(fields["width"], done), width), width))
@@ -64,14 +55,13 @@ class SoftmaxSpec:
 
                 def some(at: Value, _: list[Value], kind: str = kind) -> list[Value]:
                     shift = fn.mul(at, item)
-                    self._beside(fn, fields, kind, fn.gep(ends[0], shift), fn.gep(ends[1], shift))
+                    self._beside(fn, fields, kind, fn.gep(x, shift), fn.gep(out, shift))
                     return []
 
                 fn.loop(done, end, width, [], some, guard=True, hint="rows")
                 done = end
-            return []
 
-        fn.loop(first, stop, 1, [], row, hint="row")
+        each_row(kernel, self.outer, ("in0", "out"), row)
         return kernel.finish()
 
     def _beside(self, fn: Function, fields: Fields, kind: str, x: Value, out: Value) -> None:

@@ -11,6 +11,7 @@ from leanconv.host import Host
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import transpose
 from leanconv.kernels.fields import KernelFunction
+from leanconv.kernels.net_outer import starts
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,13 @@ class TurnSpec:
         kernel = KernelFunction(module, name)
         fn, fields = kernel.fn, kernel.fields
         lanes, item, scalar = self.target.lanes(self.dtype), self._item, SCALARS[self.dtype]
-        rest, part = kernel.index("p"), kernel.index("b")
-        ends = [fields.buffer("in0"), fields.buffer("out")]
-        for d in reversed(range(self.outer)):
-            at = fn.urem(rest, fields[f"size{d}"]) if d else rest
-            rest = fn.udiv(rest, fields[f"size{d}"]) if d else rest
-            ends = [fn.gep(ends[0], fn.mul(at, fields[f"in0_{d}"])), fn.gep(ends[1], fn.mul(at, fields[f"out_{d}"]))]
+        plane, part = kernel.index("p"), kernel.index("b")
+        x, out = starts(fn, fields, self.outer, ("in0", "out"), plane)
         column, row = fields["in0_column"], fields["out_row"]
         begin = fn.mul(part, fields["block"])
         count = fn.sub(fn.smin(fn.add(begin, fields["block"]), fields["row_count"]), begin)
-        source = fn.gep(ends[0], fn.mul(begin, item))
-        target = fn.gep(ends[1], fn.mul(begin, row))
+        source = fn.gep(x, fn.mul(begin, item))
+        target = fn.gep(out, fn.mul(begin, row))
         rows = fn.mul(fn.udiv(count, lanes), lanes)
         columns = fn.mul(fn.udiv(fields["column_count"], lanes), lanes)
 

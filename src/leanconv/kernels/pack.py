@@ -1,9 +1,9 @@
 """Packed weights: [group][panel][bias NR][taps][channels][NR], what the register-tiled core reads from end to end.
 
-NR is the width of a panel (`Panels`); output channels past the last are zeros.  Taps and channels stand in the order in
-which they are summed, which an algorithm may choose.  The bias heads its panel, so
-that accumulators start from it.  A convolution is bound to its weights by running this kernel once; a call
-with weights that may change runs it first.
+NR is the width of a panel (`Panels`); output channels past the last are zeros, or left out (`tight`).  Taps and
+channels stand in the order in which they are summed, which an algorithm may choose.  The bias heads its panel, so that
+accumulators start from it.  A convolution is bound to its weights by running this kernel once; a call with weights that
+may change runs it first.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.kernels.epilogue import store_lanes
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.panels import PanelShape
 
@@ -23,7 +24,7 @@ class PackSpec:
     output channels, input channels and kernel dimensions; `w_g` bytes between groups; `p_g`, `p_panel` packed
     bytes per group and whole panel; `bias_g` bytes of bias per group.  `order` lists the axes of a panel, outermost
     first: kernel dimensions by number, and channels as the number after the last.  `outputs` channels a whole panel
-    holds, if fewer than its lanes (0: as many).
+    holds, if fewer than its lanes (0: as many).  `tight`: rows of the last panel hold only the channels there are.
     """
 
     target: Target
@@ -33,6 +34,7 @@ class PackSpec:
     bias: bool
     order: tuple[int, ...]
     outputs: int = 0
+    tight: bool = False
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -79,6 +81,8 @@ class PackSpec:
         count: int,
     ) -> None:
         """One panel of `width` output channels of which `count` exist."""
+        if self.tight:
+            width = count
         scalar = SCALARS[self.dtype]
         lanes = self.target.lanes(self.dtype)
         item = 8 if self.dtype == "float64" else 4
@@ -93,7 +97,7 @@ class PackSpec:
                         value.type,
                         f"insertelement {value.type} {value.name}, {scalar} {element.name}, i32 {lane}",
                     )
-                fn.store(value, target, first * item)
+                store_lanes(fn, value, fn.gep(target, first * item), min(lanes, width - first), masks=self.target.masks)
 
         if bias is not None:
             row(bias, item, packed)

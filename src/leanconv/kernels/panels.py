@@ -61,9 +61,9 @@ class Panels:
         """All registers of output channels, filled up to whole ones."""
         return self.count * self.vectors + self.last
 
-    def nbytes(self, register_bytes: int, steps: int, *, bias: bool) -> int:
-        """Bytes of the packed weights of one group: `steps` = taps * channels rows, and one of bias."""
-        return self.registers * register_bytes * (steps + (1 if bias else 0))
+    def outputs(self, lanes: int, *, tight: bool) -> int:
+        """Output channels that a row of all panels holds: filled up to whole registers, or none but those there are."""
+        return self.registers * lanes - (lanes - self.valid if tight else 0)
 
 
 def each_panel(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import I64, SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.channel_runs import gather, load_runs, scatter, store_runs

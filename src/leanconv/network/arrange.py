@@ -15,8 +15,8 @@ from leanconv.network.constants import Values
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.joins import concat_slots
 from leanconv.network.places import Place, channels_last, dense, order_of, row_major, sliced
-from leanconv.network.steps import COPY, lowerer
-from leanconv.network.steps.base import Call, Lowerer, Operand
+from leanconv.network.steps import COPY, placer
+from leanconv.network.steps.base import Call, Lowerer, Operand, Placer
 from leanconv.network.steps.convolution import Convolution
 from leanconv.network.steps.shaping import Concat, concat_axis
 
@@ -70,7 +70,7 @@ class _Arranger:
                     self.last[name] = number
                     self.users.setdefault(name, []).append(number)
         self.members: dict[str, list[str]] = {}  # values that lie in each storage
-        self.lowerers = [self._lowerer(node) for node in graph.nodes]
+        self.placers = [self._placer(node) for node in graph.nodes]
 
     def run(self) -> Arrangement:
         """All places and steps."""
@@ -86,8 +86,8 @@ class _Arranger:
             self._node(number, node)
         return self.result
 
-    def _lowerer(self, node: Node) -> tuple[Lowerer | None, str]:
-        found = lowerer(node.op)
+    def _placer(self, node: Node) -> tuple[Placer | None, str]:
+        found = placer(node.op)
         if found is None:
             return None, f"no kernels for {node.op}"
         types = [self.graph.types[name] if name else None for name in node.inputs]
@@ -98,7 +98,7 @@ class _Arranger:
         return (found, "") if reason is None else (None, reason)
 
     def _node(self, number: int, node: Node) -> None:
-        found, reason = self.lowerers[number]
+        found, reason = self.placers[number]
         graph, places = self.graph, self.result.places
         inputs = [Operand(places[n], graph.constants.handle(n)) if n else None for n in node.inputs]
         types = [graph.types[name] if name else None for name in node.outputs]
@@ -114,6 +114,7 @@ class _Arranger:
                     self._to_output(name)
             return
         if found is not None:
+            assert isinstance(found, Lowerer), f"{node.op} is always a view"
             inputs = [
                 o if o is None or found.accepts(node, i, o.place) else self._copied(node, i, o, found)
                 for i, o in enumerate(inputs)
@@ -141,7 +142,7 @@ class _Arranger:
         self,
         number: int,
         node: Node,
-        found: Lowerer | None,
+        found: Placer | None,
         inputs: Sequence[Operand | None],
         name: str,
         type_: ValueType,
@@ -161,7 +162,7 @@ class _Arranger:
         return self._over(number, found, inputs, type_) or self._storage(name, type_, order)
 
     def _order(
-        self, number: int, node: Node, found: Lowerer, first: Place | None, name: str, rank: int
+        self, number: int, node: Node, found: Placer, first: Place | None, name: str, rank: int
     ) -> tuple[int, ...]:
         order = found.order(node, first, rank)
         if rank >= 3 and order == row_major(rank) and self._image(name, 3):
@@ -171,7 +172,7 @@ class _Arranger:
     def _image(self, name: str, depth: int) -> bool:
         """Whether a value is read as an image, by steps that want channels last."""
         for user in self.users.get(name, ()):
-            found, _ = self.lowerers[user]
+            found, _ = self.placers[user]
             node = self.graph.nodes[user]
             if found is None or name not in node.inputs[:1] + node.inputs[3:]:
                 continue
@@ -182,7 +183,7 @@ class _Arranger:
         return False
 
     def _over(
-        self, number: int, found: Lowerer | None, inputs: Sequence[Operand | None], type_: ValueType
+        self, number: int, found: Placer | None, inputs: Sequence[Operand | None], type_: ValueType
     ) -> Place | None:
         """The place of an input that the output may take."""
         if found is None:
@@ -224,7 +225,7 @@ class _Arranger:
         native = COPY.refusal(node, [ValueType(source.shape, source.dtype)], [None])
         self._add(Step(name, Call(node, (Operand(source),), (target,)), COPY if native is None else None, native or ""))
 
-    def _copied(self, node: Node, position: int, operand: Operand, found: Lowerer) -> Operand:
+    def _copied(self, node: Node, position: int, operand: Operand, found: Placer) -> Operand:
         type_ = ValueType(operand.place.shape, operand.place.dtype)
         place = self._storage(f"{node.name}/{position}", type_, _usual(found, len(type_.shape)))
         self._copy(f"{node.name}/input {position}", operand.place, place)
@@ -262,6 +263,6 @@ class _Arranger:
             self._to_output(name)
 
 
-def _usual(found: Lowerer, rank: int) -> tuple[int, ...]:
+def _usual(found: Placer, rank: int) -> tuple[int, ...]:
     """The order of axes that a step can read and write in any case."""
     return channels_last(rank) if found.image else row_major(rank)

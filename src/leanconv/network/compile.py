@@ -54,7 +54,8 @@ def compile_graph(
         graph: what to compute; it is not changed, and its constants may be released afterwards.
         threads: most threads of a run; `leanconv.get_num_threads()` if None.
         memory_limit: most bytes (an int, or text such as "64MiB") that a run's arena (values between the layers and
-            workspace) and packed weights beyond the size of the plain ones may take together; None for any number.
+            workspace) and packed weights beyond the size of the plain ones may take together; None for what the
+            fastest arena takes, and packed weights at most twice as large as the plain ones (or 8 MiB larger).
         algorithm: of convolutions, as in `leanconv.plan`.
         accuracy: see there.
         deterministic: see there; results are then the same bits for any number of threads.

@@ -8,6 +8,7 @@ needs the plain weights of one layer at a time.
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any, overload
 
@@ -17,7 +18,7 @@ from leanconv.arrays import Array
 from leanconv.network import scratch
 
 
-class Constant:
+class Constant(ABC):
     """A constant, of which shape and element type are known without looking at it.
 
     Attributes:
@@ -25,12 +26,11 @@ class Constant:
         dtype: its element type in memory.
     """
 
-    __slots__ = ("__weakref__", "_seen", "dtype", "shape")
+    __slots__ = ("__weakref__", "dtype", "shape")
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        """`read` is asked for the elements."""
+        """Note what is known without the elements."""
         self.shape, self.dtype = shape, dtype
-        self._seen: weakref.ref[Array] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -39,6 +39,40 @@ class Constant:
         for extent in self.shape:
             count *= extent
         return count * self.dtype.itemsize
+
+    @property
+    def known(self) -> Array | None:
+        """The elements, if somebody has them in memory."""
+        return self.array()
+
+    @abstractmethod
+    def array(self) -> Array:
+        """The elements, read-only; all that look at once see the same array.
+
+        Raises:
+            ModelError: they lie in a file, which cannot be read or is not what it was.
+        """
+
+    def fresh(self) -> Array:
+        """The elements as an array that nobody else has, to be written over."""
+        copy = scratch.empty(self.shape, self.dtype)
+        copy[...] = self.array()
+        return copy
+
+    def rows(self, first: int, last: int) -> Array:
+        """A part along the first axis, to look at; of what lies in a file no more than that is read."""
+        return self.array()[first:last]
+
+
+class Recipe(Constant):
+    """A constant whose elements are got or made whenever somebody looks, and gone when nobody does any more."""
+
+    __slots__ = ("_seen",)
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+        """`read` is asked for the elements."""
+        super().__init__(shape, dtype)
+        self._seen: weakref.ref[Array] | None = None
 
     @property
     def known(self) -> Array | None:
@@ -60,20 +94,11 @@ class Constant:
 
     def fresh(self) -> Array:
         """The elements as an array that nobody else has, to be written over."""
-        found = self.known
-        if found is None:
-            return self.read()
-        copy = scratch.empty(self.shape, self.dtype)
-        copy[...] = found
-        return copy
+        return self.read() if self.known is None else super().fresh()
 
-    def rows(self, first: int, last: int) -> Array:
-        """A part along the first axis, to look at; of what lies in a file no more than that is read."""
-        return self.array()[first:last]
-
+    @abstractmethod
     def read(self) -> Array:
         """Get or make the elements, as an array in C order that nobody else has."""
-        raise NotImplementedError
 
 
 class Held(Constant):
@@ -90,13 +115,8 @@ class Held(Constant):
         """The array itself."""
         return self._array
 
-    @property
-    def known(self) -> Array:
-        """The array itself."""
-        return self._array
 
-
-class Derived(Constant):
+class Derived(Recipe):
     """A constant that is made of others when it is looked at."""
 
     __slots__ = ("_make",)

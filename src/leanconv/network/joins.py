@@ -8,7 +8,7 @@ from dataclasses import replace
 from leanconv.network.arrangement import ARENA, Arrangement
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.places import Place, dense, order_of, sliced
-from leanconv.network.steps import lowerer
+from leanconv.network.steps import placer
 from leanconv.network.steps.shaping import Concat, concat_axis
 
 
@@ -24,7 +24,7 @@ def concat_slots(graph: Graph, plain: Arrangement) -> dict[str, Place]:
     for node in reversed([node for node in graph.nodes if node.op == "Concat"]):
         name = node.outputs[0]
         type_, rank = graph.types[name], len(graph.types[name].shape)
-        if not isinstance(lowerer("Concat"), Concat) or name not in plain.places or not type_.size:
+        if not isinstance(placer("Concat"), Concat) or name not in plain.places or not type_.size:
             continue
         axis = concat_axis(node, rank)
         starts = [0]

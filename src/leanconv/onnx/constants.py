@@ -11,7 +11,7 @@ import numpy as np
 from leanconv.arrays import Array
 from leanconv.errors import ModelError
 from leanconv.network import scratch
-from leanconv.network.constants import Constant
+from leanconv.network.constants import Recipe
 
 Stamp = tuple[int, int, int]
 
@@ -22,7 +22,7 @@ def stamp_of(file: Any) -> Stamp:
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 
-class Stored(Constant):
+class Stored(Recipe):
     """A tensor in a file.
 
     Attributes:

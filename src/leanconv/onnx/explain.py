@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _BAR = 20  # characters of the memory timeline
 _POINTS = 12  # of the frontier
+_AMPLE = 1 << 62  # bytes; without any limit large weights would be avoided
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +134,7 @@ def explain_model(
     graph = session.graph({name: ValueType(tuple(shape), str(ports[name].dtype)) for name, shape in shapes.items()})
     count = threads or session.threads or get_num_threads()
     limit = session.memory_limit
-    # As under a limit, so that leaner ways to compute each step are among the options.
-    setting = Setting(this_host(), count, True, "auto", session.accuracy, False)
+    setting = Setting(this_host(), count, limit is not None, "auto", session.accuracy, False)
     found, choice = plan_network(graph, setting, limit)
     return ModelExplanation(
         inputs={name: type_.shape for name, type_ in graph.inputs.items()},
@@ -145,7 +145,7 @@ def explain_model(
         extra_bytes=choice.extra_bytes,
         memory_limit=limit,
         predicted_seconds=choice.seconds,
-        frontier=_frontier(graph, setting),
+        frontier=_frontier(graph, replace(setting, limited=True)),
         threads=count,
     )
 
@@ -153,7 +153,7 @@ def explain_model(
 def _frontier(graph: Graph, setting: Setting) -> list[tuple[int, float]]:
     """Ever lower limits, down to the least that does, and the time of each."""
     points: list[tuple[int, float]] = []
-    limit: int | None = None
+    limit = _AMPLE
     while len(points) < _POINTS:
         try:
             choice: Choice = plan_network(graph, setting, limit)[1]

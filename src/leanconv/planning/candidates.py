@@ -9,7 +9,6 @@ from leanconv.algorithms.base import Algorithm
 from leanconv.classes import dataclass
 from leanconv.errors import ArgumentValueError
 from leanconv.plan import Plan
-from leanconv.planning.model import FORK, seconds
 from leanconv.problem import Problem
 
 _ALONE = 12  # times what it takes to start other threads, below which one thread may be as fast
@@ -42,10 +41,10 @@ class Candidate:
 
 def algorithm_named(name: str) -> Algorithm:
     """The algorithm of the registry that has a name."""
-    for entry in REGISTRY:
-        if entry.name == name:
-            return entry
-    raise ArgumentValueError("algorithm", name, f"must be one of {', '.join(entry.name for entry in REGISTRY)}")
+    try:
+        return REGISTRY[name]
+    except KeyError:
+        raise ArgumentValueError("algorithm", name, f"must be one of {', '.join(REGISTRY.names)}") from None
 
 
 def candidate(
@@ -58,19 +57,35 @@ def candidate(
     parameters: Mapping[str, int] | None = None,
 ) -> Candidate:
     """One algorithm on so many threads; its bytes may be above the limit."""
+    from leanconv.planning.model import seconds  # only here: what was decided before needs no model
 
-    def needs(plan: Plan) -> int:
-        return plan.extra_bytes if bound else plan.unbound_bytes
+    plan = plan_within(problem, algorithm, threads, limit, bound=bound, parameters=parameters)
+    return Candidate(plan, seconds(plan, bound=bound), _needs(plan, bound))
 
+
+def plan_within(
+    problem: Problem,
+    algorithm: Algorithm,
+    threads: int,
+    limit: int | None,
+    *,
+    bound: bool,
+    parameters: Mapping[str, int] | None = None,
+) -> Plan:
+    """The plan of one algorithm on so many threads, within the limit if it can be."""
     plan = Plan(problem, algorithm, threads, limit, parameters)
-    if limit is not None and needs(plan) > limit and plan.workspace_bytes:
+    if limit is not None and _needs(plan, bound) > limit:
         # Packed weights count too: what they leave is for staging, or else the least.
-        rest = max(0, limit - (needs(plan) - plan.workspace_bytes))
-        for staging in (rest, 0):
+        rest = max(0, limit - (_needs(plan, bound) - plan.workspace_bytes))
+        for staging in (rest, 0) if rest and plan.workspace_bytes else (0,):
             plan = Plan(problem, algorithm, threads, limit, parameters, staging=staging)
-            if needs(plan) <= limit:
+            if _needs(plan, bound) <= limit:
                 break
-    return Candidate(plan, seconds(plan, bound=bound), needs(plan))
+    return plan
+
+
+def _needs(plan: Plan, bound: bool) -> int:
+    return plan.extra_bytes if bound else plan.unbound_extra_bytes
 
 
 def candidates(
@@ -88,6 +103,8 @@ def candidates(
     With `keep_threads` only the limit takes threads away, even if fewer would be faster. Those that do not fit on one
     thread either come last, the one that needs least first.
     """
+    from leanconv.planning.model import FORK
+
     found: list[Candidate] = []
     for name in names:
         algorithm = algorithm_named(name)

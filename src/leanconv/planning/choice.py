@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from leanconv.checks import integer, one_of
+# What most algorithms are made of: imported with what every call needs, not by the first layers that use it.
+from leanconv.algorithms import columns, dense  # noqa: F401
+from leanconv.checks import flag, integer, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError, NotApplicableError
 from leanconv.plan import Plan
-from leanconv.planning.candidates import Candidate, algorithm_named, candidate, candidates, fits
+from leanconv.planning.candidates import Candidate, algorithm_named, candidates, fits, plan_within
+from leanconv.planning.decisions import Question, keep, recalled
 from leanconv.planning.pins import active, decided, question
-from leanconv.planning.tuning import fastest
-from leanconv.planning.wanted import CHOICES, wanted
+from leanconv.planning.wanted import ACCURACIES, CHOICES, wanted
 from leanconv.problem import Problem
-from leanconv.registry import forget_with
 from leanconv.staging import refusal
-
-KEPT = 4096  # decisions of the model that a process remembers
-_decided: dict[tuple[Problem, tuple[str, ...], int, int | None, bool, bool], tuple[str, int]] = {}
-forget_with(_decided.clear)
 
 
 def choose(
@@ -41,8 +38,7 @@ def choose(
         algorithm: a name, several, exclusions such as "!mec", a function or "auto".
         threads: the most threads.
         memory_limit: bytes, or None.
-        bound: whether weights are packed beforehand; if not, all packed weights count as workspace, and packing them
-            as time.
+        bound: whether weights are packed beforehand; if not, packing them counts as time.
         parameters: settings of the algorithm named.
         accuracy: "exact", "standard" or "fast".
         deterministic: only sums in the order that is the same for all such algorithms.
@@ -85,6 +81,15 @@ def _decide(
     """The plan that runs; arguments as those of `choose`."""
     accuracy, deterministic = requirements
     how, budget = measuring
+    asked: Question | None = None
+    if how == "model" and not parameters and _weighs(algorithm):
+        words = algorithm if isinstance(algorithm, str) else tuple(algorithm)
+        level, same_bits = one_of("accuracy", accuracy, ACCURACIES), flag("deterministic", deterministic)
+        asked = (problem, words, level, same_bits, threads, memory_limit, bound)
+        known = recalled(asked)
+        if known is not None:
+            name, count = known
+            return plan_within(problem, algorithm_named(name), count, memory_limit, bound=bound)
     allowed = wanted(algorithm, accuracy, deterministic, problem)
     reasons = {name: refusal(algorithm_named(name), problem) for name in allowed.names}
     names = [name for name, reason in reasons.items() if reason is None]
@@ -92,11 +97,6 @@ def _decide(
         name, reason = next(iter(reasons.items()))
         raise NotApplicableError(name, reason or "")
     tunables = _tunables(allowed.names[0] if len(allowed.names) == 1 else "auto", parameters)
-    by_model = how == "model" and allowed.pick is None
-    asked = (problem, tuple(names), threads, memory_limit, bound, allowed.insisted)
-    if by_model and not tunables and asked in _decided:
-        name, count = _decided[asked]
-        return candidate(problem, algorithm_named(name), count, memory_limit, bound=bound).plan
     found = candidates(
         problem, names, threads, memory_limit, bound=bound, parameters=tunables, keep_threads=allowed.insisted
     )
@@ -108,13 +108,20 @@ def _decide(
     if allowed.pick is not None:
         return _picked(allowed.pick, problem, fitting)
     if how != "model" and (len(fitting) > 1 or how == "exhaustive"):
+        from leanconv.planning.tuning import fastest
+
         return fastest(problem, fitting, memory_limit, bound=bound, exhaustive=how == "exhaustive", budget=budget)
     plan = fitting[0].plan
-    if by_model and not tunables:
-        if len(_decided) >= KEPT:
-            _decided.clear()
-        _decided[asked] = (plan.algorithm, plan.threads)
+    if asked is not None:
+        keep(asked, (plan.algorithm, plan.threads))
     return plan
+
+
+def _weighs(algorithm: Any) -> bool:
+    """Whether several algorithms are to be weighed by what can be written down: "auto", an exclusion or a list."""
+    if isinstance(algorithm, str):
+        return algorithm == "auto" or algorithm.startswith("!")
+    return isinstance(algorithm, tuple | list) and all(isinstance(word, str) for word in algorithm)
 
 
 def _picked(pick: Any, problem: Problem, fitting: list[Candidate]) -> Plan:

@@ -7,9 +7,10 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from typing import Any
 
+from leanconv.classes import replace
 from leanconv.errors import LeanconvError
 from leanconv.planning.check_commands import add_limits, add_model_error, limits, model_error
 

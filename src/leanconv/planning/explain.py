@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import field
 from typing import Any, Protocol
 
 from leanconv.algorithms import REGISTRY
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.plan import Plan
 from leanconv.planning.candidates import Candidate, candidate, candidates, fits
 from leanconv.planning.choice import choose
@@ -270,8 +270,7 @@ def _row(entry: Candidate, verdict: str, reason: str, seconds: float | None) -> 
 
 
 def _refused(name: str, reason: str) -> Verdict:
-    error_class = next(entry.error_class for entry in REGISTRY if entry.name == name)
-    return Verdict(name, REFUSED, reason, None, None, None, None, None, None, error_class)
+    return Verdict(name, REFUSED, reason, None, None, None, None, None, None, REGISTRY[name].error_class)
 
 
 def _offers(

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableError
 from leanconv.memory import Arena
 from leanconv.plan import Plan
@@ -28,9 +27,6 @@ from leanconv.staging import refusal
 
 LAYOUTS = ("NHWC", "NCHW")
 BUDGETS = (None, 1 << 20, 256 << 10, 64 << 10, 0)  # limits of single layers that are tried
-LEANER = (
-    0.02  # of the time predicted, spent where it saves bytes: the packed weights of some layers gain next to nothing
-)
 BYTE = 1e-10  # seconds that a byte saved may cost at most: its first touch, 0.1 us a KiB
 CONVERTED = 4.0  # slots of an element that changes its layout, as measured for transposes and copies
 

@@ -15,7 +15,6 @@ from typing import Any
 from leanconv.checks import flag
 from leanconv.errors import CacheError, LeanconvError
 from leanconv.plan import Plan
-from leanconv.planning.records import read_json, write_json
 from leanconv.problem import Problem
 
 FORMAT = "leanconv lock 1"
@@ -35,6 +34,8 @@ class Pins:
         Raises:
             CacheError: it cannot be written.
         """
+        from leanconv.planning.records import write_json
+
         write_json(path, {"format": FORMAT, "plans": self.decisions})
         return len(self.decisions)
 
@@ -79,6 +80,8 @@ def pinned(path: str | os.PathLike[str], *, strict: bool = True) -> Iterator[Pin
     Raises:
         CacheError: the file cannot be read, or is no lock file.
     """
+    from leanconv.planning.records import read_json
+
     plans = read_json(path, FORMAT).get("plans")
     if not isinstance(plans, dict) or not all(map(_is_decision, plans.values())):
         raise CacheError(f"{os.fspath(path)} holds something that is no plan")

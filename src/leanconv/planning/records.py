@@ -8,11 +8,11 @@ one record it was about.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from leanconv.cache import CacheInfo, ObjectCache, make_key
@@ -134,7 +134,8 @@ def write_json(path: str | os.PathLike[str], value: Mapping[str, Any]) -> None:
     except OSError as error:
         raise CacheError(f"{target} cannot be written: {error.strerror}") from error
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
 
 
 def read_json(path: str | os.PathLike[str], wanted: str) -> dict[str, Any]:

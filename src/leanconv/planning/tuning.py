@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from leanconv.arrays import Array, address_of
-from leanconv.bound import Runner
+from leanconv.classes import dataclass
 from leanconv.foreign import sources
 from leanconv.outputs import new_output
 from leanconv.plan import Plan
@@ -116,7 +116,7 @@ def _settings(problem: Problem, fitting: Sequence[Candidate], limit: int | None,
     return result
 
 
-@dataclass
+@dataclass(slots=True)
 class _Runner:
     """A candidate that is ready to be called."""
 
@@ -159,7 +159,7 @@ def ready_call(plan: Plan, arrays: dict[str, Array], *, bound: bool) -> Callable
     if bound:
         layer = plan.bind(w, bias)
         return lambda: layer(x, out=out, residual=residual)
-    runner = Runner(plan.compiled_unbound, plan.threads, plan.arena, {})
+    runner = plan.unbound_runner()
     places = [0 if array is None else address_of(array) for array in (x, out, residual, w, bias)]
     return lambda: runner.run(*places)
 

@@ -48,16 +48,16 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     """
     level = one_of("accuracy", accuracy, ACCURACIES)
     same_bits = flag("deterministic", deterministic)
-    automatic = tuple(entry.name for entry in REGISTRY if entry.weighed(problem))
+    automatic = REGISTRY.weighed(problem)
     names, insisted, text, pick = named(algorithm, automatic)
     refused: dict[str, str] = {}
-    for entry in REGISTRY:
-        if entry.name not in names:
-            refused[entry.name] = "taken by name only" if entry.name not in automatic else "excluded"
+    for name in REGISTRY.names:
+        if name not in names:
+            refused[name] = "taken by name only" if name not in automatic else "excluded"
         elif not insisted:
-            reason = _unfit(entry, problem, level, same_bits)
+            reason = _unfit(REGISTRY[name], problem, level, same_bits)
             if reason:
-                refused[entry.name] = reason
+                refused[name] = reason
     kept = tuple(name for name in names if name not in refused)
     if not kept:
         rule = (
@@ -69,7 +69,7 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
 
 def named(algorithm: Any, automatic: tuple[str, ...]) -> tuple[tuple[str, ...], bool, str, Callable[..., Any] | None]:
     """Names (of "auto": `automatic`), whether they are insisted on, the text for messages, the function that picks."""
-    known = [entry.name for entry in REGISTRY]
+    known = REGISTRY.names
     if isinstance(algorithm, str) and not algorithm.startswith("!"):
         if one_of("algorithm", algorithm, ["auto", *known]) == "auto":
             return automatic, False, "auto", None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from leanconv.bench.catalogue import resolve
 from leanconv.bench.layers import Layer
 from leanconv.bench.peers import named
 from leanconv.bench.run import Engine, Progress, Settings, default_engine, run
+from leanconv.classes import replace
 from leanconv.errors import LeanconvError, MemoryLimitError
 from leanconv.reproduce.checks import NOT_YET, Measured, Outcome
 from leanconv.reproduce.claims import Claim, Experiment, Paper
@@ -82,7 +83,7 @@ def known_algorithms() -> set[str]:
     """Return the names of all algorithms."""
     from leanconv.algorithms import REGISTRY
 
-    return {algorithm.name for algorithm in REGISTRY}
+    return set(REGISTRY.names)
 
 
 def _measure(

@@ -1,6 +1,7 @@
-"""`torch.compile(model, backend="leanconv")`: convolutions fused and computed here, everything else by PyTorch eagerly.
+"""`torch.compile(model, backend="leanconv")`: graphs with convolutions as one network in evaluation, or layer by layer.
 
-Registered through the entry point `torch_dynamo_backends` of the installed package.
+Layer by layer means: convolutions fused and computed here, everything else by PyTorch eagerly. Registered through the
+entry point `torch_dynamo_backends` of the installed package.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.torch import activations, functional
+from leanconv.torch.captured import CONVOLUTIONS, Captured
 from leanconv.torch.fusion import Chain, chains, views_as_reshapes
 from leanconv.torch.layer import Fold
-from leanconv.torch.options import LayerOptions, options
+from leanconv.torch.options import LayerOptions
+from leanconv.torch.options import options as layer_options
 from leanconv.torch.packed import PackedWeights
 
 _NDIM = {torch.conv1d: 1, torch.conv2d: 2, torch.conv3d: 3}
@@ -26,18 +30,55 @@ _NORM_NAMES = (
 )
 
 
-def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    """A backend of `torch.compile`: convolutions by leanconv, with what can be fused, all else as it is.
+_SETTINGS = ("algorithm", "accuracy", "deterministic", "memory_limit", "threads")
+
+
+def backend(
+    module: fx.GraphModule, example_inputs: Sequence[Any], *, options: dict[str, Any] | None = None
+) -> Callable[..., Any]:
+    """A backend of `torch.compile`: graphs with convolutions by leanconv, all else as it is.
+
+    A graph in evaluation without gradients is compiled into one native call when it first runs with inputs of a kind;
+    one that cannot be, or records gradients, runs layer by layer.
 
     Args:
         module: what was captured; weights are among its inputs.
-        example_inputs: not needed; weights and images are looked at when it runs.
+        example_inputs: one for each input, to tell weights from images.
+        options: what `torch.compile(..., options=)` was given: algorithm, accuracy, deterministic, memory_limit and
+            threads, as in `leanconv.torch.swap`; layer by layer the limit is for each layer.
+
+    Raises:
+        ArgumentTypeError: an option of the wrong type.
+        ArgumentValueError: an option that does not exist, or a value that is not allowed.
     """
+    settings = _settings(options)
+    if not any(node.op == "call_function" and node.target in CONVOLUTIONS for node in module.graph.nodes):
+        forward: Callable[..., Any] = module.forward
+        return forward
+    captured = Captured(module, example_inputs, layer_options(2, **settings))
+    captured.layers = by_layers(module, settings)
+    return captured
+
+
+def _settings(given: Any) -> dict[str, Any]:
+    """Options, checked."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise ArgumentTypeError("options", given, "must be a dict")
+    for name in given:
+        if name not in _SETTINGS:
+            raise ArgumentValueError("options", name, f"must be of {', '.join(_SETTINGS)}")
+    return given
+
+
+def by_layers(module: fx.GraphModule, settings: dict[str, Any]) -> Callable[..., Any]:
+    """A graph with its convolutions computed here, and what can be fused with them; `module` is changed."""
     graph = module.graph
     instead: dict[fx.Node | None, fx.Node] = {}
     for chain in chains(graph, _Functions()):
         given = _arguments(chain.conv, _NAMES)
-        layer = CompiledLayer(_NDIM[chain.conv.target], given, chain)
+        layer = CompiledLayer(_NDIM[chain.conv.target], given, chain, settings)
         norm = {} if chain.norm is None else _arguments(chain.norm, _NORM_NAMES)
         sources = [given["weight"], given.get("bias")]
         if chain.norm is not None:
@@ -60,10 +101,11 @@ def backend(module: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[.
 class CompiledLayer:
     """A chain as one function of its tensors: fused where no gradient is recorded, else step by step."""
 
-    def __init__(self, ndim: int, given: dict[str, Any], chain: Chain) -> None:
+    def __init__(self, ndim: int, given: dict[str, Any], chain: Chain, settings: dict[str, Any]) -> None:
         """`given`: the convolution's arguments, of which those that are numbers count here."""
         geometry = [given.get(name, default) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))]
         self._given = (ndim, *map(_hashable, geometry), given.get("groups", 1))
+        self._settings = settings
         self._more = {"activation": chain.activation, "residual_order": chain.residual_order}
         eps = None if chain.norm is None else _arguments(chain.norm, _NORM_NAMES).get("eps", 1e-5)
         self._eps = eps
@@ -73,9 +115,9 @@ class CompiledLayer:
     def options(self, weight: Tensor, fused: bool) -> LayerOptions:
         """Of the layer; without what is fused if it runs step by step."""
         if not fused:
-            return options(*self._given, tuple(weight.shape[2:]))
+            return layer_options(*self._given, tuple(weight.shape[2:]), **self._settings)
         last = True if weight.dim() > 3 else None
-        return options(*self._given, tuple(weight.shape[2:]), channels_last=last, **self._more)
+        return layer_options(*self._given, tuple(weight.shape[2:]), channels_last=last, **self._more, **self._settings)
 
     def __call__(self, x: Tensor, residual: Tensor | None, *sources: Tensor | None) -> Tensor:
         """The layer; `sources`: weight, bias, and the four tensors of the batch norm if there is one."""

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from leanconv.bound import Runner
 from leanconv.errors import ArgumentError, ArgumentTypeError, ArgumentValueError
 from leanconv.options import make_problem
-from leanconv.plan import Plan, arena_for
+from leanconv.plan import Plan
 from leanconv.planning.choice import choose
 from leanconv.planning.limits import get_memory_limit
 from leanconv.problem import Problem, to_canonical, to_user
@@ -38,7 +37,7 @@ class Call:
         self.out_shape, self.out_strides = out_shape, out_strides
         self.bias_shape = (plan.problem.out_channels,)
         self.out_full = 0 not in out_shape
-        self.runner = Runner(plan.compiled_unbound, plan.threads, arena_for(plan.memory_limit), {})
+        self.runner = plan.unbound_runner()
 
     def output(self, dtype: torch.dtype) -> Tensor:
         """A new tensor for the result."""

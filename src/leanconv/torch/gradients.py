@@ -72,8 +72,12 @@ def data_gradient(options: LayerOptions, grad: Tensor, weight: Tensor, in_size: 
     return out
 
 
-def weight_gradient(options: LayerOptions, x: Tensor, grad: Tensor, kernel: Sequence[int]) -> Tensor:
+def weight_gradient(
+    options: LayerOptions, x: Tensor, grad: Tensor, kernel: Sequence[int], last: bool = False
+) -> Tensor:
     """The gradient with respect to weights of extents `kernel`; its bits do not depend on the number of threads.
+
+    `last`: whether it is to be channels last.
 
     Raises:
         ArgumentTypeError: a tensor that the engine does not read.
@@ -83,11 +87,11 @@ def weight_gradient(options: LayerOptions, x: Tensor, grad: Tensor, kernel: Sequ
     check_tensor("input", x)
     check_tensor("grad", grad)
     shape = (grad.shape[1], x.shape[1] // options.groups, *kernel)
-    out = torch.empty_strided(shape, dense_strides(shape, False), dtype=x.dtype)
+    out = torch.empty_strided(shape, dense_strides(shape, last), dtype=x.dtype)
     if not x.numel() or not grad.numel():
         return out.zero_()
-    last = is_channels_last(tuple(x.shape), tuple(x.stride()))
-    order = to_user(range(x.dim()), "NHWC" if last else "NCHW")
+    layout = "NHWC" if is_channels_last(tuple(x.shape), tuple(x.stride())) else "NCHW"
+    order = to_user(range(x.dim()), layout)
     limit = engine.limit_of(options)
     _WEIGHTS[options.ndim - 1](
         as_array(x).transpose(order),
@@ -97,7 +101,7 @@ def weight_gradient(options: LayerOptions, x: Tensor, grad: Tensor, kernel: Sequ
         options.pads,
         options.dilation,
         options.groups,
-        layout="NHWC" if last else "NCHW",
+        layout=layout,
         memory_limit=UNLIMITED if limit is None else limit,
         threads=options.threads or num_threads(),
         out=as_array(out),

@@ -25,6 +25,8 @@ def convolution(
     pad_mode: str = "zeros",
 ) -> Value:
     """As `F.conv2d` and its kin."""
+    if not isinstance(weight, Tensor):
+        raise NotLoweredError(f"{builder.here}: its weights are computed")
     image = batched(builder, input, weight.dim())
     kernel, ndim = weight.shape[2:], weight.dim() - 2
     stride, dilation = spread(stride, ndim), spread(dilation, ndim)
@@ -53,6 +55,8 @@ def transposed(
     dilation: Any = 1,
 ) -> Value:
     """As `F.conv_transpose2d` and its kin."""
+    if not isinstance(weight, Tensor):
+        raise NotLoweredError(f"{builder.here}: its weights are computed")
     image = batched(builder, input, weight.dim())
     ndim = weight.dim() - 2
     attributes = {

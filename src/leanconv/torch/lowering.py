@@ -133,6 +133,7 @@ def lower(
     model: nn.Module,
     inputs: Mapping[str, ValueType],
     held: Callable[[Tensor], Array | Constant] = as_array,
+    given: Mapping[str, Any] = {},
 ) -> Lowered:
     """The graph of a model in evaluation.
 
@@ -141,6 +142,7 @@ def lower(
         model: whose modules and tensors it names.
         inputs: type of each placeholder, by the name of its instruction.
         held: makes constants of the model's tensors.
+        given: what the other placeholders are: weights of the model, and numbers.
 
     Raises:
         NotLoweredError: something has no operator, or depends on what only PyTorch does.
@@ -150,7 +152,7 @@ def lower(
     for number, step in enumerate(recipe):
         for name in references((step.args, step.kwargs)):
             last[name] = number
-    known: dict[str, Any] = {name: Value(name) for name in inputs}
+    known: dict[str, Any] = {**given, **{name: Value(name) for name in inputs}}
     for number, step in enumerate(recipe):
         builder.here = str(step.target) if step.kind == "call_module" else step.name
         if step.kind == "placeholder":

@@ -25,7 +25,7 @@ from leanconv.torch import batching, engine, gradients, operators
 from leanconv.torch.activations import by_name, slope, slope_from_output
 from leanconv.torch.options import LayerOptions, from_arguments
 from leanconv.torch.padding import fold, padded
-from leanconv.torch.tensors import PLAIN
+from leanconv.torch.tensors import PLAIN, is_channels_last
 
 _dispatch_modes = torch._C._len_torch_dispatch_stack
 _functorch_level = torch._C._functorch.peek_interpreter_stack
@@ -125,11 +125,18 @@ def image_gradient(options: LayerOptions, grad: Tensor, weight: Tensor, in_size:
     return _applied(_DataGradient, grad, weight, tuple(in_size), options)
 
 
-def kernel_gradient(options: LayerOptions, x: Tensor, grad: Tensor, kernel: Sequence[int]) -> Tensor:
-    """W(x, g), for kernels of extents `kernel`."""
+def kernel_gradient(
+    options: LayerOptions, x: Tensor, grad: Tensor, kernel: Sequence[int], last: bool = False
+) -> Tensor:
+    """W(x, g), for kernels of extents `kernel`; `last`: channels last, if nothing traces."""
     if _observed(x, grad):
         return operators.convolution_weights(x, grad, kernel, *options.arguments())
-    return _applied(_WeightGradient, x, grad, tuple(kernel), options)
+    return _applied(_WeightGradient, x, grad, tuple(kernel), options, last)
+
+
+def _gradient_of(weight: Tensor, options: LayerOptions, x: Tensor, grad: Tensor) -> Tensor:
+    """W(x, g) in the memory format of weights; in another one PyTorch would copy it."""
+    return kernel_gradient(options, x, grad, weight.shape[2:], is_channels_last(tuple(weight.shape), weight.stride()))
 
 
 # -- what the functions and the operators have in common -----------------------------------------------------
@@ -171,7 +178,7 @@ def _convolution_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         around = image
         if plain.pad_mode != "zeros":
             around, plain = padded(image, plain.pads, plain.pad_mode), plain.unpadded()
-        dw = kernel_gradient(plain, around, outer, weight.shape[2:])
+        dw = _gradient_of(weight, plain, around, outer)
     if ctx.has[0] and ctx.needs_input_grad[2]:
         db = outer.sum((0, *range(2, outer.dim())))
     if ctx.has[1] and ctx.needs_input_grad[3]:
@@ -190,7 +197,7 @@ def _through_pads(options: LayerOptions, grad: Tensor, weight: Tensor, image: Te
 def _data_gradients(ctx: Any, dx: Tensor) -> tuple[Tensor | None, ...]:
     grad, weight = ctx.saved_tensors
     dg = convolve(ctx.options, dx, weight) if ctx.needs_input_grad[0] else None
-    dw = kernel_gradient(ctx.options, dx, grad, weight.shape[2:]) if ctx.needs_input_grad[1] else None
+    dw = _gradient_of(weight, ctx.options, dx, grad) if ctx.needs_input_grad[1] else None
     return dg, dw
 
 
@@ -278,8 +285,8 @@ class _WeightGradient(Function):  # type: ignore[misc]
     """W(x, g)."""
 
     @staticmethod
-    def forward(x: Tensor, grad: Tensor, kernel: tuple[int, ...], options: LayerOptions) -> Tensor:
-        return gradients.weight_gradient(options, x, grad, kernel)
+    def forward(x: Tensor, grad: Tensor, kernel: tuple[int, ...], options: LayerOptions, last: bool) -> Tensor:
+        return gradients.weight_gradient(options, x, grad, kernel, last)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -289,7 +296,7 @@ class _WeightGradient(Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, dw: Tensor) -> tuple[Any, ...]:
-        return (*_weight_gradients(ctx, dw), None, None)
+        return (*_weight_gradients(ctx, dw), None, None, None)
 
     @staticmethod
     def jvp(ctx: Any, dx: Any, dg: Any, *_: Any) -> Tensor | None:
@@ -299,7 +306,7 @@ class _WeightGradient(Function):  # type: ignore[misc]
         return two if one is None else one if two is None else one + two
 
     @staticmethod
-    def vmap(info: Any, dims: Any, x: Tensor, grad: Tensor, kernel: Any, options: Any) -> Any:
+    def vmap(info: Any, dims: Any, x: Tensor, grad: Tensor, kernel: Any, options: Any, last: bool) -> Any:
         return batching.weight_gradient(kernel_gradient, info.batch_size, dims, x, grad, kernel, options)
 
 

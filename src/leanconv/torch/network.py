@@ -17,8 +17,9 @@ from leanconv.torch.functional import unobserved
 from leanconv.torch.fusion import Chain, hooked, views_as_reshapes
 from leanconv.torch.layer import FusedLayer, Network
 from leanconv.torch.options import LayerOptions
+from leanconv.torch.ready import Ready
 from leanconv.torch.threads import num_threads
-from leanconv.torch.whole import Ready, Whole
+from leanconv.torch.whole import Whole
 
 SIGNATURES_KEPT = 8  # kinds of inputs whose plans a model keeps
 

@@ -90,7 +90,7 @@ class LayerOptions:
         self.activation = make_activation(activation)
         self.residual_order = one_of("residual_order", residual_order, RESIDUAL_ORDERS)
         self.algorithm = tuple(algorithm) if isinstance(algorithm, list) else algorithm
-        named(self.algorithm, tuple(entry.name for entry in REGISTRY))
+        named(self.algorithm, REGISTRY.names)
         self.accuracy = one_of("accuracy", accuracy, ACCURACIES)
         self.deterministic = flag("deterministic", deterministic)
         self.choose = one_of("choose", choose, CHOICES)

@@ -123,11 +123,12 @@ class Parked:
 
 
 class _Weights(Constant):
-    __slots__ = ("_drop", "_tensor")
+    __slots__ = ("_drop", "_seen", "_tensor")
 
     def __init__(self, tensor: Tensor, drop: Callable[[], object]) -> None:
         super().__init__(tuple(tensor.shape), numpy_dtype(tensor))
         self._tensor, self._drop = tensor, drop
+        self._seen: weakref.ref[Array] | None = None
 
     def array(self) -> Array:
         """The elements where they lie; never to be written there."""
@@ -138,11 +139,6 @@ class _Weights(Constant):
             weakref.finalize(found, self._drop).atexit = False
             self._seen = weakref.ref(found)
         return found
-
-    @property
-    def known(self) -> Array:
-        """The same, so that whoever wants to write gets a copy."""
-        return self.array()
 
 
 def _mapped(groups: list[list[Tensor]], starts: list[int], folder: str) -> torch.UntypedStorage:

@@ -18,10 +18,11 @@ from leanconv.torch.layer import FusedLayer, Network
 from leanconv.torch.network import Fused, Tracer, build
 from leanconv.torch.options import LayerOptions, options
 from leanconv.torch.parked import Parked
+from leanconv.torch.ready import Ready
 from leanconv.torch.recipe import recipe_of
 from leanconv.torch.report import SwappedLayer, SwapReport
 from leanconv.torch.tensors import DTYPES
-from leanconv.torch.whole import Ready, Whole
+from leanconv.torch.whole import Whole
 
 _REPORT = "_leanconv_swapped"
 

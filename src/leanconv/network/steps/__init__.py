@@ -16,7 +16,7 @@ from leanconv.network.steps import (
     shaping,
     softmax,
 )
-from leanconv.network.steps.base import Lowerer, Registry
+from leanconv.network.steps.base import Placer, Registry
 
 REGISTRY = Registry()
 _MODULES = (
@@ -26,12 +26,12 @@ _MODULES = (
 for _module in _MODULES:
     _module.register(REGISTRY)
 
-COPY = REGISTRY.by_op["leanconv.Copy"]
+COPY = shaping.Copy()
 
 
-def lowerer(op: str) -> Lowerer | None:
-    """What has kernels for an operator, or None."""
+def placer(op: str) -> Placer | None:
+    """What knows an operator natively, or None."""
     return REGISTRY.by_op.get(op)
 
 
-__all__ = ["COPY", "lowerer"]
+__all__ = ["COPY", "placer"]

@@ -1,13 +1,15 @@
 """What a step of a compiled network is: an operator on values at known places, as phases of the native program.
 
-A `Lowerer` knows one or more operators.  It says whether it can compute a node at all (`refusal`), and, once every
-value has its place, in which ways (`options`), each with its time and its exact bytes.  The way that is chosen is
-built: its phases name *roles*, and `roles` says what each of them is: a place, or memory that the step keeps (packed
-weights, tables).  Workspace buffers have their own names.
+A `Placer` knows one or more operators.  It says whether a node can be lowered at all (`refusal`) and where its values
+may lie.  A `Lowerer` also says, once every value has its place, in which ways the node can be computed (`options`),
+each with its time and its exact bytes.  The way that is chosen is built: its phases name *roles*, and `roles` says what
+each of them is: a place, or memory that the step keeps (packed weights, tables).  Workspace buffers have their own
+names.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from typing import Any, ClassVar, TypeAlias
@@ -137,8 +139,8 @@ class Option:
         return arena_bytes(self.workspace, threads)
 
 
-class Lowerer:
-    """Knows how to compute some operators natively.
+class Placer:
+    """Knows where the values of some operators may lie: all there is to know of those that are always a `view`.
 
     Attributes:
         image: outputs of three and more axes lie channels last, whatever the inputs.
@@ -179,19 +181,23 @@ class Lowerer:
             return order_of(first)
         return row_major(rank)
 
+
+class Lowerer(Placer, ABC):
+    """Knows how to compute some operators natively."""
+
+    @abstractmethod
     def options(self, call: Call, setting: Setting) -> list[Option]:
-        """The ways to compute the node, fastest first; at least one. Never asked of those that are always a `view`."""
-        raise NotImplementedError(f"{call.node.op} is a view")
+        """The ways to compute the node, fastest first; at least one."""
 
 
 @dataclass(slots=True)
 class Registry:
-    """Lowerers by operator."""
+    """What is known, by operator."""
 
-    by_op: dict[str, Lowerer] = field(default_factory=dict)
+    by_op: dict[str, Placer] = field(default_factory=dict)
 
-    def add(self, lowerer: Lowerer, *ops: str) -> None:
-        """Enter one for some operators."""
+    def add(self, placer: Placer, *ops: str) -> None:
+        """Enter what is known of some operators."""
         for op in ops:
             assert op not in self.by_op, op
-            self.by_op[op] = lowerer
+            self.by_op[op] = placer

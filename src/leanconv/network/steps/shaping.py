@@ -15,7 +15,7 @@ from leanconv.network.operators.base import axis_of, ints
 from leanconv.network.operators.shaping import permutation
 from leanconv.network.operators.slicing import slices
 from leanconv.network.places import Place, broadcast, reshaped, row_major, sliced, strides_in, transposed
-from leanconv.network.steps.base import Arrays, Built, Call, Lowerer, Operand, Option, Registry, Setting, Types
+from leanconv.network.steps.base import Arrays, Built, Call, Lowerer, Operand, Option, Placer, Registry, Setting, Types
 from leanconv.network.steps.maps import copy_phase
 from leanconv.planning.model import phases_seconds
 
@@ -30,7 +30,7 @@ def copy_option(name: str, source: Place, out: Place, setting: Setting) -> list[
     return [Option("copy", phases_seconds((phase,), setting.threads), lambda: Built((phase,), roles))]
 
 
-class _Shaping(Lowerer):
+class _Shaping(Placer):
     """What they share: the element type does not matter."""
 
     follows: ClassVar[bool] = True
@@ -45,7 +45,7 @@ class _Shaping(Lowerer):
         return None
 
 
-class Reshape(_Shaping):
+class Reshape(_Shaping, Lowerer):
     """Reshape, Flatten, Squeeze, Unsqueeze, Identity, Dropout."""
 
     def refusal(self, node: Node, types: Types, constants: Arrays) -> str | None:
@@ -143,7 +143,7 @@ class Split(_Shaping):
         return found
 
 
-class Blocks(_Shaping):
+class Blocks(_Shaping, Lowerer):
     """DepthToSpace and SpaceToDepth: one copy between views of six axes."""
 
     image: ClassVar[bool] = True
@@ -173,7 +173,7 @@ class Blocks(_Shaping):
         return copy_option(node.name, source, target, setting)
 
 
-class Copy(_Shaping):
+class Copy(_Shaping, Lowerer):
     """A copy that no node asks for: into an output, into a part of a Concat, to C order."""
 
     def options(self, call: Call, setting: Setting) -> list[Option]:
@@ -181,7 +181,7 @@ class Copy(_Shaping):
         return copy_option(call.node.name, call.given(0), call.output, setting)
 
 
-class Concat(Lowerer):
+class Concat(Placer):
     """Concat: its inputs are written into their parts of the output, or copied there."""
 
     follows: ClassVar[bool] = True
@@ -207,4 +207,3 @@ def register(registry: Registry) -> None:
     registry.add(Split(), "Split")
     registry.add(Blocks(), "DepthToSpace", "SpaceToDepth")
     registry.add(Concat(), "Concat")
-    registry.add(Copy(), "leanconv.Copy")

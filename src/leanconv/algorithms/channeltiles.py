@@ -1,0 +1,109 @@
+"""Few channels a group, vectors of channels: what a tile and a chunk take, by where in memory the arrays lie."""
+
+from __future__ import annotations
+
+import math
+
+from leanconv.host import Host
+from leanconv.kernels.lanes import Lanes
+from leanconv.kernels.nexttile import LINE
+from leanconv.kernels.taporder import TapOrder
+from leanconv.problem import Problem
+
+AHEAD = 8 * LINE  # bytes under the outputs of a narrow tile
+TAPS = 6  # taps for which a narrow tile is a pixel wide
+WIDE = 12  # pixels of a tile of such an array; LLVM spills wider ones of 7x7 on AVX-512
+FETCHED = (1, 4, 8)  # pixels of a tile at least, by the arrays that are asked for ahead
+HELD = 4  # units at least of a section whose rows are held
+MOST_WIDE = 16  # pixels of a tile: beyond it nothing is gained by reading fewer pixels twice
+
+
+def tile_width(problem: Problem, host: Host, *, near: bool = False) -> tuple[int, int, int]:
+    """Output pixels of a tile, tiles of a row, and how many of those are one pixel shorter.
+
+    `near`: what is read and written is in the cache, however large the whole problem.
+    """
+    order = TapOrder(problem.kernel, problem.group_in)
+    width = problem.out_size[-1]
+    # Sums, the weights of a chunk and one pixel are in registers; `accumulators` leaves three for the last two.
+    widest = MOST_WIDE if near else _widest(problem, host)
+    most = max(1, min(widest, host.target.accumulators + 3 - order.chunks[0], width))
+    strips = -(-width // most)
+    size = -(-width // strips)
+    return size, strips, strips * size - width
+
+
+def _widest(problem: Problem, host: Host) -> int:
+    """Pixels of a tile at most: few, if the arrays come from far away.
+
+    A wide tile saves loads, but reads a few bytes each of many pixels; a narrow one reads all channels of a few pixels,
+    which the processor fetches ahead. 96 channels, 3x3, stride 2: 4.8 MB take 1.4 times as long in wide tiles, 39 MB
+    1.9 times. Many taps are worth their loads, however far away pixels are (7x7, 18 MB: a third of the time in tiles
+    of 8), so are several channels a group, and pixels of few channels are fetched ahead several at a time.
+    """
+    p = problem
+    pixel = p.in_channels * p.itemsize
+    if pixel < LINE:  # pixels share lines of cache (3 channels, 5x5, 1080p: 12 ms, 42 in narrow ones)
+        return MOST_WIDE
+    nbytes = sum(_array_bytes(p))
+    asked = fetched(p, host)
+    for limit, width in ((host.l3 // 2, 1), (8 * host.l2, 2), (4 * host.l2, 4)):
+        if nbytes > limit:
+            wide = max(width * max(1, p.taps // TAPS) * p.group_in, AHEAD // (pixel * math.prod(p.stride)))
+            return min(max(wide, FETCHED[asked]), WIDE)
+    return MOST_WIDE
+
+
+def _array_bytes(problem: Problem) -> tuple[int, int]:
+    """Bytes of the image and of the output."""
+    p = problem
+    pixels = p.batch * p.itemsize
+    return pixels * p.in_channels * math.prod(p.in_size), pixels * p.out_channels * math.prod(p.out_size)
+
+
+def fetched(problem: Problem, host: Host) -> int:
+    """How many arrays tiles ask for ahead: none, the image, or the image and the output.
+
+    That is for arrays in the last-level cache. From the second one they come soon enough (384 channels, 14x14: 8 %
+    lost), and from memory as fast as they can with narrow tiles (144 channels, 56x56, 8 images). With strides the cache
+    itself is busy all the time (144 channels, 56x56, stride 2: 6 % lost), so that only larger arrays gain, which other
+    programs push out of it (96 channels, 112x112: a tenth, and half of the time where that had happened).
+    """
+    p = problem
+    plain = p.pad_mode == "zeros" and p.ndim <= 2 and p.group_in == 1 and p.in_channels * p.itemsize >= LINE
+    strided = math.prod(p.stride) > 1
+    if not plain or not (8 if strided else 4) * host.l2 < sum(_array_bytes(p)) <= host.l3 // 2:
+        return 0
+    return 1 if strided else 2
+
+
+def streams(problem: Problem, host: Host) -> bool:
+    """Whether the output is so large that whoever reads it next will not find it in a cache."""
+    image, out = _array_bytes(problem)
+    return image + out > host.l3 // 2 and out > host.l3 // 4
+
+
+def whole_vectors(problem: Problem, host: Host, lanes: Lanes) -> bool:
+    """Whether every pixel of the output is a number of whole registers, all at multiples of their size."""
+    p, width = problem, host.target.vector_bytes
+    steps = [stride * p.itemsize % width for stride in (p.out_strides[0], *p.out_strides[2:])]
+    return not any(steps) and p.out_channels % lanes.lanes == 0 and lanes.groups * lanes.group_out % lanes.lanes == 0
+
+
+def unit_section(problem: Problem, host: Host, lanes: Lanes, width: int) -> int:
+    """Units a chunk takes at a time: so many that what they read and write stays in the first-level cache.
+
+    All that is under a row of the output if that leaves enough of them, so that the next row finds it there (576
+    channels, 14x14: 44 to 34 us); else what is under one tile.
+    """
+    p = problem
+    units = -(-p.groups // lanes.groups)
+    nbytes = lanes.groups * lanes.group_in * p.itemsize
+    columns = (width - 1) * p.stride[-1] + (p.kernel[-1] - 1) * p.dilation[-1] + 1
+    pixels = columns * math.prod(p.kernel[:-1])
+    line = max(1, 64 // nbytes)
+    room = host.l1 * 3 // 4 // nbytes
+    rows = math.prod(p.kernel[:-1]) * (p.in_size[-1] + p.pad_low[-1] + p.pad_high[-1]) + p.out_size[-1]
+    held = room // rows // line * line if p.ndim == 2 else 0
+    section = held if held >= HELD else max(1, room // pixels // line) * line
+    return -(-units // -(-units // section))

@@ -1,0 +1,50 @@
+"""Asking for what the next tile of pixels will read and overwrite (see `channelwise`).
+
+What lies in the last-level cache does not come by itself in time: the processor fetches ahead along a line of memory,
+while a tile reads a few bytes each of many pixels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from leanconv.codegen.ir import Function, Value
+from leanconv.kernels.fields import Fields
+from leanconv.kernels.rowtile import Tile
+
+if TYPE_CHECKING:
+    from leanconv.kernels.channelwise import ChannelwiseSpec
+
+LINE = 64  # bytes of a line of cache
+
+
+def fetch_next(
+    fn: Function, fields: Fields, spec: ChannelwiseSpec, tile: Tile, unit: Value, x: Value, out: Value | None
+) -> None:
+    """Ask for the pixels under the next tile that no row before has read, and for its outputs if `out` is given.
+
+    `x` is the pixel at the corner of this tile, `out` its first output, for the channels of unit number `unit`; the
+    units whose channels share a line ask for some of the tile's pixels each. Behind the last tile of a row this is the
+    next row, where it begins if the image has no gaps; nothing is read, so it may lie behind the image.
+    """
+    window, item = spec.window, 8 if spec.dtype == "float64" else 4
+    inner = window.dims - 1
+
+    def ask(base: Value, pitch: Value, pixels: int, channels: int, *, write: bool) -> None:
+        sharing = max(1, LINE // (spec.lanes.groups * channels * item))
+        count = -(-pixels // sharing)
+        base = fn.opaque(fn.gep(base, fn.mul(fn.urem(unit, sharing), fn.mul(pitch, count))))
+        for pixel in range(count):
+            fn.prefetch(fn.gep(base, fn.mul(pitch, pixel)), write=write)
+
+    at = fields[f"at{inner}"]
+    ahead = fn.gep(x, fn.mul(at, spec.width * window.stride[inner] + window.pad_low[inner]))
+    taps, fresh = 1, 1
+    if inner:
+        taps, fresh = window.kernel[inner - 1], -(-window.stride[inner - 1] // window.dilation[inner - 1])
+    for tap in range(max(0, taps - fresh), taps):
+        row = fn.gep(ahead, fn.mul(fields[f"tap{inner - 1}"], tap)) if inner else ahead
+        ask(row, at, tile.width * window.stride[inner], spec.lanes.group_in, write=False)
+    if out is not None:
+        pitch = fields["o_row"]
+        ask(fn.gep(out, fn.mul(pitch, spec.width)), pitch, tile.width, spec.lanes.group_out, write=True)
