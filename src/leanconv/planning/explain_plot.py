@@ -172,7 +172,7 @@ def _roofline(axes: Any, found: Explanation, rows: list[Verdict]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("operations a byte of compulsory traffic")
-    axes.set_ylabel("GFLOP/s of the definition (Winograd and FFT multiply less)")
+    axes.set_ylabel("GFLOP/s of the definition")
     axes.grid(color="0.92", zorder=-1)
 
 
