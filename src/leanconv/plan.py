@@ -12,6 +12,7 @@ from leanconv.algorithms.base import Algorithm, Lowering, WeightPacking
 from leanconv.arrays import Array, address_of, as_array, check_bias
 from leanconv.bound import BoundPlan, Runner
 from leanconv.classes import replace
+from leanconv.compiled import KernelSpec
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.host import this_host
 from leanconv.locks import new_lock
@@ -180,7 +181,19 @@ class Plan:
     def compiled(self) -> Compiled:
         """The program of a bound call, compiled."""
         low = self._lowering
-        return Compiled(Program(low.phases, low.workspace, self.threads, {**low.addresses, **self._table_addresses}))
+        return Compiled(Program(low.phases, low.workspace, self.threads, self.addresses))
+
+    @property
+    def addresses(self) -> dict[str, int]:
+        """Where buffers and functions are that exist before a call; tables are made when this is first asked."""
+        return {**self._lowering.addresses, **self._table_addresses}
+
+    @property
+    def specs(self) -> tuple[KernelSpec, ...]:
+        """The kernels that binding the plan and calling it take."""
+        low = self._lowering
+        before = (*(low.tables.phases if low.tables else ()), *(low.packing.phases if low.packing else ()))
+        return tuple(phase.spec for phase in (*before, *low.phases))
 
     @functools.cached_property
     def compiled_unbound(self) -> Compiled:

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.bench.ceilings import LEAST, least_ceiling
 from leanconv.bench.intervals import factor_interval
 from leanconv.bench.onnx_runtimes import OURS, RUNTIMES, Inputs, Request, silenced
 from leanconv.bench.process_memory import PeakMemory
@@ -196,8 +197,8 @@ def random_inputs(path: str, shapes: Sequence[str]) -> dict[str, Array]:
     return result
 
 
-def show(path: str, threads: int, contestants: Sequence[Contestant]) -> None:
-    """Print a table."""
+def show(path: str, threads: int, contestants: Sequence[Contestant], note: str = "") -> None:
+    """Print a table, and a note under it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -220,6 +221,8 @@ def show(path: str, threads: int, contestants: Sequence[Contestant]) -> None:
         times = (format_seconds(statistics.median(entry.seconds)), *ratio, memory, format_seconds(entry.load_seconds))
         table.add_row(entry.runtime, *times, f"{entry.difference:.0e}")
     Console().print(table)
+    if note:
+        print(note)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -237,10 +240,14 @@ def run(options: argparse.Namespace) -> int:
         for path in options.layers:
             inputs = random_inputs(path, options.shape)
             for threads in options.threads:
-                found = compare(path, wanted, inputs, threads, options.rounds, options.memory_limit)
-                report.append({"model": path, "threads": threads, "runtimes": [asdict(entry) for entry in found]})
+                limit = options.memory_limit
+                ceiling = least_ceiling(path, inputs, threads) if limit == LEAST else None
+                limit = limit if ceiling is None else str(ceiling.limit)
+                found = compare(path, wanted, inputs, threads, options.rounds, limit)
+                result = {"model": path, "threads": threads, "runtimes": [asdict(entry) for entry in found]}
+                report.append(result if ceiling is None else result | {"ceiling": asdict(ceiling)})
                 if options.json != "-":
-                    show(path, threads, found)
+                    show(path, threads, found, "" if ceiling is None else str(ceiling))
     except LeanconvError as error:
         print(f"leanconv bench: {error}", file=sys.stderr)
         return 2

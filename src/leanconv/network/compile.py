@@ -23,7 +23,7 @@ from leanconv.network.arrangement import CONSTANT, INPUT, OUTPUT, Arrangement, l
 from leanconv.network.choose import Choice, plan_network
 from leanconv.network.graph import Graph, ValueType
 from leanconv.network.lock import decisions
-from leanconv.network.native import ABSOLUTE, Linked, LinkedStep, NativeJob, NumpyStep, link_step
+from leanconv.network.native import ABSOLUTE, Linked, LinkedStep, NativeJob, NumpyStep, link_step, prepare_steps
 from leanconv.network.steps.base import Setting
 from leanconv.outputs import new_output
 from leanconv.planning.wanted import ACCURACIES
@@ -111,8 +111,9 @@ class CompiledNetwork:
         self.predicted_seconds = choice.seconds
         # Layer by layer: the plain weights of one are dropped before those of the next are asked for.
         with scratch.kept():
+            ready = prepare_steps(choice.options)
             self._linked = [
-                NumpyStep.of(step) if option is None else link_step(i, step, option, threads)
+                NumpyStep.of(step) if option is None else link_step(i, option, threads, ready.pop(i, None))
                 for i, (step, option) in enumerate(zip(found.steps, choice.options, strict=True))
             ]
         self._constants = {

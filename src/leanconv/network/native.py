@@ -15,6 +15,7 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.classes import dataclass
+from leanconv.compiled import prepare
 from leanconv.memory import Layout, layout_of
 from leanconv.network.arrangement import Step
 from leanconv.network.operators import evaluate_node, operator
@@ -121,10 +122,18 @@ def _array(place: Place, addresses: Mapping[str, int]) -> Array:
     return np.ndarray(place.shape, place.dtype, np.frombuffer(memory, np.uint8), -low, place.byte_strides)
 
 
-def link_step(number: int, step: Step, option: Option, threads: int) -> LinkedStep:
-    """Build a step as chosen, and give its buffers names that no other step has."""
+def prepare_steps(options: Sequence[Option | None]) -> dict[int, Built]:
+    """Compile the kernels of all steps together; returns the steps that take no kernels to be built, by number."""
+    built = {i: option.build() for i, option in enumerate(options) if option is not None and not option.specs}
+    phases = (phase.spec for step in built.values() for phase in step.phases)
+    prepare((*phases, *(spec for option in options if option is not None for spec in option.specs)))
+    return built
+
+
+def link_step(number: int, option: Option, threads: int, built: Built | None = None) -> LinkedStep:
+    """Build a step as chosen, unless that is done, and give its buffers names that no other step has."""
     report("pack", number, 0)
-    built = option.build()
+    built = built or option.build()
     layout: Layout = layout_of(option.workspace, threads)
     slots: dict[str, tuple[str, int]] = {}
     strides: dict[str, int] = {}

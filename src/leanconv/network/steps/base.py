@@ -16,6 +16,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from leanconv.arrays import Array, address_of
 from leanconv.classes import dataclass
+from leanconv.compiled import KernelSpec
 from leanconv.host import Host
 from leanconv.memory import Block, Buffer, arena_bytes
 from leanconv.network.constants import Constant
@@ -123,6 +124,7 @@ class Option:
         build: makes the phases, packs weights and compiles nothing yet.
         plan: of a single layer, if that is what the option is.
         remake: the same step by another plan of its layer.
+        specs: kernels that building and running it take, if it takes any to build it.
     """
 
     name: str
@@ -133,6 +135,7 @@ class Option:
     extra_bytes: int = 0
     plan: Plan | None = None
     remake: Callable[[Plan], Option] | None = None
+    specs: tuple[KernelSpec, ...] = ()
 
     def workspace_bytes(self, threads: int) -> int:
         """Bytes of the workspace, every rounding to cache lines counted."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from leanconv.blocks import BlockPlan, plan_inverted_residual, plan_separable
+from leanconv.compiled import KernelSpec
 from leanconv.errors import MemoryLimitError
 from leanconv.network.fusion import INVERTED, SEPARABLE
 from leanconv.network.graph import Node
@@ -62,6 +63,7 @@ class Block(Lowerer):
                 plan.lowering.workspace,
                 plan.packed_weight_bytes,
                 max(0, plan.packed_weight_bytes - plan.plain_weight_bytes),
+                specs=_specs(plan),
             )
             for number, plan in enumerate(plans)
         ]
@@ -124,6 +126,11 @@ def _seconds(call: Call, setting: Setting) -> float:
 
 def _without_residual(node: Node) -> dict[str, Any]:
     return {name: value for name, value in node.attributes.items() if name != "residual"}
+
+
+def _specs(plan: BlockPlan) -> tuple[KernelSpec, ...]:
+    packings = (phase for _, packing in plan.lowering.packings for phase in packing.phases)
+    return tuple(phase.spec for phase in (*packings, *plan.lowering.phases))
 
 
 def _built(plan: BlockPlan, call: Call, places: dict[str, Place | Memory | int]) -> Built:

@@ -121,6 +121,7 @@ def plan_options(
             max(0, kept - plain),
             plan,
             lambda other: made(other, seconds),
+            plan.specs,
         )
 
     return [made(option.candidate.plan, option.seconds) for option in sorted(found, key=lambda option: option.seconds)]
@@ -132,7 +133,7 @@ def _built(plan: Plan, weights: Weights, places: dict[str, Place], rows: Rows | 
     if rows is not None and packing is not None and problem.groups == 1 and can_be_packed_in_slabs(packing):
         _, bias = weights(False)
         memory["w"] = packed_in_slabs(packing, rows, problem.out_channels, bias, plan.threads)
-        return Built(plan.lowering.phases, memory | dict(plan.compiled.program.addresses), (plan,))
+        return Built(plan.lowering.phases, memory | plan.addresses, (plan,))
     w, bias = weights(True)
     assert w is not None
     packed = plan.pack(w, bias)
@@ -143,7 +144,7 @@ def _built(plan: Plan, weights: Weights, places: dict[str, Place], rows: Rows | 
     if bias is not None and (packing is None or packing.bias_apart):
         memory["bias"] = np.ascontiguousarray(bias)
     # A bound program has the addresses of its tables, which the plan keeps.
-    return Built(plan.lowering.phases, memory | dict(plan.compiled.program.addresses), (plan,))
+    return Built(plan.lowering.phases, memory | plan.addresses, (plan,))
 
 
 class TransposedConvolution(Convolution):
