@@ -152,7 +152,11 @@ def _add_models(bench: argparse.ArgumentParser) -> None:
         "LAYERS may be .onnx files instead: whole networks; peers: onnxruntime, openvino,\n"
         "mnn, ncnn, litert, torch_compile",
     )
-    group.add_argument("--memory-limit", metavar="BYTES", help="what a run of leanconv may take, such as 64MiB")
+    group.add_argument(
+        "--memory-limit",
+        metavar="BYTES",
+        help="what a run of leanconv may take, such as 64MiB; least for as little as it can",
+    )
     group.add_argument(
         "--shape",
         action="append",
