@@ -129,8 +129,9 @@ def prepare(specs: Iterable[KernelSpec]) -> None:
         tell("compile", 0, len(new))
         compilers.compile_together(new, keep, here)
     elif new:
-        # The thread pool's native side is soon needed too, and takes as long to compile as a kernel.
-        compilers.side_by_side([*(functools.partial(kernel, spec) for spec in new), runtime_functions])
+        # The thread pool's native side is soon needed too, and takes as long to compile as a kernel. The phase that
+        # sums comes last, and takes longest.
+        compilers.side_by_side([runtime_functions, *(functools.partial(kernel, spec) for spec in new)])
 
 
 def identity(spec: KernelSpec) -> str:

@@ -43,7 +43,7 @@ def processes() -> int:
 
 
 def side_by_side(tasks: Sequence[Callable[[], object]]) -> None:
-    """Do what can be done in any order, on this thread, which begins with the first, and on others.
+    """Do what can be done in any order, on this thread, which begins with the last, and on others.
 
     What fails on another thread has to be asked for again, and then says why.
     """
@@ -56,7 +56,7 @@ def side_by_side(tasks: Sequence[Callable[[], object]]) -> None:
             return None
 
     def help_along() -> None:
-        while (task := take(-1)) is not None:
+        while (task := take(0)) is not None:
             with contextlib.suppress(Exception):
                 task()
 
@@ -64,7 +64,7 @@ def side_by_side(tasks: Sequence[Callable[[], object]]) -> None:
     for helper in helpers:
         helper.start()
     try:
-        while (task := take(0)) is not None:
+        while (task := take(-1)) is not None:
             task()
     finally:
         waiting.clear()
