@@ -23,7 +23,14 @@ def test_layers(capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setenv("LEANCONV_CACHE_DIR", str(mine))
     found = told([], capsys)
     for kind in ("cold", "warm"):
-        for name in ("import numpy", "import leanconv", "first layer", "another layer", "first layer again"):
+        for name in (
+            "import numpy",
+            "import leanconv",
+            "first layer",
+            "import leanconv and first layer",
+            "another layer",
+            "first layer again",
+        ):
             assert len(found[kind][name]) == 1
             assert found[kind][name][0] > 0
     assert found["cold"]["llvm is loaded"] == [True]

@@ -94,7 +94,10 @@ class Algorithm(ABC):
     automatic: ClassVar[bool] = True
 
     def weighed(self, problem: Problem) -> bool:
-        """Whether "auto" may take it for a problem; by default wherever it applies, or nowhere (`automatic`)."""
+        """Whether "auto" may take it for a problem; by default wherever it applies, or nowhere (`automatic`).
+
+        It is asked of algorithms that a program adds; `PUBLISHED` says it of those of this package.
+        """
         return self.automatic
 
     @abstractmethod
