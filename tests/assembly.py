@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from typing import NamedTuple
 
+_COMMENT = re.compile(r"(?:^|\s)(?:##?(?=\s)|//|;)")
 _LABEL = re.compile(r"^([.\w$]+):")
 _JUMP = re.compile(r"^(?:j\w+|b(?:\.\w+)?|cbn?z|tbn?z)$")
 _FUSED = re.compile(r"^(?:vfn?m(?:add|sub)\d+p[sd]|fml[as])$")
@@ -12,8 +13,7 @@ _VECTOR = re.compile(r"%[xyz]mm\d+|\b[qv]\d+\b")
 _STACK = re.compile(r"\(%rsp[,)]|\[sp\b")
 
 
-@dataclass(frozen=True)
-class Instruction:
+class Instruction(NamedTuple):
     """One line: the operation and the text of its operands."""
 
     operation: str
@@ -43,7 +43,9 @@ def parse(text: str) -> tuple[list[Instruction], dict[str, int]]:
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
     for line in text.splitlines():
-        line = re.split(r"(?:^|\s)(?:##?(?=\s)|//|;)", line)[0].rstrip()
+        if "#" in line or "/" in line or ";" in line:
+            line = _COMMENT.split(line, 1)[0]
+        line = line.rstrip()
         label = _LABEL.match(line)
         if label:
             labels[label[1]] = len(instructions)

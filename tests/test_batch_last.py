@@ -161,7 +161,7 @@ def test_auto_weighs_bands_of_images_only_with_the_batch_last() -> None:
     for layout, weighed in (("CHWN", True), ("NHWC", False)):
         found = leanconv.explain(shape_in((32, 3, 20, 20), layout), (24, 3, 3, 3), layout=layout)
         row = next(row for row in found.rows if row.name == "im2win_band")
-        assert ("only to compare with" in (row.reason or "")) != weighed
+        assert ("taken by name only" in (row.reason or "")) != weighed
         assert row.predicted_seconds is not None
 
 

@@ -16,10 +16,7 @@ from guard import run_python
 from leanconv import cache
 from leanconv.cache import ObjectCache, make_key
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, CacheError
-
-KEY = make_key({"kernel": "direct"})
-OTHER = make_key({"kernel": "pointwise"})
-DATA = bytes(range(256)) * 3
+from stores import DATA, KEY, OTHER, counters, file_of, files
 
 
 @pytest.fixture
@@ -32,19 +29,6 @@ def file(store: ObjectCache) -> Path:
     """The file of an entry that has been stored."""
     assert store.put(KEY, DATA, {"algorithm": "direct"})
     return file_of(store, KEY)
-
-
-def file_of(store: ObjectCache, key: str) -> Path:
-    return Path(store.directory, "objects", key[:2], key + ".lco")
-
-
-def files(store: ObjectCache) -> list[Path]:
-    return sorted(path for path in Path(store.directory).rglob("*") if path.is_file())
-
-
-def counters(store: ObjectCache) -> tuple[int, int, int, int]:
-    info = store.info()
-    return info.hits, info.misses, info.rejected, info.write_errors
 
 
 def test_round_trip(store: ObjectCache) -> None:

@@ -16,10 +16,8 @@ import pytest
 
 from leanconv import cache
 from leanconv.cache import ObjectCache, make_key
+from stores import DATA, KEY, OTHER, counters, file_of, files
 
-KEY = make_key({"kernel": "direct"})
-OTHER = make_key({"kernel": "pointwise"})
-DATA = bytes(range(256)) * 3
 posix = pytest.mark.skipif(os.name != "posix", reason="owners and modes of files")
 
 
@@ -33,19 +31,6 @@ def file(store: ObjectCache) -> Path:
     """The file of an entry that has been stored."""
     assert store.put(KEY, DATA, {"algorithm": "direct"})
     return file_of(store, KEY)
-
-
-def file_of(store: ObjectCache, key: str) -> Path:
-    return Path(store.directory, "objects", key[:2], key + ".lco")
-
-
-def files(store: ObjectCache) -> list[Path]:
-    return sorted(path for path in Path(store.directory).rglob("*") if path.is_file())
-
-
-def counters(store: ObjectCache) -> tuple[int, int, int, int]:
-    info = store.info()
-    return info.hits, info.misses, info.rejected, info.write_errors
 
 
 @posix

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import inspect
 import pickle
 from collections.abc import Callable
 from dataclasses import field
@@ -142,6 +143,7 @@ def told(kinds: dict[str, Any]) -> list[Any]:
         [repr(copy.deepcopy(each)) for each in objects],
         [hasattr(each, "__dict__") for each in objects],
         [kind.__match_args__ for kind in kinds.values()],
+        [str(inspect.signature(kind)) for kind in kinds.values()],
         [getattr(kind, "__slots__", None) for kind in kinds.values()],
         (open_.sizes, vars(open_(3)), hasattr(open_, "more")),
         [(kind.__doc__, kind.__qualname__, kind.__module__) for kind in kinds.values()],

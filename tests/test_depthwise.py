@@ -204,7 +204,7 @@ def test_what_is_asked_for_ahead_changes_no_bit(
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
 def test_what_lies_in_the_last_cache_is_asked_for_ahead(target: Target) -> None:
     problem = make_problem(2, (1, 56, 56, 32), (32, 1, 3, 3), dtype="float32", padding=1, groups=32, layout="NHWC")
-    for l2, l3, asked in ((1 << 20, 1 << 25, False), (1 << 17, 1 << 25, True), (1 << 17, 1 << 19, False)):
+    for l2, l3, asked in ((1 << 20, 1 << 25, False), (1 << 17, 1 << 25, True), (1 << 17, 1 << 19, True)):
         (phase,) = Depthwise().lower(problem, Host(target, 1 << 15, l2, l3), 1, None, {}).phases
         module = Module()
         phase.spec.emit(module, "tested")

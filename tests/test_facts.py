@@ -41,8 +41,8 @@ def package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     now = facts.time.time()
     monkeypatch.setattr(facts.time, "time", lambda: now + 1000)
     read: list[str] = []
-    whole = Path.read_bytes
-    monkeypatch.setattr(facts.Path, "read_bytes", lambda path: (read.append(path.name), whole(path))[1])
+    whole = facts._content
+    monkeypatch.setattr(facts, "_content", lambda path: (read.append(path), whole(path))[1])
 
     def digest(*places: str) -> tuple[str, int]:
         """The digest as another process finds it, and how many files were read for it."""

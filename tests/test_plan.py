@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import threading
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import leanconv
 from leanconv import BoundPlan, Plan, Problem
 from leanconv.algorithms import REGISTRY
+from leanconv.bench.layers import read_csv
 from leanconv.errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -188,28 +190,37 @@ def test_binding_from_many_threads() -> None:
     assert not failures
 
 
-@pytest.mark.parametrize("path", NETWORKS, ids=lambda path: path.stem)
-def test_layers_of_real_networks(path: Path) -> None:
-    """Every layer has a plan by every algorithm that lists it, in both layouts; nothing is compiled or run."""
-    from leanconv.bench.layers import read_csv
+SHARDS = 16
 
-    layers = read_csv(path)
-    assert layers
-    for layer in layers:
-        for layout in ("NCHW", "NHWC"):
-            x_shape, w_shape = layer.shapes(layout)
-            options = layer.options(layout)
-            options.pop("x_shape", None), options.pop("w_shape", None)
-            listed = leanconv.algorithms(x_shape, w_shape, threads=2, **options)
-            assert {"direct", "reference"} <= {info.name for info in listed if info.applies}
-            for info in listed:
-                if not info.applies:
-                    assert info.reason
-                    continue
-                plan = leanconv.plan(x_shape, w_shape, threads=2, algorithm=info.name, **options)
-                assert plan.workspace_bytes == info.workspace_bytes
-                assert plan.packed_weight_bytes == info.packed_weight_bytes
-                assert info.name != "direct" or plan.workspace_bytes == 0
-                assert re.match(r"<Plan conv[123]d f32 .*>$", repr(plan))
-            plan = leanconv.plan(x_shape, w_shape, threads=2, **options)
-            assert plan.algorithm != "reference"
+
+@functools.cache
+def layers_of_networks() -> list[tuple[Any, Any, dict[str, Any]]]:
+    """Shapes and options of all layers of all networks in both layouts; what several of them have, once."""
+    found = {}
+    for path in NETWORKS:
+        layers = read_csv(path)
+        assert layers, path
+        for layer in layers:
+            for layout in ("NCHW", "NHWC"):
+                shapes, options = layer.shapes(layout), layer.options(layout)
+                found[repr((shapes, sorted(options.items())))] = (*shapes, options)
+    return list(found.values())
+
+
+@pytest.mark.parametrize("shard", range(SHARDS))
+def test_layers_of_real_networks(shard: int) -> None:
+    """Every layer has a plan by every algorithm that lists it, in both layouts; nothing is compiled or run."""
+    for x_shape, w_shape, options in layers_of_networks()[shard::SHARDS]:
+        listed = leanconv.algorithms(x_shape, w_shape, threads=2, **options)
+        assert {"direct", "reference"} <= {info.name for info in listed if info.applies}
+        for info in listed:
+            if not info.applies:
+                assert info.reason
+                continue
+            plan = leanconv.plan(x_shape, w_shape, threads=2, algorithm=info.name, **options)
+            assert plan.workspace_bytes == info.workspace_bytes
+            assert plan.packed_weight_bytes == info.packed_weight_bytes
+            assert info.name != "direct" or plan.workspace_bytes == 0
+            assert re.match(r"<Plan conv[123]d f32 .*>$", repr(plan))
+        plan = leanconv.plan(x_shape, w_shape, threads=2, **options)
+        assert plan.algorithm != "reference"

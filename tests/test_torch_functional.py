@@ -194,6 +194,26 @@ def test_operators(activation: str | None) -> None:
         torch.library.opcheck(operators.convolution_weights, (x, grad, [3, 3], *arguments))
 
 
+@settings(settings.get_profile("engine"), max_examples=3)
+@given(layer=layers())
+def test_operators_on_random_problems(layer: Any) -> None:
+    """The same for layers of any geometry, and for both gradients."""
+    from leanconv.torch import operators
+    from leanconv.torch.options import options
+
+    ndim, x_shape, w_shape, keywords = layer
+    x, w, _ = (t.requires_grad_() for t in tensors(x_shape, w_shape, True, torch.float64))
+    arguments = options(ndim, *(keywords[name] for name in ("stride", "padding", "dilation", "groups"))).arguments()
+    grad = torch.ones_like(operators.convolution(x, w, None, None, *arguments)).requires_grad_()
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    for operator, given_ in (
+        (operators.convolution, (x, w, None, None)),
+        (operators.convolution_data, (grad, w, list(x_shape[2:]))),
+        (operators.convolution_weights, (x, grad, list(w_shape[2:]))),
+    ):
+        torch.library.opcheck(operator, (*given_, *arguments), test_utils=checks)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit.script:DeprecationWarning")
 def test_vmap_and_func() -> None:
     """Images, weights or both mapped, under gradients too; Jacobians in both modes."""

@@ -24,6 +24,7 @@ from leanconv.bench.models import make_model  # noqa: E402 - needs PyTorch
 
 SMALL: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "resnet18": ({"classes": 10, "width": 16}, (2, 3, 64, 64)),
+    "resnet50": ({"classes": 10, "width": 8}, (1, 3, 32, 32)),
     "mobilenet_v2": ({"classes": 10, "width": 0.25}, (1, 3, 64, 64)),
     "squeezenet": ({"classes": 10}, (1, 3, 63, 63)),
     "vgg16": ({"classes": 10, "width": 16, "hidden": 64}, (1, 3, 64, 64)),

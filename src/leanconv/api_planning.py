@@ -12,7 +12,7 @@ from leanconv.backward.api import weights_problem
 from leanconv.backward.explain import explain_gradient
 from leanconv.checks import flag, integer
 from leanconv.directions import problem_of
-from leanconv.errors import ArgumentTypeError
+from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.keywords import AnyProblemOptions, takes
 from leanconv.plan import Plan
 from leanconv.planning.explain import Explanation, explain_problem
@@ -94,6 +94,7 @@ def plan_network(
     algorithm: AlgorithmLike = "auto",
     accuracy: str = "standard",
     deterministic: bool = False,
+    leaner: float = 0.0,
 ) -> NetworkPlan:
     """Plan the layers of a network together, under one limit.
 
@@ -107,12 +108,18 @@ def plan_network(
         algorithm: as in `plan`; so are accuracy and deterministic.
         accuracy: see there.
         deterministic: see there.
+        leaner: without a limit, the part of the shortest time predicted by which the network may take longer if that
+            saves packed weights.
 
     Raises:
         ArgumentTypeError: an argument of the wrong type.
         ArgumentValueError: a value that is not allowed.
         MemoryLimitError: no plans fit the limit; says the least that would do.
     """
+    if not isinstance(leaner, int | float) or isinstance(leaner, bool):
+        raise ArgumentTypeError("leaner", leaner, "must be a number")
+    if not 0 <= leaner <= 1:
+        raise ArgumentValueError("leaner", leaner, "must be from 0 to 1")
     return plan_layers(
         _layers(layers),
         get_num_threads() if threads is None else integer("threads", threads, 1),
@@ -121,6 +128,7 @@ def plan_network(
         algorithm=algorithm,
         accuracy=accuracy,
         deterministic=deterministic,
+        leaner=leaner,
     )
 
 

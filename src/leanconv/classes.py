@@ -70,6 +70,7 @@ def _defined(written: type, slotted: bool, frozen: bool, kw_only: bool) -> type:
     names = tuple(defaults)
     more = _methods(names, frozen, slotted)
     more |= {"_defaults": defaults, _FIELDS: _Fields(written, frozen, kw_only), "__match_args__": tuple(positional)}
+    more["__signature__"] = _SIGNATURE
     if frozen:
         more |= {"__setattr__": _refuse, "__delattr__": _refuse}
     body = {**more, **space, "__qualname__": written.__qualname__}
@@ -117,13 +118,14 @@ def _initializer(
     def __init__(self: Any, /, *args: Any, **given: Any) -> None:
         complete = args if len(args) == count and not given else bind(args, given)
         if slotted:
-            for put, value in zip(setters, complete, strict=True):
+            for put, value in zip(setters, complete):  # noqa: B905 (as many as there are; kernels make thousands)
                 put(self, value)
         else:
             self.__dict__.update(zip(names, complete, strict=True))
         if after is not None:
             after(self)
 
+    __init__._of_fields = True  # type: ignore[attr-defined]
     return __init__
 
 
@@ -177,3 +179,34 @@ class _Fields:
         setattr(made, _PARAMS, found.__dict__[_PARAMS])
         setattr(made, _FIELDS, found.__dict__[_FIELDS])
         return found.__dict__[_FIELDS]
+
+
+class _Signature:
+    """Makes the signature of a class when it is asked for."""
+
+    def __get__(self, instance: object, owner: type) -> inspect.Signature | None:
+        if instance is not None or not hasattr(inspect.getattr_static(owner, "__init__"), "_of_fields"):
+            return None  # the object is no function of the fields, or the class has an __init__ of its own
+        positional = inspect.getattr_static(owner, "__match_args__")
+        found = dataclasses.fields(owner)
+        parameters = [_parameter(each, named=each.name not in positional) for each in found]
+        parameters.sort(key=lambda parameter: parameter.kind)
+        return inspect.Signature(parameters, return_annotation=None)
+
+
+def _parameter(of: dataclasses.Field[Any], *, named: bool) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY if named else inspect.Parameter.POSITIONAL_OR_KEYWORD
+    default = inspect.Parameter.empty if of.default is dataclasses.MISSING else of.default
+    if of.default_factory is not dataclasses.MISSING:
+        default = _FACTORY
+    return inspect.Parameter(of.name, kind, default=default, annotation=of.type)
+
+
+class _Factory:
+    """Stands for a default that is made for each object."""
+
+    def __repr__(self) -> str:
+        return "<factory>"
+
+
+_SIGNATURE, _FACTORY = _Signature(), _Factory()

@@ -6,9 +6,10 @@ one kernel in a process, and one file on disk between processes.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from leanconv.classes import dataclass
@@ -45,7 +46,8 @@ class Kernel:
 
 _NAME = "kernel"
 _kernels: dict[KernelSpec, Kernel] = {}
-_lock = new_lock()
+_making: dict[object, contextlib.AbstractContextManager[bool]] = {}  # locks, of what is being compiled
+_runtimes: dict[Target, tuple[jit.Linked, int, int, int]] = {}
 
 
 @functools.cache
@@ -82,7 +84,7 @@ def kernel(spec: KernelSpec) -> Kernel:
     """
     found = _kernels.get(spec)
     if found is None:
-        with _lock:
+        with _alone(spec):
             found = _kernels.get(spec)
             if found is None:
                 emit = functools.partial(spec.emit, name=_NAME)
@@ -91,8 +93,18 @@ def kernel(spec: KernelSpec) -> Kernel:
     return found
 
 
+@contextlib.contextmanager
+def _alone(what: object) -> Iterator[None]:
+    """The only thread that makes something; others do so at the same time with something else."""
+    with _making.setdefault(what, new_lock()):
+        try:
+            yield
+        finally:
+            _making.pop(what, None)
+
+
 def prepare(specs: Iterable[KernelSpec]) -> None:
-    """Compile the kernels of specifications, in several processes if many are new.
+    """Compile the kernels of specifications, on several threads, or in several processes if many are new.
 
     Raises:
         CompileError: as `kernel`.
@@ -100,7 +112,7 @@ def prepare(specs: Iterable[KernelSpec]) -> None:
     from leanconv import compilers
 
     wanted = [spec for spec in dict.fromkeys(specs) if spec not in _kernels]
-    if len(wanted) < compilers.MANY or compilers.processes() == 1:
+    if not wanted or compilers.processes() == 1:
         return  # `kernel` does it when it is asked
     new = [spec for spec in wanted if not object_cache().holds(cache_key(identity(spec)))]
     if len(new) >= compilers.MANY:
@@ -116,6 +128,10 @@ def prepare(specs: Iterable[KernelSpec]) -> None:
 
         tell("compile", 0, len(new))
         compilers.compile_together(new, keep, here)
+    elif new:
+        # The thread pool's native side is soon needed too, and takes as long to compile as a kernel. The phase that
+        # sums comes last, and takes longest.
+        compilers.side_by_side([runtime_functions, *(functools.partial(kernel, spec) for spec in new)])
 
 
 def identity(spec: KernelSpec) -> str:
@@ -132,24 +148,25 @@ def object_code(spec: KernelSpec) -> tuple[tuple[str, ...], bytes]:
 
 def _keep(spec: KernelSpec, fields: tuple[str, ...], code: bytes) -> None:
     """Link and store what another process has compiled."""
-    with _lock:
+    with _alone(spec):
         if spec not in _kernels:
             linked = jit.Linked(code, (_NAME,))
             _kernels[spec] = Kernel(linked.addresses[_NAME], fields, linked)
             _store(spec.target, identity(spec), fields, code)
 
 
-@functools.cache
 def runtime_functions() -> tuple[jit.Linked, int, int, int]:
     """The thread pool's native side: what keeps it in memory, then the addresses of submit, worker and share."""
     from leanconv.kernels.runtime import emit_runtime
 
     target = jit.host_target()
     names = ("leanconv_submit", "leanconv_worker", "leanconv_share")
-    with _lock:
-        _, linked = _obtain(target, f"runtime {target!r}", lambda module: emit_runtime(module, target), names)
-    submit, worker, share = (linked.addresses[name] for name in names)
-    return linked, submit, worker, share
+    with _alone(target):
+        if target not in _runtimes:
+            _, linked = _obtain(target, f"runtime {target!r}", lambda module: emit_runtime(module, target), names)
+            submit, worker, share = (linked.addresses[name] for name in names)
+            _runtimes[target] = (linked, submit, worker, share)
+    return _runtimes[target]
 
 
 def _obtain(

@@ -1,8 +1,9 @@
-"""Kernels of a whole network compiled by several processes at once.
+"""Kernels compiled by several threads at once, and those of a whole network by several processes.
 
-LLVM's bindings take one lock for all that they do, so threads gain nothing; and a process to compile in costs a third
-of a second to start.  So programs of many new kernels start some, hand them one specification at a time, and compile
-along themselves; what a process that dies was given is done by the others.
+LLVM compiles on any number of threads, but a quarter of the time goes to making its text, which only one thread of a
+process does at a time; and a process to compile in costs a third of a second to start.  So few new kernels are shared
+among threads. Programs of many start processes, hand them one specification at a time, and compile along themselves;
+what a process that dies was given is done by the others.
 """
 
 from __future__ import annotations
@@ -39,6 +40,36 @@ def processes() -> int:
     if not text.isdigit() or int(text) < 1:
         raise ArgumentValueError(SETTING, text, "must be a number of processes, at least 1")
     return int(text)
+
+
+def side_by_side(tasks: Sequence[Callable[[], object]]) -> None:
+    """Do what can be done in any order, on this thread, which begins with the last, and on others.
+
+    What fails on another thread has to be asked for again, and then says why.
+    """
+    waiting = list(tasks)
+
+    def take(index: int) -> Callable[[], object] | None:
+        try:
+            return waiting.pop(index)
+        except IndexError:
+            return None
+
+    def help_along() -> None:
+        while (task := take(0)) is not None:
+            with contextlib.suppress(Exception):
+                task()
+
+    helpers = [threading.Thread(target=help_along, daemon=True) for _ in range(min(processes(), len(tasks)) - 1)]
+    for helper in helpers:
+        helper.start()
+    try:
+        while (task := take(-1)) is not None:
+            task()
+    finally:
+        waiting.clear()
+        for helper in helpers:
+            helper.join()
 
 
 def compile_together(specs: Sequence[KernelSpec], deliver: Deliver, here: Callable[[KernelSpec], object]) -> None:

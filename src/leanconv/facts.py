@@ -51,8 +51,7 @@ def digest_of_sources(*places: str) -> str:
     def read() -> str:
         digest = hashlib.sha256()
         for name, path, _ in states:
-            with open(path, "rb") as file:
-                digest.update(name.encode() + b"\0" + file.read())
+            digest.update(name.encode() + b"\0" + _content(path))
         return digest.hexdigest()
 
     newest = max((status.st_ctime for _, _, status in states), default=0.0)
@@ -60,3 +59,8 @@ def digest_of_sources(*places: str) -> str:
         return read()
     known = [(path, s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino, s.st_dev) for _, path, s in states]
     return remembered({"kind": "sources 1", "files": repr(known)}, read)
+
+
+def _content(path: str) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()

@@ -24,15 +24,34 @@ def _anywhere(problem: Problem) -> bool:
     return True
 
 
+def _with_one_tap(problem: Problem) -> bool:
+    """Those of phases of a transposed convolution may have one each."""
+    return problem.taps == 1 or problem.direction == "transposed"
+
+
 def _with_taps(problem: Problem) -> bool:
     return problem.taps > 1
+
+
+def _batch_last(problem: Problem) -> bool:
+    """Where bands of windows are ahead of every band that is transposed."""
+    return problem.layout.startswith("CHWN")
+
+
+def _with_many_taps(problem: Problem) -> bool:
+    """As many, along one axis or several, as an FFT needs to win: to find its windows takes a millisecond."""
+    return problem.taps >= (25 if sum(taps > 1 for taps in problem.kernel) > 1 else 7)
+
+
+def _with_very_many_taps(problem: Problem) -> bool:
+    """The same for one channel in and one out."""
+    return problem.group_in == 1 and problem.taps >= (121 if sum(taps > 1 for taps in problem.kernel) > 1 else 31)
 
 
 class Place(NamedTuple):
     """Where an algorithm is, and for which problems "auto" looks at it.
 
-    `look` spares the import of what is not automatic, or refuses, anyway: where it is true the algorithm itself decides
-    (`weighed`, `refusal`).
+    `look` is false where the algorithm never wins, or refuses anyway; what it is false for is not imported.
     """
 
     module: str
@@ -44,7 +63,7 @@ PUBLISHED: dict[str, Place] = {
     "depthwise": Place("depthwise", "Depthwise", lambda problem: problem.group_in == 1),
     "grouped": Place("grouped", "Grouped", lambda problem: problem.groups > 1),
     "direct_band": Place("band", "DirectBand", _anywhere),
-    "pointwise": Place("pointwise", "Pointwise", lambda problem: problem.taps == 1),
+    "pointwise": Place("pointwise", "Pointwise", _with_one_tap),
     "direct": Place("direct", "Direct", _anywhere),
     "im2row_strip": Place("im2row", "Im2rowStrip"),
     "im2col_strip": Place("im2col", "Im2colStrip"),
@@ -53,7 +72,7 @@ PUBLISHED: dict[str, Place] = {
     "im2row_blas": Place("lowered_blas", "Im2rowBlas"),
     "im2col_blas": Place("lowered_blas", "Im2colBlas"),
     "reference": Place("reference", "Reference"),
-    "im2win_band": Place("im2win", "Im2winBand", lambda problem: problem.layout.startswith("CHWN")),
+    "im2win_band": Place("im2win", "Im2winBand", _batch_last),
     "im2win": Place("im2win", "Im2win"),
     "mec": Place("mec", "Mec"),
     "mec_a": Place("mec", "MecA"),
@@ -79,9 +98,9 @@ PUBLISHED: dict[str, Place] = {
     "winograd_f2_on_the_fly": Place("winograd", "WinogradF2OnTheFly", _with_taps),
     "winograd_f4_on_the_fly": Place("winograd", "WinogradF4OnTheFly", _with_taps),
     "winograd_f6_on_the_fly": Place("winograd", "WinogradF6OnTheFly", _with_taps),
-    "fft": Place("fft", "Fft", lambda problem: problem.taps >= 7),
-    "fft_whole": Place("fft", "FftWhole", lambda problem: problem.taps >= 7),
-    "fft_depthwise": Place("fft_depthwise", "FftDepthwise", lambda problem: problem.group_in == 1 < problem.taps),
+    "fft": Place("fft", "Fft", _with_many_taps),
+    "fft_whole": Place("fft", "FftWhole", _with_many_taps),
+    "fft_depthwise": Place("fft_depthwise", "FftDepthwise", _with_very_many_taps),
 }
 """The algorithms of this package, the one preferred where several apply first."""
 
@@ -117,9 +136,9 @@ class Registry:
         return found
 
     def weighed(self, problem: Problem) -> tuple[str, ...]:
-        """The names of those that "auto" weighs for a problem; of others no more than their place is looked at."""
-        names = [name for name, place in PUBLISHED.items() if place.look(problem)]
-        return tuple(name for name in (*names, *self._added) if self[name].weighed(problem))
+        """The names of those that "auto" weighs for a problem."""
+        published = (name for name, place in PUBLISHED.items() if place.look(problem))
+        return (*published, *(name for name, added in self._added.items() if added.weighed(problem)))
 
     def add(self, algorithm: Algorithm) -> None:
         """Add one, behind all others."""

@@ -26,6 +26,7 @@ from leanconv.algorithms.dense import (
     CoreInput,
     dense_phase,
     image_input,
+    is_matrix,
     output_refusal,
     pack_weights,
     rows_input,
@@ -93,6 +94,10 @@ class DirectBand(Algorithm):
         "(the core); the band is packed as a GEMM packs its panels (K. Goto, R. van de Geijn, TOMS 2008)"
     )
     tunables: ClassVar[Mapping[str, str]] = {"rows": "output rows whose band a thread copies at one time"}
+
+    def weighed(self, problem: Problem) -> bool:
+        """Wherever a copy may lie better than the image does."""
+        return not is_matrix(problem)
 
     def refusal(self, problem: Problem) -> str | None:
         """Any problem whose output the core can store into."""

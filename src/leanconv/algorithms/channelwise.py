@@ -156,6 +156,7 @@ def channel_kernel(
         epilogue=Epilogue(p.activation, p.residual),
         stream=streams(p, host) and whole_vectors(p, host, lanes),
         fetch=fetched(p, host) if edges.known and not near else 0,
+        linear=True,
     )
     fields = {
         "row_count": math.prod(p.out_size[:-1]),
@@ -178,6 +179,7 @@ def channel_phase(
     rows, strips = fields["row_count"], fields["strip_count"]
     section = unit_section(p, host, lanes, spec.width)
     sections = -(-fields["unit_count"] // section)
+    spec = replace(spec, linear=spec.fetch > 0 and sections == 1)
     wanted = -(-wanted_chunks(p, threads, SMALLEST) // max(1, p.batch * sections))
     bands = min(rows, wanted)
     columns = min(strips, -(-wanted // bands))

@@ -85,6 +85,17 @@ def rows_input(problem: Problem) -> CoreInput | None:
     return CoreInput(source, (1,), problem.group_in, unit, False, fields)
 
 
+def is_matrix(problem: Problem) -> bool:
+    """Whether the image is a matrix with a row per output pixel, channels adjacent: to copy it gains nothing.
+
+    Sixteen layers of 24 to 2048 channels: the better of two copies took 1.02 times as long as reading in place with one
+    thread, 1.06 with two.
+    """
+    p = problem
+    plain = p.taps == 1 and set(p.stride) == {1} and not any((*p.pad_low, *p.pad_high))
+    return plain and (p.x_strides[1] == 1 or p.in_channels == 1) and rows_input(p) is not None
+
+
 def even_stride(strides: tuple[int, ...], sizes: tuple[int, ...]) -> int | None:
     """The distance between pixels counted along the last dimension first, if it is the same everywhere."""
     step: int | None = None

@@ -149,12 +149,6 @@ class Fft(Algorithm):
     tunables: ClassVar[Mapping[str, str]] = {"tiles": "tiles that a thread takes through all steps at one time"}
     whole: ClassVar[bool] = False
     longest: ClassVar[int] = LONGEST_TILE
-    fewest: ClassVar[tuple[int, int]] = (7, 25)  # taps of one axis, and of several, below which others always win
-
-    def weighed(self, problem: Problem) -> bool:
-        """Only for large kernels: to find windows takes a millisecond."""
-        axes = sum(taps > 1 for taps in problem.kernel)
-        return self.automatic and problem.taps >= self.fewest[axes > 1]
 
     def refusal(self, problem: Problem) -> str | None:
         """Several taps, no stride, and windows that straight-line transforms can be."""

@@ -57,7 +57,6 @@ class FftDepthwise(Fft):
     )
     tunables: ClassVar[Mapping[str, str]] = {}
     longest: ClassVar[int] = LONGEST
-    fewest: ClassVar[tuple[int, int]] = (31, 121)
 
     def refusal(self, problem: Problem) -> str | None:
         """One channel in and out of each group, and what all FFTs want."""

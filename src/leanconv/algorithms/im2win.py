@@ -70,10 +70,6 @@ class Im2winBand(Algorithm):
     paper: ClassVar[str] = PAPER
     tunables: ClassVar[Mapping[str, str]] = {"band": "output rows staged at one time by a thread"}
 
-    def weighed(self, problem: Problem) -> bool:
-        """With the batch last, where it is ahead of every band that is transposed."""
-        return problem.layout in BATCH_LAST
-
     def refusal(self, problem: Problem) -> str | None:
         """Any problem whose output the core can store into."""
         return output_refusal(problem) or (adjacent_refusal(problem) if problem.layout in BATCH_LAST else None)

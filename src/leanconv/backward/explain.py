@@ -56,7 +56,7 @@ def _row(
     if plan.algorithm == chosen.algorithm:
         verdict = CHOSEN
     elif algorithm != "auto" or not automatic:
-        verdict, reason = UNFIT, "excluded" if automatic else "only to compare with"
+        verdict, reason = UNFIT, "excluded" if automatic else "taken by name only"
     elif not fits(entry, limit):
         verdict, reason = OVER, f"needs {format_bytes(plan.workspace_bytes)}"
     return Verdict(

@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 row.peak_bytes = {side: peak_bytes(one, row.threads) for side, one in sides.items()}
                 rows.append(row)
                 print(row, flush=True)
-    _summary(rows)
+    summarise(rows)
     if given.json:
         found = {"swap": swap, "share_threads": given.share_threads, "rows": [asdict(row) for row in rows]}
         Path(given.json).write_text(json.dumps(found, indent=1), encoding="utf-8")
@@ -136,7 +136,7 @@ def _timed(sides: dict[str, Work], counts: Sequence[int], rounds: int, seconds: 
     return rows
 
 
-def _summary(rows: Sequence[Row]) -> None:
+def summarise(rows: Sequence[Row]) -> None:
     """Print means, and the rows that stand out."""
     mean = math.exp(statistics.mean(math.log(row.ratio) for row in rows))
     print(f"geometric mean of the ratios: {mean:.2f}, least {min(row.ratio for row in rows):.2f}")

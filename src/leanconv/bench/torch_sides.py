@@ -105,9 +105,11 @@ def _serve(pipe: Any, work: Work, threads: int) -> None:
     x = _warm(work, threads)
     with torch.no_grad(), contextlib.suppress(EOFError, KeyboardInterrupt):
         model = _prepared(make_model(work.network), work, x)
-        pipe.send(model(x).numpy())
+        start = time.perf_counter()
+        output = model(x)
+        last = time.perf_counter() - start
+        pipe.send(output.numpy())
         seen = {threads}
-        _, last = _called(model, x)
         while True:
             threads = pipe.recv()
             torch.set_num_threads(threads)
@@ -117,18 +119,13 @@ def _serve(pipe: Any, work: Work, threads: int) -> None:
             if last < LONG or (work.side == "leanconv" and threads not in seen):
                 model(x)
             seen.add(threads)
-            seconds, last = _called(model, x)
+            seconds: list[float] = []
+            while len(seconds) < (1 if sum(seconds) > LONG else CALLS):
+                start = time.perf_counter()
+                model(x)
+                seconds.append(time.perf_counter() - start)
+            last = seconds[-1]
             pipe.send(seconds)
-
-
-def _called(model: Any, x: Any) -> tuple[list[float], float]:
-    """Seconds of a few calls, or of one if it is long; and of the last."""
-    seconds: list[float] = []
-    while len(seconds) < (1 if sum(seconds) > LONG else CALLS):
-        start = time.perf_counter()
-        model(x)
-        seconds.append(time.perf_counter() - start)
-    return seconds, seconds[-1]
 
 
 def _measure(pipe: Any, work: Work, threads: int) -> None:

@@ -1,4 +1,4 @@
-"""The only module that talks to LLVM: IR text to object bytes; and object bytes to callable addresses.
+"""Between our code and LLVM's: IR text to object bytes; and object bytes to callable addresses.
 
 Kept to what survives LLVM's releases: parse, verify, emit an object without any pass pipeline (the IR is
 already unrolled and vectorised; LLVM's default pipeline costs 9 to 20 ms a kernel, leaks about 70 KB a module
@@ -46,19 +46,11 @@ if hasattr(os, "register_at_fork"):
 
 @functools.cache
 def _llvm() -> Any:
-    """llvmlite.binding, loaded when the first kernel is wanted (about 50 ms), with the native target ready."""
+    """Llvmlite's bindings, with the native target ready; for all but compilations, which do without them."""
     import llvmlite.binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    return llvm
-
-
-@functools.cache
-def _all_targets() -> Any:
-    llvm = _llvm()
-    llvm.initialize_all_targets()
-    llvm.initialize_all_asmprinters()
     return llvm
 
 
@@ -77,13 +69,9 @@ def llvm_version() -> str:
 
 def ask_llvm() -> HostFacts:
     """What LLVM, which this loads, says about this machine and itself."""
-    llvm = _llvm()
-    return HostFacts(
-        llvm=".".join(map(str, llvm.llvm_version_info)),
-        triple=llvm.get_process_triple(),
-        cpu=llvm.get_host_cpu_name(),
-        features=llvm.get_host_cpu_features().flatten(),
-    )
+    from leanconv.codegen.llvm import describe_host
+
+    return HostFacts(*describe_host())
 
 
 @functools.cache
@@ -117,29 +105,19 @@ def host_target() -> Target:
 
 def compile_object(text: str, target: Target) -> bytes:
     """Machine code for a module of LLVM assembly, as the bytes of an object file."""
-    return bytes(_machine_code(text, target, assembly=False))
+    return _machine_code(text, target, assembly=False)
 
 
 def compile_assembly(text: str, target: Target) -> str:
     """The same machine code as assembly text, for reading and for tests; any target, whatever the host."""
-    return str(_machine_code(text, target, assembly=True))
+    return _machine_code(text, target, assembly=True).decode()
 
 
-def _machine_code(text: str, target: Target, *, assembly: bool) -> Any:
-    with _lock:
-        llvm = _llvm() if target.triple == _llvm().get_process_triple() else _all_targets()
-        # Level 2 takes a fifth longer and gains nothing: what it would move and merge is written as it should run.
-        machine = llvm.Target.from_triple(target.triple).create_target_machine(
-            cpu=target.cpu, features=target.features, opt=1, reloc="pic", codemodel="small"
-        )
-        try:
-            module = llvm.parse_assembly(text)
-            module.triple = target.triple
-            module.data_layout = str(machine.target_data)
-            module.verify()
-        except RuntimeError as error:
-            raise CompileError(f"LLVM refused a generated kernel: {error}") from error
-        return machine.emit_assembly(module) if assembly else machine.emit_object(module)
+def _machine_code(text: str, target: Target, *, assembly: bool) -> bytes:
+    from leanconv.codegen.llvm import machine_code  # only here: most processes find their kernels in the cache
+
+    native = target.triple == host_facts().triple
+    return machine_code(text, target.triple, target.cpu, target.features, native=native, assembly=assembly)
 
 
 class Linked:

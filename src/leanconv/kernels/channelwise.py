@@ -45,7 +45,7 @@ class ChannelwiseSpec:
 
     Tiles are `width` pixels wide, or one less (`short`); `single`: one tile is a whole row; `rest` groups are left
     for the last unit (0: none); `stream`: outputs are stored past the caches where they can be; `fetch` arrays (image,
-    output) are asked for a tile ahead.
+    output) are asked for a tile ahead, in the order of memory if `linear`.
     Buffers: x, w (packed [unit][part][bias][taps][channels][lanes]), out, residual.
     Fields: `{n,b,t,u}_{div,count}` split the chunk's number into image, band of rows, strips and units; `band`,
     `strips`, `units` a chunk, `row_count`, `strip_count`, `strip_long` (those of full width), `unit_count`,
@@ -67,6 +67,7 @@ class ChannelwiseSpec:
     epilogue: Epilogue
     stream: bool = False
     fetch: int = 0
+    linear: bool = False
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""

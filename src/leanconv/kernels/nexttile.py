@@ -23,15 +23,23 @@ def fetch_next(
 ) -> None:
     """Ask for the pixels under the next tile that no row before has read, and for its outputs if `out` is given.
 
-    `x` is the pixel at the corner of this tile, `out` its first output, for the channels of unit number `unit`; the
-    units whose channels share a line ask for some of the tile's pixels each. Behind the last tile of a row this is the
-    next row, where it begins if the image has no gaps; nothing is read, so it may lie behind the image.
+    `x` is the pixel at the corner of this tile, `out` its first output, for the channels of unit number `unit`. If a
+    chunk takes all channels (`spec.linear`) each unit asks for one piece of what comes, in the order in which it lies
+    in memory, as the processor expects it. Else each asks for its own channels, and those that share a line for some
+    of the pixels. Behind the last tile of a row this is the next row, where it begins if the image has no gaps; nothing
+    is read, so it may lie behind the image.
     """
     window, item = spec.window, 8 if spec.dtype == "float64" else 4
     inner = window.dims - 1
 
     def ask(base: Value, pitch: Value, pixels: int, channels: int, *, write: bool) -> None:
-        sharing = max(1, LINE // (spec.lanes.groups * channels * item))
+        nbytes = spec.lanes.groups * channels * item
+        if spec.linear:
+            base = fn.opaque(fn.gep(base, fn.mul(unit, (pixels - 1) * nbytes)))  # `base` has moved once for each unit
+            for line in range(-(-pixels * nbytes // LINE)):
+                fn.prefetch(base, line * LINE, write=write)
+            return
+        sharing = max(1, LINE // nbytes)
         count = -(-pixels // sharing)
         base = fn.opaque(fn.gep(base, fn.mul(fn.urem(unit, sharing), fn.mul(pitch, count))))
         for pixel in range(count):

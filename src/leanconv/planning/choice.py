@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+# What most algorithms are made of: imported with what every call needs, not by the first layers that use it.
+from leanconv.algorithms import columns, dense  # noqa: F401
 from leanconv.checks import flag, integer, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError, NotApplicableError
 from leanconv.plan import Plan

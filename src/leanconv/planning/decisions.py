@@ -23,7 +23,7 @@ Question = tuple[Problem, str | tuple[str, ...], str, bool, int, int | None, boo
 
 KEPT = 4096  # decisions that a process remembers
 _MOST_BYTES = 8 << 20
-_DECIDING = ("", "algorithms", "codegen", "kernels", "planning")  # folders of this package; the first is itself
+_DECIDING = ("", "algorithms", "planning")  # folders of this package, the first is itself; kernels have a digest
 _known: dict[Question, tuple[str, int]] = {}
 forget_with(_known.clear)
 
@@ -63,9 +63,10 @@ def _disk() -> ObjectCache:
 
 def _key(asked: Question) -> str:
     from leanconv.cache import make_key
+    from leanconv.compiled import generator_digest
     from leanconv.facts import digest_of_sources
     from leanconv.planning.figures import figures
     from leanconv.planning.records import machine_key
 
-    code = digest_of_sources(*_DECIDING)
+    code = generator_digest() + digest_of_sources(*_DECIDING)
     return make_key(machine_key("decision", code=code, figures=repr(figures()), asked=repr(asked)))

@@ -187,7 +187,10 @@ def explain_problem(
     rows = []
     for entry in found:
         verdict, reason = _verdict(entry, plan, limit, allowed.refused)
-        rows.append(_row(entry, verdict, reason, times.get(signature(entry.plan))))
+        took, chosen = times.get(signature(entry.plan)), times.get(signature(plan))
+        if verdict == SLOWER and took is not None and chosen is not None and took < chosen:
+            reason = 'by the model; measured faster, choose="measure" goes by that'
+        rows.append(_row(entry, verdict, reason, took))
     rows.sort(key=lambda row: (row.verdict != CHOSEN, row.verdict == UNFIT, row.verdict == OVER))
     rows += [_refused(name, reason) for name, reason in reasons.items() if reason is not None]
     offers = _offers(problem, plan, able, threads, limit, allowed.refused)

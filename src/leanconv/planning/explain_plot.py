@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from leanconv.machine import cpu_name
+from leanconv.planning.explain import UNFIT
 from leanconv.sizes import format_bytes
 
 if TYPE_CHECKING:
     from leanconv.planning.explain import Explanation, Verdict
     from leanconv.planning.lesson import Lesson
 
+_DPI = 120
+_LINE, _POINT = 18.0, 72 / 100  # pixels of a line of text before the picture is written, points of a pixel
 _CHOSEN, _FRONT, _OTHER = "#d55e00", "#0072b2", "0.6"  # of Okabe and Ito's colours
 
 
@@ -41,7 +45,9 @@ def draw(found: Explanation, path: str | Path, title: str = "") -> None:
     figure.suptitle(title or found.problem.describe(), fontsize="medium")
     threads = f"{found.threads} thread{'' if found.threads == 1 else 's'}"
     figure.supxlabel(f"{cpu_name()}, {threads}", fontsize="small", color="0.4")
-    figure.savefig(path, dpi=120)
+    figure.draw_without_rendering()  # where the dots are is known now
+    _labels(memory, found, rows)
+    figure.savefig(path, dpi=_DPI)
 
 
 def draw_lesson(found: Lesson, path: str | Path) -> None:
@@ -60,7 +66,7 @@ def draw_lesson(found: Lesson, path: str | Path) -> None:
     titles = [rate.title for rate in found.rates]
     drawn = rates.barh(titles, [rate.gflops for rate in found.rates], color=_FRONT)
     labels = [f"{rate.gflops:.1f}, {format_bytes(rate.workspace_bytes)} of workspace" for rate in found.rates]
-    rates.bar_label(drawn, labels, padding=4, fontsize=8)
+    rates.bar_label(drawn, labels, padding=4, fontsize=8, bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
     rates.axvline(found.peak_gflops, color="0.4", ls="--", lw=1)
     rates.set_xlim(right=1.6 * max(found.peak_gflops, *(rate.gflops for rate in found.rates)))
     rates.set_xlabel("GFLOP/s of the definition on one thread; dashed: peak of multiply-adds")
@@ -76,16 +82,17 @@ def draw_lesson(found: Lesson, path: str | Path) -> None:
         fontsize="medium",
     )
     figure.supxlabel(cpu_name(), fontsize="small", color="0.4")
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=_DPI)
 
 
 def front(rows: Sequence[Verdict]) -> list[Verdict]:
-    """Of rows with a time and bytes, measured ones if there are some: those that no other beats in both.
+    """Of rows that may run, measured ones if there are some: those that no other beats in both time and bytes.
 
     Fewest bytes first.
     """
     kept: list[Verdict] = []
-    known = [row for row in rows if row.measured_seconds is not None] or rows
+    able = [row for row in rows if row.verdict != UNFIT]
+    known = [row for row in able if row.measured_seconds is not None] or able
     for row in sorted(known, key=lambda row: (row.needed_bytes or 0, _seconds(row))):
         if not kept or _seconds(row) < _seconds(kept[-1]):
             kept.append(row)
@@ -108,8 +115,6 @@ def _time_against_memory(axes: Any, found: Explanation, rows: list[Verdict]) -> 
         axes.plot(
             [row.needed_bytes], [_seconds(row)], "o", color=colour, fillstyle="full" if filled else "none", zorder=2
         )
-        if colour != _OTHER:
-            axes.annotate(row.name, (row.needed_bytes, _seconds(row)), (5, 4), textcoords="offset points", color=colour)
     if found.memory_limit is not None:
         axes.axvline(found.memory_limit, color="0.4", ls="--", lw=1)
         axes.annotate("limit", (found.memory_limit, 1), (3, -10), xycoords=("data", "axes fraction"),
@@ -122,8 +127,32 @@ def _time_against_memory(axes: Any, found: Explanation, rows: list[Verdict]) -> 
     axes.set_xlim(left=-256)
     axes.set_yscale("log")
     axes.set_xlabel("workspace, and packed weights beyond the plain ones")
-    axes.set_ylabel("seconds of a call (filled: measured, hollow: predicted)")
+    axes.set_ylabel("time of a call (filled: measured, hollow: predicted)")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value * 1e3:g} ms")
     axes.grid(color="0.92", zorder=-1)
+    marks = [(_CHOSEN, "chosen"), (_FRONT, "none is better in both"), (_OTHER, "others, and those not allowed")]
+    for colour, text in marks:
+        axes.plot([], [], "o", color=colour, fillstyle="none", label=text)
+    axes.figure.legend(fontsize=8, loc="outside lower left", ncols=3, frameon=False)
+
+
+def _labels(axes: Any, found: Explanation, rows: list[Verdict]) -> None:
+    """Names beside the dots of the front and of what was chosen, none over another."""
+    best = front(rows)
+    named = [row for row in rows if _colour(found, row, best) != _OTHER]
+    points = {row.name: axes.transData.transform((row.needed_bytes, _seconds(row))) for row in named}
+    left, right = axes.bbox.x0, axes.bbox.x1
+    below = -math.inf
+    for row in sorted(named, key=lambda row: float(points[row.name][1])):
+        x, y = points[row.name]
+        at = max(y, below + _LINE)
+        below = at
+        inner = x > left + 0.7 * (right - left)
+        axes.annotate(
+            row.name, (row.needed_bytes, _seconds(row)), (-10 if inner else 10, (at - y) * _POINT + 3),
+            textcoords="offset points", ha="right" if inner else "left", color=_colour(found, row, best),
+            arrowprops={"arrowstyle": "-", "color": "0.7", "lw": 0.5, "shrinkA": 0, "shrinkB": 3},
+        )  # fmt: skip
 
 
 def _roofline(axes: Any, found: Explanation, rows: list[Verdict]) -> None:
@@ -143,7 +172,7 @@ def _roofline(axes: Any, found: Explanation, rows: list[Verdict]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("operations a byte of compulsory traffic")
-    axes.set_ylabel("GFLOP/s of the definition (Winograd and FFT multiply less)")
+    axes.set_ylabel("GFLOP/s of the definition")
     axes.grid(color="0.92", zorder=-1)
 
 

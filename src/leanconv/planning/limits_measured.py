@@ -34,7 +34,8 @@ class Taken:
         algorithm: what runs.
         threads: how many it uses at most.
         counted: bytes that count against the limit.
-        declared: bytes of workspace and packed weights, all that a bound plan needs beyond its arrays.
+        declared: bytes of workspace and of the weights that a bound plan keeps, all it needs beyond its arrays: packed
+            ones, or a copy of the plain ones if it packs none.
         measured: bytes by which the process grew at most; None where the system does not tell.
     """
 
@@ -135,7 +136,8 @@ def _case(case: dict[str, Any]) -> Taken:
     plan, bound = ready()
     bound(x, out=out)
     measured = memory.extra_bytes()
-    declared = plan.workspace_bytes + plan.packed_weight_bytes
+    kept = plan.packed_weight_bytes if plan.packing is not None else plan.problem.w_bytes
+    declared = plan.workspace_bytes + kept
     return Taken(case["layer"], case["limit"], plan.algorithm, plan.threads, plan.extra_bytes, declared, measured)
 
 

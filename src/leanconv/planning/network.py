@@ -27,6 +27,7 @@ from leanconv.staging import refusal
 
 LAYOUTS = ("NHWC", "NCHW")
 BUDGETS = (None, 1 << 20, 256 << 10, 64 << 10, 0)  # limits of single layers that are tried
+BYTE = 1e-10  # seconds that a byte saved may cost at most: its first touch, 0.1 us a KiB
 CONVERTED = 4.0  # slots of an element that changes its layout, as measured for transposes and copies
 
 
@@ -108,6 +109,7 @@ def plan_layers(
     algorithm: Any = "auto",
     accuracy: str = "standard",
     deterministic: bool = False,
+    leaner: float = 0.0,
 ) -> NetworkPlan:
     """Plan layers under one limit.
 
@@ -119,6 +121,8 @@ def plan_layers(
         algorithm: what may run, as in `plan`; so are accuracy and deterministic.
         accuracy: see there.
         deterministic: see there.
+        leaner: without a limit, the part of the shortest time predicted by which the network may take longer if that
+            saves packed weights.
 
     Raises:
         ArgumentValueError: a chain of layers with the batch last, which has no layouts to choose between.
@@ -151,7 +155,11 @@ def plan_layers(
             return NetworkPlan((), 0, 0, 0, 0.0)
         assert limit is not None and least is not None
         raise MemoryLimitError(limit, least, f"the network of {len(layers)} layers")
-    return _network(layers, best[1], first, chain)
+    if limit is not None or not leaner:
+        return _network(layers, best[1], first, chain)
+    level = max(option.workspace for option in best[1])
+    rows = [[option for option in row if option.workspace <= level] for row in table]
+    return _network(layers, _leaner(rows, best[1], leaner * best[0]), first, chain)
 
 
 def frontier(layers: Sequence[tuple[str, Problem]], threads: int, **options: Any) -> list[tuple[int, float]]:
@@ -290,6 +298,23 @@ def _within(
         else:
             low = middle
     return _filled(rows, best, spare)
+
+
+def _leaner(rows: list[list[LayerOption]], chosen: list[LayerOption], spare: float) -> list[LayerOption]:
+    """A choice less what its bytes are not worth: most bytes for a second first, so many seconds in all."""
+    chosen = list(chosen)
+    while True:
+        swaps = [
+            ((now.weights - option.weights) / max(option.seconds - now.seconds, 1e-12), at, option)
+            for at, (now, row) in enumerate(zip(chosen, rows, strict=True))
+            for option in row
+            if option.layout == now.layout and option.weights < now.weights and option.seconds - now.seconds <= spare
+        ]
+        worth, at, option = max(swaps, key=lambda swap: swap[0], default=(0.0, 0, None))
+        if option is None or worth * BYTE < 1:
+            return chosen
+        spare -= option.seconds - chosen[at].seconds
+        chosen[at] = option
 
 
 def _filled(rows: list[list[LayerOption]], chosen: list[LayerOption], spare: int) -> list[LayerOption]:

@@ -44,7 +44,13 @@ class Pass:
 
 
 def passes(
-    layers: Sequence[tuple[str, Problem]], threads: int, limit: int | None, *, rounds: int = ROUNDS, **options: Any
+    layers: Sequence[tuple[str, Problem]],
+    threads: int,
+    limit: int | None,
+    *,
+    rounds: int = ROUNDS,
+    leaner: float = 0.0,
+    **options: Any,
 ) -> list[Pass]:
     """Time the network at its least memory, at twice that, at the limit if there is one, and without a limit.
 
@@ -53,6 +59,7 @@ def passes(
         threads: see there.
         limit: a limit of the caller's, or None.
         rounds: how often the ways take turns.
+        leaner: as in `plan_layers`; timed apart if it is another way.
         **options: algorithm, accuracy, deterministic.
 
     Raises:
@@ -60,12 +67,15 @@ def passes(
         MemoryLimitError: no plans fit the caller's limit.
     """
     free = plan_layers(layers, threads, None, **options)
+    lean = plan_layers(layers, threads, None, **options, leaner=leaner)
     least = _least(layers, threads, options)
     twice = least.tensor_bytes + 2 * least.needed_bytes  # twice tensors and needed bytes, less the tensors
     ways: list[tuple[str, int | None, NetworkPlan]] = [("least memory", least.needed_bytes, least)]
     ways.append(("twice that", twice, plan_layers(layers, threads, twice, **options)))
     if limit is not None:
         ways.append(("the limit", limit, plan_layers(layers, threads, limit, **options)))
+    if lean.needed_bytes < free.needed_bytes:
+        ways.append(("leaner", None, lean))
     ways.append(("no limit", None, free))
     calls = [_calls(plan) for _, _, plan in ways]
     best = [float("inf")] * len(ways)

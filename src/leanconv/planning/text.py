@@ -60,7 +60,10 @@ def explanation_text(found: Explanation) -> str:
         )
     after = [(f"steps of {found.plan.algorithm}", "")]
     after += [("", f"{number} {step}") for number, step in enumerate(found.plan.steps, 1)]
-    after.append(("predicted rate", f"{rate:.1f} GFLOP/s, {100 * rate / found.peak_gflops:.0f} % of the FMA peak"))
+    text = f"{rate:.1f} GFLOP/s, {100 * rate / found.peak_gflops:.0f} % of the FMA peak"
+    if rate > found.peak_gflops:
+        text += " (it multiplies less than the definition, whose operations count here)"
+    after.append(("predicted rate", text))
     for offer in found.offers:
         text = f">= {format_bytes(offer.needed_bytes)}: {offer.name}, {offer.speedup:.2f} times as fast"
         after.append(("if the limit were", text))

@@ -53,7 +53,7 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     refused: dict[str, str] = {}
     for name in REGISTRY.names:
         if name not in names:
-            refused[name] = "only to compare with" if name not in automatic else "excluded"
+            refused[name] = "taken by name only" if name not in automatic else "excluded"
         elif not insisted:
             reason = _unfit(REGISTRY[name], problem, level, same_bits)
             if reason:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from leanconv.sizes import format_bytes
 
+_NOTED = 1 << 20  # bytes of packed weights
+
 
 @dataclass(frozen=True, slots=True)
 class SwappedLayer:
@@ -100,6 +102,10 @@ class SwapReport:
             lines.append(f"one native call; between the layers {_bytes(self.activation_bytes)}, in one arena")
         elif self.apart is not None:
             lines.append(f"layer by layer, with PyTorch's operators between: {self.apart}")
+        if self.whole and not self.released_bytes and (self.packed_weight_bytes or 0) >= _NOTED:
+            lines.append(
+                "plain weights stay in memory beside the packed ones; release_weights=True moves them to a file"
+            )
         if self.released_bytes:
             lines.append(f"plain weights in a file, not in memory: {_bytes(self.released_bytes)}")
         if self.workspace_bytes is not None and self.packed_weight_bytes is not None:
