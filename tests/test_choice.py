@@ -22,9 +22,11 @@ from leanconv.planning import choice_measured, counters, limits_measured, tuning
 from leanconv.planning import records as records_module
 from leanconv.planning.error import compared, error_text, merged
 from leanconv.planning.explain_plot import front
+from leanconv.planning.layer_choices import filled_choice
+from leanconv.planning.layer_options import LayerOption
 from leanconv.planning.lesson import Lesson, Rate
 from leanconv.planning.limits_measured import SLACK, Taken
-from leanconv.planning.network import LayerOption, _filled, plan_layers
+from leanconv.planning.network import plan_layers
 from leanconv.planning.records import Records
 
 TINY = "mb1ic8ih12oc16kh3ph1"
@@ -144,10 +146,10 @@ def test_what_a_price_leaves_is_spent() -> None:
 
     slow, fast, other = option(9.0, 0), option(4.0, 60), option(1.0, 0, "NCHW")
     rows = [[slow, fast, other], [option(5.0, 0), option(3.0, 50)], [option(2.0, 0), option(1.5, 30)]]
-    chosen = _filled(rows, [row[0] for row in rows], 100)
+    chosen = filled_choice(rows, [row[0] for row in rows], 100)
     # The layer that gains most first; the second does not fit beside it, the third does; layouts stay.
     assert [entry.seconds for entry in chosen] == [4.0, 5.0, 1.5]
-    assert _filled(rows, chosen, 90) == chosen and _filled(rows, [row[0] for row in rows], 0)[0] is slow
+    assert filled_choice(rows, chosen, 90) == chosen and filled_choice(rows, [row[0] for row in rows], 0)[0] is slow
 
 
 def test_the_least_of_a_network_is_enough() -> None:

@@ -21,7 +21,7 @@ from leanconv.errors import (
     MemoryLimitError,
     NotApplicableError,
 )
-from leanconv.planning import choice, decisions, figures, model, network
+from leanconv.planning import choice, decisions, figures, layer_choices, model, network
 from leanconv.planning.candidates import algorithm_named, candidates
 from leanconv.planning.limits import resolve_limit
 from strategies import Case, cases, convolve
@@ -426,10 +426,12 @@ def test_the_path_through_a_chain_is_the_shortest() -> None:
         price = draw.choice([0.0, 1e-5])
 
         def cost(chosen: Any, price: float = price) -> float:
-            return network._total(layers, list(chosen), "NCHW", True) + price * sum(o.weights for o in chosen)
+            return layer_choices.total_seconds(layers, list(chosen), "NCHW", True) + price * sum(
+                o.weights for o in chosen
+            )
 
         best = min(map(cost, itertools.product(*rows)))
-        assert cost(network._path(layers, rows, price, True, "NCHW")) == pytest.approx(best)
+        assert cost(layer_choices.cheapest_path(layers, rows, price, True, "NCHW")) == pytest.approx(best)
 
 
 def test_chains_choose_layouts() -> None:

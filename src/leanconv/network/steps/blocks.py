@@ -17,7 +17,7 @@ from leanconv.network.steps.base import Arrays, Built, Call, Lowerer, Memory, Op
 from leanconv.network.steps.convolution import conv_problem
 from leanconv.options import Padding
 from leanconv.plan import packed_block
-from leanconv.planning.network import layer_options
+from leanconv.planning.layer_options import layer_options
 
 BUDGETS = (None, 1 << 20, 256 << 10, 64 << 10, 16 << 10, 0)
 """Limits of a block's workspace that are tried, in bytes."""

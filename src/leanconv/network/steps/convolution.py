@@ -19,7 +19,7 @@ from leanconv.network.slabs import Rows, can_be_packed_in_slabs, packed_in_slabs
 from leanconv.network.steps.base import FLOATS, Arrays, Built, Call, Lowerer, Memory, Option, Registry, Setting, Types
 from leanconv.options import make_problem
 from leanconv.plan import Plan
-from leanconv.planning.network import layer_options
+from leanconv.planning.layer_options import layer_options
 from leanconv.problem import Problem
 from leanconv.transposed_options import make_transposed_problem
 
