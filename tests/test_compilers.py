@@ -11,7 +11,8 @@ import pytest
 import leanconv
 from leanconv import compiled, compilers
 from leanconv.cache import ObjectCache
-from leanconv.errors import ArgumentValueError
+from leanconv.codegen import llvm
+from leanconv.errors import ArgumentValueError, CompileError
 
 MANY = 3
 
@@ -134,3 +135,12 @@ def test_layers_run_on_what_others_compiled() -> None:
     plan = leanconv.plan(x.shape, w.shape, padding=1, algorithm="direct")
     assert plan.lowering.phases[0].spec in compiled._kernels
     assert np.allclose(plan.bind(w)(x)[:, :, 1:-1, 1:-1], 36)
+
+
+def test_another_release_of_llvmlite_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its functions may want other arguments."""
+    import llvmlite
+
+    monkeypatch.setattr(llvmlite, "__version__", "0.51.0")
+    with pytest.raises(CompileError, match=r"llvmlite 0\.51\.0 .* 0\.50\.x"):
+        llvm._library.__wrapped__()

@@ -18,6 +18,7 @@ from typing import Any
 from leanconv.errors import CompileError
 from leanconv.locks import Room, new_lock
 
+RELEASE = "0.50."  # of llvmlite, as in pyproject.toml: another one may want other arguments, and would crash
 OPTIMIZE = 1  # level 2 takes a fifth longer and gains nothing: what it would move and merge is written as it should run
 _ROOM = 8  # compilations at one time
 _room = Room(_ROOM)
@@ -104,6 +105,8 @@ def _library() -> _Library:
     import llvmlite
     from llvmlite.utils import get_library_name
 
+    if not llvmlite.__version__.startswith(RELEASE):
+        raise CompileError(f"llvmlite {llvmlite.__version__} is installed; its release {RELEASE}x is needed")
     with _starting:
         found = _Library(os.path.join(os.path.dirname(llvmlite.__file__), "binding", get_library_name()))
         found.initialize(_NATIVE)
