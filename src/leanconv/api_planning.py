@@ -47,8 +47,8 @@ def explain(
             and the further options that describe the problem.
         w_shape: see there.
         direction: "forward", "transposed" (shapes and options as in `plan_transpose`), "backward_data" (as in
-            `plan_backward_data`) or "backward_weights" (as in `plan_backward_weights`, which has neither accuracy nor
-            choose: its algorithms all add the same products, and the model decides).
+            `plan_backward_data`) or "backward_weights" (as in `plan_backward_weights`, which has neither deterministic
+            nor choose: the model decides).
         dtype: see there.
         algorithm: see there.
         accuracy: see there.
@@ -70,7 +70,7 @@ def explain(
     if direction == "backward_weights":
         gradient = weights_problem(spatial_axes(x_shape, options.get("layout")), x_shape, w_shape, dtype, options)
         limit = resolve_limit(memory_limit)
-        return explain_gradient(gradient, algorithm, count, limit, measure=measure, budget=budget)  # type: ignore[arg-type]
+        return explain_gradient(gradient, algorithm, count, limit, accuracy=accuracy, measure=measure, budget=budget)
     problem = problem_of(direction, spatial_axes(x_shape, options.get("layout")), x_shape, w_shape, dtype, options)
     return explain_problem(
         problem,

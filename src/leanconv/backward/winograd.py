@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.blocking import panels_of
-from leanconv.algorithms.winograd import WinogradF4, tiling_of
+from leanconv.algorithms.winograd import ERROR_GROWTH, WinogradF4, tiling_of
 from leanconv.backward.bias import bias_phase
 from leanconv.backward.direct import weights_error_bound
 from leanconv.backward.winograd_part import Part, Sizes
@@ -28,22 +28,23 @@ from leanconv.problem import Problem
 from leanconv.program import Phase
 
 MOST_PRODUCTS = 64  # of a tile: all of them are straight-line code
+FEWEST, MOST_GROUPS = 8, 16  # channels of a group, and groups, for "auto"
 MOST_POINTS = 8  # along one axis
 BLOCK = 128  # channels, and outputs, staged at one time: their sums (2.3 MB of F(4x4, 3x3)) stay in a near cache
 STAGED = 2 << 20  # bytes of windows and gradients at one time, likewise
 LEAST = 32  # channels, and outputs, below which a limit does not cut them: each part transforms the others' tiles anew
 
-# What an axis adds to the error of a plain sum, by its number of points.
-_ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.5, 5: 2.5, 6: 2.5, 7: 6.0, 8: 6.0}
-
 
 class _WinogradWeights(Algorithm):
     """Tiles of `outputs` pixels of the gradient along each axis."""
 
-    automatic: ClassVar[bool] = False
     error_class: ClassVar[str] = "transformed"
     paper: ClassVar[str] = WinogradF4.paper
     outputs: ClassVar[int]
+
+    def weighed(self, problem: Problem) -> bool:
+        """Where groups have some channels, and are not so many that each alone is too little."""
+        return min(problem.group_in, problem.group_out) >= FEWEST and problem.groups <= MOST_GROUPS
 
     def refusal(self, problem: Problem) -> str | None:
         """Stride 1, dilation 1, a few taps along each axis."""
@@ -65,7 +66,7 @@ class _WinogradWeights(Algorithm):
 
     def error_bound(self, problem: Problem) -> float:
         """That of plain sums over all pixels, times a growth for each axis."""
-        growth = math.prod(_ERROR_GROWTH[axis.transform.size] for axis in tiling_of(problem, self.outputs).axes)
+        growth = math.prod(ERROR_GROWTH[axis.transform.size] for axis in tiling_of(problem, self.outputs).axes)
         return weights_error_bound(super().error_bound(problem), problem) * growth
 
     def lower(

@@ -175,7 +175,8 @@ def _explain_layer(layer: Any, options: argparse.Namespace, algorithm: Any, thre
 
     if options.direction == "backward_weights":
         problem = replace(layer.problem(options.layout), direction=options.direction)
-        return explain_gradient(problem, algorithm, threads, limit, measure=options.measure, budget=60.0)
+        wishes = {"accuracy": options.accuracy, "measure": options.measure, "budget": 60.0}
+        return explain_gradient(problem, algorithm, threads, limit, **wishes)
     if options.direction == "forward":
         problem = layer.problem(options.layout, bias=True)
     else:
