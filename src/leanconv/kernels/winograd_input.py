@@ -28,9 +28,10 @@ class InputStep:
 
     `padded`: some lie partly outside the image; `pad_mode` what is there.  `adjacent`: channels are, or else `runs`:
     pixels along the last axis are, the image is at least as wide as a window, and padding is zeros; `tail` channels are
-    left over by whole vectors.  Fields: `x_n x_c at{d}` bytes between images, channels and pixels; `in{d}`, and
-    `reach{d}` = in + high padding; `channels_vec` channels in whole vectors; `v_point`, `v_row` bytes between points
-    and tiles.
+    left over by whole vectors; `sections`: V has several sections of channels, without a tail.  Fields: `x_n x_c
+    at{d}` bytes between images, channels and pixels; `in{d}`, and `reach{d}` = in + high padding; `channels_vec`
+    channels in whole vectors; `v_point v_section v_row` bytes between points, sections and tiles, `section_channels` in
+    each section but the last.
     """
 
     target: Target
@@ -41,6 +42,7 @@ class InputStep:
     adjacent: bool
     runs: bool
     tail: int
+    sections: bool = False
 
     @property
     def lanes(self) -> int:
@@ -112,11 +114,22 @@ class InputEmitter:
         bases = {bits: fn.gep(self.target, fn.mul(row, fields["v_row"])) for bits, row in rows.items()}
         whole = fields["channels_vec"]
 
-        def channels(c: Value, _: list[Value]) -> list[Value]:
-            self._vector(window, bases, c, step.lanes)
-            return []
+        def some(first: Index, end: Index, bases: Counters) -> None:
+            def channels(c: Value, _: list[Value]) -> list[Value]:
+                self._vector(window, bases, c, step.lanes)
+                return []
 
-        fn.loop(0, whole, step.lanes, [], channels, guard=True, hint="channel")
+            fn.loop(first, end, step.lanes, [], channels, guard=True, hint="channel")
+
+        def section(first: Value, state: list[Value]) -> list[Value]:
+            end = fn.smin(fn.add(first, fields["section_channels"]), whole)
+            some(first, end, {bits: fn.gep(base, state[0]) for bits, base in bases.items()})
+            return [fn.i64(fn.add(state[0], fn.sub(fields["v_section"], fields["v_row"])))]
+
+        if step.sections:
+            fn.loop(0, whole, fields["section_channels"], [fn.i64(0)], section, hint="section")
+        else:
+            some(0, whole, bases)
         if step.tail:
             self._vector(window, bases, whole, step.tail)
 
