@@ -76,6 +76,8 @@ class Problem:
         has_bias: whether one number an output channel is added.
         activation: applied after the bias; None for none.
         residual: whether an array shaped like the output is added "before" the activation or "after" it.
+        bias_apart: whether the bias is that of other problems, too, and should stay one array where it can; only the
+            phases of a transposed convolution say so, where there is no room for several.
         direction: "forward"; or "backward_weights", where `out_strides` are those of the gradient of the output and
             `w_strides` those of the result; or "transposed": output element i * stride - pad_low + tap * dilation takes
             input element i times that tap. Weights are then (C, K/g, *kernel), padding cuts the output, and `pad_high`
@@ -106,6 +108,7 @@ class Problem:
     activation: Activation | None = None
     residual: str | None = None
     direction: str = "forward"
+    bias_apart: bool = False
 
     @cached_property
     def out_size(self) -> tuple[int, ...]:

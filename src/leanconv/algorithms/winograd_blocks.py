@@ -198,7 +198,8 @@ class BlocksOfTiles:
             "p_g": self.packed_bytes // p.groups,
             "p_panel": self.panel_bytes(self.panels.vectors * self.host.target.vector_bytes),
         }
-        return WeightPacking(self.packed_bytes, Phase("transform weights", spec, fields, p.groups * total))
+        phase = Phase("transform weights", spec, fields, p.groups * total)
+        return WeightPacking(self.packed_bytes, phase, grouped=True)
 
     def lowering(self, threads: int, workspace: int | None, wanted: int | None) -> Lowering:
         """The whole program."""
