@@ -31,8 +31,8 @@ class PoolSpec:
     channels are adjacent, and so are those of the output.  `taps`: of each dimension, where they are so few
     that those of outputs away from the edges are written out, or ().  Buffers: x, out.  Fields: `{c,p,n}_{div,count}`
     split the chunk's number into channels, rows of outputs and images; `channels`, `c_block` of a chunk; `p_block`
-    rows; `x_n x_c o_n o_c` bytes; for each dimension `in out at to taps stride dilation pad end`: sizes, bytes between input
-    positions and between outputs, the window, and where padding ends.
+    rows; `x_n x_c o_n o_c` bytes; for each dimension `in out at to taps stride dilation pad end`: sizes, bytes between
+    input positions and between outputs, the window, and where padding ends.
     """
 
     target: Target

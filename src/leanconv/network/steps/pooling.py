@@ -91,8 +91,8 @@ def pool_phase(
     dims, item = len(window), x.item
     batch, channels = x.shape[:2]
     unit = all(p.strides[1] == 1 or channels == 1 for p in (x, out))
-    taps = tuple(taps for taps, *_ in window)
-    known = taps if math.prod(taps) <= WRITTEN_OUT else ()
+    sizes = tuple(size for size, *_ in window)
+    known = sizes if math.prod(sizes) <= WRITTEN_OUT else ()
     spec = PoolSpec(setting.host.target, x.dtype, dims, how, padded, unit, known)
     rows = out.shape[2]
     wanted = CHUNKS * setting.threads
