@@ -247,7 +247,12 @@ class _Lowered(BlocksOfTiles):
             "transform products to outputs",
         )
 
-    def spec(self) -> FftSpec:
+    @property
+    def section(self) -> int:
+        """All channels: the transforms write them side by side."""
+        return -(-self.problem.group_in // self.lanes) * self.lanes
+
+    def spec(self, tiles: int) -> FftSpec:
         """The kernel."""
         p, target = self.problem, self.host.target
         read, write = steps_of(p, target, self.tiling, self.padded, p.group_in % self.lanes)

@@ -161,7 +161,7 @@ def weights_error_bound(plain: float, problem: Problem) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class TileRows:
     """Tiles of the input channels of a group: `tiles` of `rows`, the last `short` of them one row lower."""
 
     rows: int
@@ -169,17 +169,18 @@ class _Kind:
     short: int
 
     @staticmethod
-    def of(channels: int, most: int) -> _Kind:
+    def of(channels: int, most: int) -> TileRows:
+        """As few tiles of at most so many rows as can be, as even as can be."""
         tiles = -(-channels // most)
         rows = -(-channels // tiles)
-        return _Kind(rows, tiles, tiles * rows - channels)
+        return TileRows(rows, tiles, tiles * rows - channels)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
     """How the outputs are shared out: blocks of taps, parts of the input channels, and what a thread needs."""
 
-    kinds: tuple[_Kind, _Kind]
+    kinds: tuple[TileRows, TileRows]
     panels: int
     tap_blocks: int
     taps: int
@@ -216,7 +217,7 @@ def merged(problem: Problem) -> Problem:
     )
 
 
-def _tile_rows(target: Target, vectors: int, apart: bool) -> int:
+def tile_rows(target: Target, vectors: int, apart: bool) -> int:
     """The most input channels of a tile; fewer than the core's pixels where LLVM would spill.
 
     Loads of the next step need registers beside the tile's (9x3 on AVX-512 leaves too few), and channels that lie apart
@@ -232,7 +233,7 @@ def _cut(p: Problem, host: Host, threads: int, workspace: int | None, panels: Pa
     register = host.target.vector_bytes
     widths = (panels.vectors, panels.last or panels.vectors)
     apart = p.x_strides[1] != 1
-    first, last = (_Kind.of(p.group_in, _tile_rows(host.target, width, apart)) for width in widths)
+    first, last = (TileRows.of(p.group_in, tile_rows(host.target, width, apart)) for width in widths)
     used = [
         (kind, width) for kind, width, on in zip((first, last), widths, (panels.count, panels.last), strict=True) if on
     ]
