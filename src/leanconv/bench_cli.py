@@ -150,6 +150,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         metavar="PATH",
         help="write all results to a file; - for standard output (the table: standard error)",
     )
+    add(
+        "--append",
+        action="store_true",
+        help="go on with the results that the file of --json holds, if there is one: further passes of the same "
+        "comparison, now or hours later",
+    )
     add("--plot", metavar="PATH", help="draw a PNG, SVG or PDF; needs pip install leanconv[plot]")
     _add_models(bench)
 
