@@ -128,7 +128,7 @@ def test_bench_options_reach_the_measurement(capsys, engine, tmp_path):
         "time": 0.01,
         "rounds": 2,
         "passes": 2,
-        "longest": 0.05,
+        "longest": 0.02,
         "precision": 0.05,
         "peers": [],
         "peer_timeout": 120.0,

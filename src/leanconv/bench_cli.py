@@ -129,7 +129,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         type=_seconds,
         metavar="S",
         help="seconds for those whose ratio to the fastest is still uncertain after the rounds: they take more turns "
-        "with it, in further passes (default: 5 times --time)",
+        "with it, in further passes (default: 2 times --time)",
     )
     add(
         "--precision",

@@ -61,7 +61,7 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
         time=options.time,
         rounds=options.rounds,
         passes=options.passes,
-        longest=5 * options.time if options.max_time is None else options.max_time,
+        longest=2 * options.time if options.max_time is None else options.max_time,
         precision=options.precision / 100,
         peers=options.peers,
         peer_timeout=options.peer_timeout,
