@@ -91,7 +91,7 @@ def test_as_a_module():
         (["cache"], "ACTION"),
         (["bench", "x", "--layout", "NHWC,HWCN"], "'HWCN' is no layout; there are NHWC, NCHW, CHWN and CHWN8"),
         (["bench", "x", "--threads", "1,0"], "'0' must be a whole number of at least 1"),
-        (["bench", "x", "--batch", "two"], "'two' must be a whole number of at least 1"),
+        (["bench", "x", "--batch", "1,two"], "'two' must be a whole number of at least 1"),
         (["bench", "x", "--time", "-1"], "'-1' must be a number of seconds above 0"),
         (["bench", "x", "--time", "nan"], "'nan' must be a number of seconds above 0"),
         (["bench", "x", "--algorithms", "direct,"], "'direct,' must be names joined by commas"),

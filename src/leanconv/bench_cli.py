@@ -31,7 +31,7 @@ examples:
   leanconv bench resnet50
   leanconv bench layers.csv --filter 3x3 --threads 1,2 --json results.json
   leanconv bench mb1ic64ih56oc64kh3ph1 --layout NHWC,NCHW --algorithms direct,im2row
-  leanconv bench mobilenet_v2 --batch 8 --plot mobilenet.png
+  leanconv bench mobilenet_v2 --batch 1,8 --plot mobilenet.png
   leanconv bench compare old.json new.json
   leanconv bench --set mec --peers all --threads 1,2
   leanconv bench model.onnx --peers onnxruntime,openvino --memory-limit 64MiB
@@ -59,7 +59,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         help="add a built-in network or set of layers; may be repeated",
     )
     add("--filter", metavar="REGEX", help="only layers whose name holds a match of this regular expression")
-    add("--batch", type=_positive, metavar="N", help="number of images, instead of what the layers say")
+    add(
+        "--batch",
+        type=_counts,
+        default=(),
+        metavar="N,M",
+        help="numbers of images, each measured on its own (default: what the layers say)",
+    )
     add(
         "--list",
         action="store_true",

@@ -136,7 +136,7 @@ def _layers(options: argparse.Namespace) -> list[Layer]:
             "name a network, a layer, a CSV file or a oneDNN string; leanconv bench --list shows what is built in"
         )
     found = resolve(words)
-    layers = select(found, pattern=options.filter, batch=options.batch)
+    layers = select(found, pattern=options.filter, batches=options.batch)
     twice = next((name for name, count in Counter(layer.name for layer in layers).items() if count > 1), None)
     if twice is not None:
         raise LayerError(f"two layers are called {twice!r}; results are told apart by name, so rename one of them")
