@@ -19,7 +19,8 @@ def weight_gradient(problem: Problem, x: Array, grad: Array) -> tuple[Array, Arr
     if p.layout == "NHWC":
         x, grad = np.moveaxis(x, -1, 1), np.moveaxis(grad, -1, 1)
     x, grad = x.astype(np.float64), grad.astype(np.float64)
-    image = np.pad(x, [(0, 0), (0, 0), *zip(p.pad_low, p.pad_high, strict=True)])
+    mode: Any = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[p.pad_mode]
+    image = np.pad(x, [(0, 0), (0, 0), *zip(p.pad_low, p.pad_high, strict=True)], mode=mode)
     result = np.zeros(p.w_shape)
     for tap in itertools.product(*map(range, p.kernel)):
         axes = zip(tap, p.dilation, p.stride, p.out_size, strict=True)

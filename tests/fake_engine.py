@@ -66,7 +66,7 @@ class FakeEngine:
         names = dict.fromkeys(["reference", *self.seconds, *self.refusals])
         return [Info(name, name not in self.refusals, self.refusals.get(name)) for name in names]
 
-    def fma_peak(self, threads=1, dtype="float32"):
+    def fma_peak(self, threads=1, dtype="float32", seconds=0.0):
         self.calls.append(("peak", threads))
         return self.peak * threads
 

@@ -240,6 +240,22 @@ def test_long_sums_keep_their_bound() -> None:
                 assert np.abs(got / want - 1).max() < 2e-6
 
 
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_padding_of_other_modes(mode: str, layout: str) -> None:
+    """A table says where the pixels of padding are; "auto" takes it where others refuse."""
+    shape = to_user((2, 7, 9, 10), layout)
+    options: dict[str, Any] = {"padding": ((1, 2), (0, 3)), "pad_mode": mode, "stride": (2, 1), "layout": layout}
+    plan = leanconv.plan_backward_weights(shape, (5, 7, 3, 2), threads=2, **options)
+    assert plan.algorithm == "indirect"
+    rng = np.random.default_rng(3)
+    x, grad = (rng.standard_normal(size).astype("f4") for size in (shape, plan.problem.out_shape))
+    with GuardedAllocator():
+        got = plan(x, grad)
+    want, _ = weight_gradient(plan.problem, x, grad)
+    assert np.abs(got - want).max() <= plan.error_bound * np.abs(want).max()
+
+
 def test_boxes_cover_lines() -> None:
     for batch, out in ((1, (56, 56)), (8, (7, 7)), (1, (100_000,)), (3, (2, 9, 300)), (64, (1, 1)), (0, (5, 5))):
         sizes = box_sizes(batch, out)

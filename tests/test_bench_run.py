@@ -61,7 +61,7 @@ def test_algorithms_take_turns_with_the_peak():
 def test_percent_of_peak_is_paired_by_round(monkeypatch):
     engine = FakeEngine()
     peaks = iter([100.0, 50.0, 200.0, 100.0])
-    monkeypatch.setattr(engine, "fma_peak", lambda threads, dtype: next(peaks))
+    monkeypatch.setattr(engine, "fma_peak", lambda threads, dtype, seconds: next(peaks))
     row = by_algorithm(measure(engine))["direct"]
     assert [sample.peak_gflops for sample in row.samples] == [100.0, 50.0, 200.0, 100.0]
     parts = [100 * row.flops / sample.seconds / 1e9 / sample.peak_gflops for sample in row.samples]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import os
+import signal
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,14 +20,14 @@ from leanconv.bench.benchdnn import parse
 from leanconv.bench.catalogue import in_order
 from leanconv.cli import main
 from leanconv.errors import CacheError
-from leanconv.planning import choice_measured, counters, limits_measured, tuning
+from leanconv.planning import choice_measured, counters, limits_measured, limits_process, tuning
 from leanconv.planning import records as records_module
 from leanconv.planning.error import compared, error_text, merged
 from leanconv.planning.explain_plot import front
 from leanconv.planning.layer_choices import filled_choice
 from leanconv.planning.layer_options import LayerOption
 from leanconv.planning.lesson import Lesson, Rate
-from leanconv.planning.limits_measured import SLACK, Taken
+from leanconv.planning.limits_measured import SLACK, Case, Taken
 from leanconv.planning.network import plan_layers
 from leanconv.planning.records import Records
 
@@ -185,7 +187,7 @@ def test_layers_of_networks_stand_in_order_as_often_as_they_occur() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems do not tell what a process takes")
 def test_what_layers_take_under_limits_is_what_they_declare(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], store: Records
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], store: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "limits.json"
     layer = "mb1ic64ih28oc64kh3ph1"
@@ -198,23 +200,50 @@ def test_what_layers_take_under_limits_is_what_they_declare(
     assert some.algorithm.endswith("on_the_fly") and some.declared == some.counted + 64 * 64 * 9 * 4
     for entry in (none, some, free):
         assert entry.measured is not None and 0.5 * entry.declared < entry.measured <= entry.declared + SLACK
+    # What the file holds is not run again, and stays in it; a question of its own is.
+    asked: list[Case] = []
+    real = limits_measured.taken
+    monkeypatch.setattr(limits_measured, "taken", lambda cases: real(asked.extend(cases) or asked))
+    words = ["limits", layer, "mb1ic8ih9oc8kh3", "--json", str(file)]
+    assert main([*words, "--memory-limit", "0,unlimited"]) == 0
+    assert [(case.layer.name, case.limit) for case in asked] == [("mb1ic8ih9oc8kh3", 0), ("mb1ic8ih9oc8kh3", None)]
+    assert "4 of 4 keep" in capsys.readouterr().out
+    assert some in limits_measured.saved(file) and len(limits_measured.saved(file)) == 5
+    # Another version's are not believed; what is no such file is an error, and stays as it is.
+    monkeypatch.setattr(limits_measured, "_sources", lambda: "another version")
+    assert limits_measured.saved(file) == [] == limits_measured.saved(tmp_path / "missing")
+    file.write_text("{}")
+    assert main([*words, "--memory-limit", "0"]) == 1 and file.read_text() == "{}"
+    assert "leanconv limits 1" in capsys.readouterr().err
 
 
 def test_more_than_declared_is_told(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    good = Taken("a", 4096, "direct", 1, 4096, 5000, 5000)
+    good = Taken(TINY, 4096, "direct", 1, 4096, 5000, 5000)
     cases = [good, replace(good, counted=4097), replace(good, measured=5001 + SLACK), replace(good, measured=None)]
     assert [entry.kept for entry in cases] == [True, False, False, True]
     monkeypatch.setattr(limits_measured, "taken", lambda *_: iter(cases))
-    assert main(["limits", TINY]) == 1
+    assert main(["limits", TINY, "--memory-limit", "4096,4096,4096,4096"]) == 1
     text = capsys.readouterr().out
     assert text.count("MORE THAN DECLARED") == 2 and "2 of 4 keep" in text
 
 
-def test_a_case_that_fails_says_why(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    done = subprocess.CompletedProcess([], 1, "", "Traceback\nMemoryError: no room\n")
-    monkeypatch.setattr(limits_measured.subprocess, "run", lambda *_, **__: done)
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /bin/false")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_case_that_fails_says_why(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    real = limits_measured._asked
+    monkeypatch.setattr(limits_measured, "_asked", lambda at, case: real(at, {**case, "options": {"padding": -1}}))
     assert main(["limits", TINY]) == 1
-    assert "failed: MemoryError: no room" in capsys.readouterr().err
+    assert "under a limit of 0 bytes failed: ArgumentValueError: w_shape" in capsys.readouterr().err
+    for end, why in ((lambda: os._exit(3), "ended with 3"), (lambda: signal.raise_signal(9), "ended with -9")):
+        monkeypatch.setattr(limits_process, "_answer", lambda _, end=end: end())
+        assert why in json.loads(limits_process._in_child("{}"))["error"]
+    monkeypatch.setattr(limits_process, "_answer", lambda _: time.sleep(60))
+    monkeypatch.setattr(signal, "alarm", lambda _: signal.setitimer(signal.ITIMER_REAL, 0.01))
+    assert "more than 600 seconds" in json.loads(limits_process._in_child("{}"))["error"]
+    monkeypatch.undo()
+    monkeypatch.setattr(limits_measured.sys, "executable", "/bin/false")
+    assert main(["limits", TINY]) == 1
+    assert "the process that runs the cases ended with 1" in capsys.readouterr().err
     assert main(["limits", TINY, "--threads", "0"]) == 2
     assert main(["limits", TINY, "--filter", "nothing"]) == 2
 

@@ -116,7 +116,7 @@ def test_bench_prints_a_table(capsys, engine):
 def test_bench_options_reach_the_measurement(capsys, engine, tmp_path):
     path = tmp_path / "results.json"
     options = "--algorithms direct --layout NCHW,NHWC --threads 1,2 --batch 3 --dtype float64"
-    options += " --time 0.01 --rounds 2"
+    options += " --time 0.01 --rounds 2 --passes 2"
     code, _, _ = outcome(capsys, "bench", SMALL, *options.split(), "--json", str(path))
     content = json.loads(path.read_text())
     assert code == 0
@@ -127,8 +127,9 @@ def test_bench_options_reach_the_measurement(capsys, engine, tmp_path):
         "dtype": "float64",
         "time": 0.01,
         "rounds": 2,
+        "passes": 2,
         "longest": 0.05,
-        "precision": 0.03,
+        "precision": 0.05,
         "peers": [],
         "peer_timeout": 120.0,
         "bandwidth": True,
@@ -147,18 +148,20 @@ def test_bench_json_on_standard_output(capsys, engine):
 def test_bench_progress_is_shown_on_a_terminal_only(capsys, engine, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     code, _, err = outcome(capsys, "bench", SMALL, "--time", "0.01", "--rounds", "2")
-    assert code == 0 and "small" in err and "0/1" in err
+    assert code == 0 and "small, pass 1" in err and "0/3" in err and "small, pass 3" in err
 
 
 def test_bench_plot(capsys, engine, tmp_path):
     pytest.importorskip("matplotlib")
     path = tmp_path / "plot.svg"
-    code, _, _ = outcome(capsys, "bench", SMALL, "--time", "0.01", "--rounds", "2", "--plot", str(path))
+    code, _, _ = outcome(
+        capsys, "bench", SMALL, "--time", "0.01", "--rounds", "2", "--passes", "1", "--plot", str(path)
+    )
     assert code == 0 and path.stat().st_size > 1000
 
 
 def test_bench_filter_and_networks(capsys, engine):
-    arguments = ["--net", "mec", "--filter", "cv1[12]$", "--time", "0.002", "--rounds", "1"]
+    arguments = ["--net", "mec", "--filter", "cv1[12]$", "--time", "0.002", "--rounds", "1", "--passes", "1"]
     code, out, _ = outcome(capsys, "bench", *arguments)
     assert code == 0 and re.search("^cv11 ", out, re.MULTILINE) and re.search("^cv12 ", out, re.MULTILINE)
     assert "cv10" not in out

@@ -21,6 +21,7 @@ from leanconv.codegen.targets import TARGETS
 from leanconv.kernels.cook_toom import ONE, CookToom, Matrix, Surd, plus_minus
 from leanconv.kernels.linear import Linear, linear
 from leanconv.kernels.polyphase import Strided, Transform
+from leanconv.kernels.winograd_products import most_rows
 from leanconv.staging import refusal
 from strategies import ALGORITHMS, Case, Geometry, applies, check_untouched, convolve
 from test_algorithms import run_every_way
@@ -191,6 +192,7 @@ def test_other_kernels(name: str, kernel: tuple[int, int]) -> None:
 BLOCKS = [
     Case((2, 40, 33, 31), (48, 40, 3, 3), WINDOW, layout="NHWC", views=("gaps", "permuted", "gaps", "gaps")),
     Case((3, 300, 9, 8), (33, 300, 3, 3), WINDOW, epilogue={"residual": True, "bias": True}, threads=2),
+    Case((2, 528, 10, 7), (17, 528, 3, 3), WINDOW, layout="NHWC", epilogue={"bias": True}, threads=2),  # three sections
     Case((2, 12, 7, 50), (96, 6, 3, 3), WINDOW, groups=2, dtype="float64", layout="NHWC", epilogue={"bias": True}),
 ]
 
@@ -350,7 +352,7 @@ def test_products_run_in_registers(layout: str, target: object) -> None:
     from test_assembly import lowered
 
     (spec,) = (s for phase, s in lowered(typical(64, 64, layout), "winograd_f4", target) if phase == "winograd")
-    most = spec._most_rows(2)
+    most = most_rows(spec.target, 2)
     loops = {count_fused(loop): loop for loop in multiplying(spec)}
     for rows in range(1, most + 1):
         assert rows * 2 * 4 in loops, (rows, sorted(loops))

@@ -106,29 +106,37 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         type=_seconds,
         default=0.2,
         metavar="S",
-        help="seconds for each algorithm and peer on each layer; one that takes longer for a call is timed once "
-        "(default: 0.2)",
+        help="seconds for each algorithm and peer on each layer, in all passes; one that takes longer for a call is "
+        "timed once in each pass (default: 0.2)",
     )
     add(
         "--rounds",
         type=_positive,
         default=10,
         metavar="N",
-        help="how often the algorithms take turns (default: 10)",
+        help="how often the algorithms take turns in a pass (default: 10)",
+    )
+    add(
+        "--passes",
+        type=_positive,
+        default=3,
+        metavar="N",
+        help="how often all layers are gone through, with everything prepared anew in new processes: a neighbour on a "
+        "shared machine, or where memory happens to lie, then weighs on one pass only (default: 3)",
     )
     add(
         "--max-time",
         type=_seconds,
         metavar="S",
         help="seconds for those whose ratio to the fastest is still uncertain after the rounds: they take more turns "
-        "with it (default: 5 times --time)",
+        "with it, in further passes (default: 5 times --time)",
     )
     add(
         "--precision",
         type=_seconds,
-        default=3.0,
+        default=5.0,
         metavar="PERCENT",
-        help="a ratio is certain if its interval of 95 %% confidence reaches at most so far from it (default: 3)",
+        help="a ratio is certain if its interval of 95 %% confidence reaches at most so far from it (default: 5)",
     )
     add(
         "--peer-timeout",

@@ -196,7 +196,8 @@ def _self_test(found: Diagnosis, *, every: bool) -> None:
     """Run algorithms on two small layers and compare with float64."""
     from leanconv.algorithms import REGISTRY
     from leanconv.bench.benchdnn import parse
-    from leanconv.bench.run import ALL, Settings, run
+    from leanconv.bench.run import run
+    from leanconv.bench.settings import ALL, Settings
 
     layers = [parse("mb2ic19ih11oc23kh3ph1nodd"), parse("mb1ic32ih14oc32kh1npointwise")]
     threads = found.threads.get("default", 1)

@@ -40,6 +40,7 @@ class Plan:
         threads: how many threads a call uses at most.
         memory_limit: bytes that workspace and packed weights beyond the plain ones may take together, or
         None.
+        staging: bytes of workspace that the algorithm was to keep to, if other than the limit.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class Plan:
         self.memory_limit = memory_limit
         self.tunables = dict(tunables or {})
         self._algorithm = algorithm
-        self._staging = staging
+        self.staging = staging
         self._lowering: Lowering = around_copies(
             problem, algorithm, this_host(), threads, memory_limit if staging is None else staging, self.tunables, inner
         )
@@ -75,11 +76,11 @@ class Plan:
         """
         options = (self._algorithm, self.threads, self.memory_limit, self.tunables)
         if refusal(self._algorithm, problem) is None:
-            plan = Plan(problem, *options, staging=self._staging)
+            plan = Plan(problem, *options, staging=self.staging)
             if _same_packing(plan.packing, self.packing):
                 return plan
         inner = replace(self.problem, residual_strides=_dense_residual(problem, self))
-        return Plan(problem, *options, inner=inner, staging=self._staging)
+        return Plan(problem, *options, inner=inner, staging=self.staging)
 
     @property
     def chosen(self) -> Algorithm:

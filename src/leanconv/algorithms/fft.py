@@ -45,14 +45,16 @@ from leanconv.kernels.fft_weights import FftWeightStep
 from leanconv.kernels.fft_write import FftOutput
 from leanconv.problem import Problem
 
-# For the cost model, in slots of a multiply-add. A place of a transform costs more in longer lines, whose values do not
-# stay in registers (measured from 12 to 128 places). More of a byte's time shows than with the plain core: every point
-# is another matrix, used for a block of tiles only. How much more: of windows, and of weights by the part of the last
-# cache that they fill. A register tile of few rows waits for its own sums.
+# For the choice of windows, in slots of a multiply-add. A place of a transform costs more in longer lines, whose values
+# do not stay in registers (measured from 12 to 128 places). More of a byte's time shows than with the plain core: every
+# point is another matrix, used for a block of tiles only. How much more: of windows, and of weights by the part of the
+# last cache that they fill. A register tile of few rows waits for its own sums.
 _PLACE, _LENGTH = 16.0, 0.5
 _WINDOWS, _WEIGHTS = 25.0, ((0.25, 3.0), (0.8, 10.0), (math.inf, 8.0))
 _READ, _READ_MEMORY = 0.011, 0.0218
 _ROWS, _FEWEST = 6, 4
+# For the choice among algorithms, where weights are a stream: the same of windows, and of a place, times.
+_SHOWN, _MOVED = 15.0, 1.3
 BLOCK = 16  # tiles that weights are read for at least
 
 
@@ -178,12 +180,10 @@ class Fft(Algorithm):
         blocks = int(lowering.parameters["blocks"])
         work = Work.of(p, lanes, extent(p, grid), blocks)
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
-        reads = (
-            (stream(work.weights, host) * blocks * work.weights, work.weights),
-            (_WINDOWS * work.windows, lowering.workspace[0].nbytes),
-        )
-        counts = {"multiply": work.multiply, "vector": work.vector}
-        return Cost(counts, reads, ((out, out),), lowering.phases[-1].chunks)
+        reads = ((_SHOWN * work.windows, lowering.workspace[0].nbytes),)
+        counts = {"multiply": work.multiply, "vector": _MOVED * work.vector}
+        streams = ((blocks * work.weights, work.weights),)
+        return Cost(counts, reads, ((out, out),), lowering.phases[-1].chunks, streams)
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
@@ -247,7 +247,12 @@ class _Lowered(BlocksOfTiles):
             "transform products to outputs",
         )
 
-    def spec(self) -> FftSpec:
+    @property
+    def section(self) -> int:
+        """All channels: the transforms write them side by side."""
+        return -(-self.problem.group_in // self.lanes) * self.lanes
+
+    def spec(self, tiles: int) -> FftSpec:
         """The kernel."""
         p, target = self.problem, self.host.target
         read, write = steps_of(p, target, self.tiling, self.padded, p.group_in % self.lanes)

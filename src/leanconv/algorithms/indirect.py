@@ -49,23 +49,9 @@ class Indirect(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase: the core over the image, through the table."""
-        p = problem
-        image = image_input(p)
-        reach = sum(abs(image.fields[f"at{d}"]) * (size - 1) for d, size in enumerate(p.in_size))
-        entry_bytes = 4 if reach < _FIRST_LONG else 8
-        padded = p.pad_mode == "zeros" and (any(p.pad_low) or any(p.pad_high))
-        zero_row = padded and image.unit_channel
+        p, image = problem, image_input(problem)
+        tables, entry_bytes, padded = offsets_table(p, host)
         pixels = math.prod(p.out_size)
-        buffers = [Buffer("offsets", pixels * p.taps * entry_bytes)]
-        if zero_row:
-            buffers.append(Buffer("zeros", p.group_in * p.itemsize))
-        block = max(1, _BLOCK // p.taps)
-        build = Phase(
-            "fill the table",
-            TableSpec(patches(p, host, rows=True, unit_matrix=True), entry_bytes, zero_row),
-            {**image.fields, "block": block, "pixels": pixels, "channels": p.group_in},
-            -(-pixels // block),
-        )
         source = CoreInput(
             Source(p.taps, entry_bytes, padded), (p.taps,), p.group_in, image.unit_channel, False, image.fields
         )
@@ -73,7 +59,28 @@ class Indirect(Algorithm):
         return Lowering(
             phases=(core,),
             packing=pack_weights(p, host),
-            tables=Tables(tuple(buffers), build),
+            tables=tables,
             steps=(f"core {parameters['tile']} reads the image through a table of {pixels} x {p.taps} offsets",),
             parameters=parameters,
         )
+
+
+def offsets_table(problem: Problem, host: Host) -> tuple[Tables, int, bool]:
+    """The table of a problem and the phase that fills it; bytes of an entry, and whether some mean padding."""
+    p, image = problem, image_input(problem)
+    reach = sum(abs(image.fields[f"at{d}"]) * (size - 1) for d, size in enumerate(p.in_size))
+    entry_bytes = 4 if reach < _FIRST_LONG else 8
+    padded = p.pad_mode == "zeros" and (any(p.pad_low) or any(p.pad_high))
+    zero_row = padded and image.unit_channel
+    pixels = math.prod(p.out_size)
+    buffers = [Buffer("offsets", pixels * p.taps * entry_bytes)]
+    if zero_row:
+        buffers.append(Buffer("zeros", p.group_in * p.itemsize))
+    block = max(1, _BLOCK // p.taps)
+    build = Phase(
+        "fill the table",
+        TableSpec(patches(p, host, rows=True, unit_matrix=True), entry_bytes, zero_row),
+        {**image.fields, "block": block, "pixels": pixels, "channels": p.group_in},
+        -(-pixels // block),
+    )
+    return Tables(tuple(buffers), build), entry_bytes, padded

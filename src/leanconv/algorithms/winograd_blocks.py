@@ -7,11 +7,12 @@ from typing import ClassVar
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import panels_of
 from leanconv.host import Host
-from leanconv.kernels.core import SECTION, Reduction, reduction_fields
+from leanconv.kernels.core import SECTION, UNROLL, Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.winograd import WinogradSpec
 from leanconv.kernels.winograd_input import InputStep
 from leanconv.kernels.winograd_output import OutputStep
+from leanconv.kernels.winograd_products import lines_asked
 from leanconv.kernels.winograd_tiles import Tiling
 from leanconv.kernels.winograd_weights import WeightStep, WinogradPackSpec
 from leanconv.memory import ALIGNMENT, Buffer, arena_bytes
@@ -67,10 +68,22 @@ class BlocksOfTiles:
         self.fields = tile_fields(problem, tiling)
 
     @property
+    def section(self) -> int:
+        """Channels of a section of V, whose weights stay near while all tiles pass."""
+        vectors = -(-self.problem.group_in // (self.lanes * self.splits))
+        whole = self.problem.group_in % max(self.lanes, UNROLL) == 0
+        count = -(-vectors * self.lanes // SECTION) if whole and self.splits == 1 else 1
+        return -(-vectors // count) * self.lanes
+
+    @property
+    def sections(self) -> int:
+        """Sections of V."""
+        return -(-self.problem.group_in // self.section) if self.splits == 1 else 1
+
+    @property
     def row(self) -> int:
         """Bytes of V a tile and point."""
-        vectors = -(-self.problem.group_in // self.lanes)
-        return -(-vectors // self.splits) * self.host.target.vector_bytes
+        return self.sections * self.section * self.problem.itemsize
 
     @property
     def adjacent(self) -> bool:
@@ -99,7 +112,9 @@ class BlocksOfTiles:
         few sets of the first-level cache.
         """
         point, product = odd_lines(tiles * self.row), odd_lines(tiles * self.width)
-        fields = {"v_point": point, "m_point": product, "v_row": self.row, "v_at": 0}
+        row = self.section * self.problem.itemsize
+        fields = {"v_point": point, "m_point": product, "v_row": row, "v_section": tiles * row, "v_at": 0}
+        fields["section_channels"] = self.section
         fields["m_at"] = end = self.tiling.points * point
         fields["zero_at"] = end = end + self.tiling.points * product
         if self.padded and self.adjacent:
@@ -220,7 +235,7 @@ class BlocksOfTiles:
         sizes = "x".join(str(axis.transform.outputs) for axis in self.tiling.axes)
         points = self.tiling.points
         return Lowering(
-            (Phase(self.phase, self.spec(), fields, chunks),),
+            (Phase(self.phase, self.spec(tiles), fields, chunks),),
             (self.buffer(tiles),),
             None if self.transform else self.packing(),
             self.steps(tiles),
@@ -245,15 +260,15 @@ class BlocksOfTiles:
             "transform products to outputs",
         )
 
-    def spec(self) -> WinogradSpec:
-        """The kernel."""
+    def spec(self, tiles: int) -> WinogradSpec:
+        """The kernel for blocks of so many tiles."""
         p, target = self.problem, self.host.target
         outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
         split = self.splits > 1
-        channels = self.row // p.itemsize if split else p.group_in
-        stream = channels * self.panels.vectors * target.vector_bytes > self.host.l1 // 2
+        sections = self.sections > 1
+        stream = not sections and self.section * self.panels.vectors * target.vector_bytes > self.host.l1 // 2
         # The code is the same for all blocks of several vectors of channels, no longer than a section of a sum.
-        channels = SECTION if split else p.group_in
+        channels = SECTION if split or sections else p.group_in
         return WinogradSpec(
             target,
             p.dtype,
@@ -267,6 +282,7 @@ class BlocksOfTiles:
                 self.adjacent,
                 self.runs,
                 p.group_in % self.lanes,
+                sections,
             ),
             OutputStep(
                 target,
@@ -282,4 +298,6 @@ class BlocksOfTiles:
             self.panels.shape,
             self.transform,
             split,
+            sections,
+            lines_asked(target, self.panels.vectors, tiles),
         )

@@ -36,7 +36,7 @@ def choose_gradient(problem: Problem, algorithm: str, threads: int, limit: int |
         MemoryLimitError: nothing fits the limit; says the least that would do.
     """
     one_of("algorithm", algorithm, ("auto", *(entry.name for entry in WEIGHTS)))
-    named = [entry for entry in WEIGHTS if (entry.automatic if algorithm == "auto" else entry.name == algorithm)]
+    named = [entry for entry in WEIGHTS if (entry.weighed(problem) if algorithm == "auto" else entry.name == algorithm)]
     able = [entry for entry in named if entry.refusal(problem) is None]
     if not able:
         raise NotApplicableError(named[0].name, named[0].refusal(problem) or "")

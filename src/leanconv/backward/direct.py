@@ -23,10 +23,11 @@ from leanconv.classes import dataclass, replace
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.backward_stage import GradientRows
+from leanconv.kernels.backward_tiles import InPlace, PixelSource, ThroughTable
 from leanconv.kernels.backward_weights import BackwardWeightsSpec
 from leanconv.kernels.panels import Panels
 from leanconv.memory import Buffer, arena_bytes
-from leanconv.problem import Problem
+from leanconv.problem import Problem, dense_strides
 from leanconv.program import Phase
 
 CHUNKS_A_THREAD = 8
@@ -70,35 +71,47 @@ class DirectWeights(Algorithm):
 
 
 def gradient_phase(
-    problem: Problem, host: Host, threads: int, workspace: int | None, *, accumulate: bool = False
+    problem: Problem,
+    host: Host,
+    threads: int,
+    workspace: int | None,
+    *,
+    accumulate: bool = False,
+    table: tuple[int, bool] | None = None,
 ) -> tuple[Phase, tuple[Buffer, ...], dict[str, int | str]]:
-    """The phase that sums over pixels of the image in place, its buffers, and the settings chosen.
+    """The phase that sums over pixels, its buffers, and the settings chosen.
 
-    `accumulate`: the sums are added to what the result holds.
+    `accumulate`: the sums are added to what the result holds; `table`: the image is read through a table, of entries of
+    so many bytes, some of which are padding or not.
     """
-    p = merged(problem)
+    p = merged(problem) if table is None else problem
+    grad = lines_of(p, joined=table is not None)
     panels = panels_of(p, host)
-    boxes = box_sizes(p.batch, p.out_size)
+    boxes = box_sizes(p.batch, grad.size)
     cut = _cut(p, host, threads, workspace, panels, math.prod(boxes))
+    near = p.x_strides[1] == 1
+    source: PixelSource
+    if table is None:
+        windows = tuple(zip(p.stride, p.dilation, p.pad_low, strict=True))
+        source = InPlace(windows, near, p.x_strides[-1] == 1 and p.stride[-1] == 1)
+    else:
+        source = ThroughTable(p.taps, *table, near, len(grad.size))
     spec = BackwardWeightsSpec(
         target=host.target,
         dtype=p.dtype,
         kernel=p.kernel,
-        stride=p.stride,
-        dilation=p.dilation,
-        pad_low=p.pad_low,
+        source=source,
         panels=panels.shape,
         rows=(cut.kinds[0].rows, cut.kinds[1].rows),
         short=(cut.kinds[0].short > 0, cut.kinds[1].short > 0),
-        unit_channel=p.x_strides[1] == 1,
-        unit_pixel=p.x_strides[-1] == 1 and p.stride[-1] == 1,
-        gradient=GradientRows(
-            host.target, p.dtype, p.ndim, p.out_strides[1] == 1, p.out_strides[-1] == 1 and p.out_size[-1] > 1
-        ),
+        gradient=grad.rows(p, host),
         bias=p.has_bias,
         accumulate=accumulate,
     )
-    fields = _fields(p, panels, boxes, cut)
+    fields = _fields(p, panels, cut) | grad.fields(p, boxes)
+    if table is not None:
+        steps = dense_strides((1, 1, *grad.size), "NCHW")[2:]
+        fields |= {f"entry_{d}": step * p.taps * table[0] for d, step in enumerate(steps)}
     chunks = p.groups * fields["k_count"] * cut.tap_blocks * cut.channel_parts
     rows = cut.kinds[0 if panels.count else 1].rows
     parameters: dict[str, int | str] = {
@@ -109,6 +122,38 @@ def gradient_phase(
     return Phase("backward weights", spec, fields, chunks), cut.buffers, parameters
 
 
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The gradient of the output as it is walked over: sizes, and elements between positions."""
+
+    size: tuple[int, ...]
+    strides: tuple[int, ...]
+
+    def rows(self, p: Problem, host: Host) -> GradientRows:
+        """How it is staged."""
+        pixels = self.strides[-1] == 1 and self.size[-1] > 1
+        return GradientRows(host.target, p.dtype, len(self.size), p.out_strides[1] == 1, pixels)
+
+    def fields(self, p: Problem, boxes: tuple[int, ...]) -> dict[str, int]:
+        """Where it is, and its boxes."""
+        item = p.itemsize
+        channel = p.out_strides[1] * item
+        fields = {"batch": p.batch, "b_n": boxes[0], "y_n": p.out_strides[0] * item, "y_k": channel}
+        fields |= {"y_g": p.group_out * channel, "bias_g": p.group_out * item}
+        for d, (size, stride) in enumerate(zip(self.size, self.strides, strict=True)):
+            fields |= {f"out{d}": size, f"b_{d}": boxes[1 + d], f"y_{d}": stride * item}
+        return fields
+
+
+def lines_of(problem: Problem, *, joined: bool) -> Lines:
+    """The lines of the gradient of the output; `joined`: as one where its pixels are evenly spaced."""
+    p = problem
+    even = even_stride(p.out_strides[2:], p.out_size) if joined else None
+    if even is None:
+        return Lines(p.out_size, p.out_strides[2:])
+    return Lines((math.prod(p.out_size),), (even,))
+
+
 def weights_error_bound(plain: float, problem: Problem) -> float:
     """What sums over all pixels, box by box, may be off, from the bound of a plain sum."""
     boxes = problem.batch * math.prod(problem.out_size) / PIXELS
@@ -116,7 +161,7 @@ def weights_error_bound(plain: float, problem: Problem) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class _Kind:
+class TileRows:
     """Tiles of the input channels of a group: `tiles` of `rows`, the last `short` of them one row lower."""
 
     rows: int
@@ -124,17 +169,18 @@ class _Kind:
     short: int
 
     @staticmethod
-    def of(channels: int, most: int) -> _Kind:
+    def of(channels: int, most: int) -> TileRows:
+        """As few tiles of at most so many rows as can be, as even as can be."""
         tiles = -(-channels // most)
         rows = -(-channels // tiles)
-        return _Kind(rows, tiles, tiles * rows - channels)
+        return TileRows(rows, tiles, tiles * rows - channels)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cut:
     """How the outputs are shared out: blocks of taps, parts of the input channels, and what a thread needs."""
 
-    kinds: tuple[_Kind, _Kind]
+    kinds: tuple[TileRows, TileRows]
     panels: int
     tap_blocks: int
     taps: int
@@ -171,7 +217,7 @@ def merged(problem: Problem) -> Problem:
     )
 
 
-def _tile_rows(target: Target, vectors: int, apart: bool) -> int:
+def tile_rows(target: Target, vectors: int, apart: bool) -> int:
     """The most input channels of a tile; fewer than the core's pixels where LLVM would spill.
 
     Loads of the next step need registers beside the tile's (9x3 on AVX-512 leaves too few), and channels that lie apart
@@ -187,7 +233,7 @@ def _cut(p: Problem, host: Host, threads: int, workspace: int | None, panels: Pa
     register = host.target.vector_bytes
     widths = (panels.vectors, panels.last or panels.vectors)
     apart = p.x_strides[1] != 1
-    first, last = (_Kind.of(p.group_in, _tile_rows(host.target, width, apart)) for width in widths)
+    first, last = (TileRows.of(p.group_in, tile_rows(host.target, width, apart)) for width in widths)
     used = [
         (kind, width) for kind, width, on in zip((first, last), widths, (panels.count, panels.last), strict=True) if on
     ]
@@ -220,7 +266,7 @@ def _cut(p: Problem, host: Host, threads: int, workspace: int | None, panels: Pa
             parts = min(most, 2 * parts)
 
 
-def _fields(p: Problem, panels: Panels, boxes: tuple[int, ...], cut: _Cut) -> dict[str, int]:
+def _fields(p: Problem, panels: Panels, cut: _Cut) -> dict[str, int]:
     item = p.itemsize
     counts = {"c": cut.channel_parts, "t": cut.tap_blocks, "k": -(-panels.total // cut.panels), "g": p.groups}
     fields: dict[str, int] = {}
@@ -228,17 +274,15 @@ def _fields(p: Problem, panels: Panels, boxes: tuple[int, ...], cut: _Cut) -> di
     for letter, count in counts.items():
         fields |= {f"{letter}_div": step, f"{letter}_count": count}
         step *= count
-    x, y, o = ([s * item for s in strides] for strides in (p.x_strides, p.out_strides, p.w_strides))
+    x, o = ([s * item for s in strides] for strides in (p.x_strides, p.w_strides))
     fields |= {"x_n": x[0], "x_c": x[1], "x_g": p.group_in * x[1]}
-    fields |= {"y_n": y[0], "y_k": y[1], "y_g": p.group_out * y[1]}
-    fields |= {"o_k": o[0], "o_c": o[1], "o_g": p.group_out * o[0], "bias_g": p.group_out * item}
-    fields |= {"batch": p.batch, "b_n": boxes[0], "panel_count": panels.total, "panel_whole": panels.count}
+    fields |= {"o_k": o[0], "o_c": o[1], "o_g": p.group_out * o[0]}
+    fields |= {"panel_count": panels.total, "panel_whole": panels.count}
     fields |= {"panels": cut.panels, "taps": cut.taps, "tap_count": p.taps, "stage_panel": cut.stage_panel}
     fields |= {"sum_tap": cut.sum_tap, "sum_panel": cut.sum_panel, "sum_bytes": cut.panels * cut.sum_panel}
     for kind, tiles in enumerate(cut.kinds):
         fields |= {f"tiles{kind}": tiles.tiles, f"long{kind}": tiles.tiles - tiles.short}
     for d in range(p.ndim):
-        fields |= {f"out{d}": p.out_size[d], f"in{d}": p.in_size[d], f"b_{d}": boxes[1 + d]}
+        fields |= {f"out{d}": p.out_size[d], f"in{d}": p.in_size[d], f"o_{d}": o[2 + d]}
         fields |= {f"at{d}": x[2 + d], f"step{d}": p.stride[d] * x[2 + d], f"tap{d}": p.dilation[d] * x[2 + d]}
-        fields |= {f"y_{d}": y[2 + d], f"o_{d}": o[2 + d]}
     return fields

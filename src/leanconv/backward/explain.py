@@ -51,7 +51,7 @@ def _row(
     entry: GradientCandidate, chosen: BackwardWeightsPlan, algorithm: str, limit: int | None, seconds: float | None
 ) -> Verdict:
     plan = entry.plan
-    automatic = next(known.automatic for known in WEIGHTS if known.name == plan.algorithm)
+    automatic = next(known.weighed(entry.plan.problem) for known in WEIGHTS if known.name == plan.algorithm)
     verdict, reason = SLOWER, ""
     if plan.algorithm == chosen.algorithm:
         verdict = CHOSEN

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +19,16 @@ from leanconv.bench import plot, scaling, table
 from leanconv.bench.catalogue import NETWORKS, network, resolve, select
 from leanconv.bench.layers import Layer, LayerError
 from leanconv.bench.peers import PEERS, PeerInfo, named
-from leanconv.bench.run import ALL, LIMITED, Engine, Settings, run
+from leanconv.bench.report import Report
 from leanconv.bench.run import Progress as Step
+from leanconv.bench.run import Save, run
+from leanconv.bench.settings import ALL, LIMITED, Engine, Settings
 from leanconv.errors import LeanconvError
 from leanconv.sizes import parse_bytes
 
 OK, TROUBLE, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+_SAVE_SECONDS = 20.0  # between two writings of what is measured so far
 
 
 def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | None = None) -> int:
@@ -52,6 +58,7 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
         dtype=options.dtype,
         time=options.time,
         rounds=options.rounds,
+        passes=options.passes,
         longest=5 * options.time if options.max_time is None else options.max_time,
         precision=options.precision / 100,
         peers=options.peers,
@@ -59,19 +66,47 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
         bandwidth=True,
     )
     with progress_bar() as step:
-        report = run(layers, settings, command=command, engine=engine, progress=step)
+        report = run(layers, settings, command=command, engine=engine, progress=step, save=_saver(options.json))
 
     # With JSON on standard output the table must not mix with it.
     table.show(report, Console(stderr=options.json == "-"))
     if options.json == "-":
         sys.stdout.write(report.json())
     elif options.json:
-        Path(options.json).write_text(report.json(), encoding="utf-8")
+        _write(report, Path(options.json))
     if options.plot and any(row.seconds for row in report.rows):
         plot.draw(report, Path(options.plot))
     if report.interrupted:
         return INTERRUPTED
     return TROUBLE if report.failures else OK
+
+
+def _saver(path: str | None) -> Save | None:
+    """Return what keeps the results so far in a file, at most every so many seconds."""
+    if path is None or path == "-":
+        return None
+    last = time.monotonic()
+
+    def save(report: Report) -> None:
+        nonlocal last
+        if time.monotonic() - last > _SAVE_SECONDS:
+            _write(report, Path(path))
+            last = time.monotonic()
+
+    return save
+
+
+def _write(report: Report, path: Path) -> None:
+    """Write results to a file, which holds the earlier ones until all are written."""
+    if path.exists() and not path.is_file():  # /dev/stdout, a pipe
+        path.write_text(report.json(), encoding="utf-8")
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(report.json(), encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _layers(options: argparse.Namespace) -> list[Layer]:

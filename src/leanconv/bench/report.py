@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 import statistics
@@ -19,6 +20,12 @@ NOISY = 0.05
 # Of the interval of a ratio.
 CONFIDENCE = 0.95
 
+# Quantiles of Student's distribution for that confidence, by degrees of freedom from 1.
+_STUDENT = (
+    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
+    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
+)
+
 # Kinds of rows.
 OWN, PEER = "leanconv", "peer"
 
@@ -33,11 +40,13 @@ class Sample:
         round: number of the round; samples of one round were taken one after the other.
         seconds: time of one call, the mean over `Row.calls` calls.
         peak_gflops: the FMA peak measured in the same round.
+        visit: number of the pass over all layers, from 0; between passes everything is prepared anew.
     """
 
     round: int
     seconds: float
     peak_gflops: float
+    visit: int = 0
 
 
 @dataclass
@@ -167,21 +176,32 @@ def spread(values: Sequence[float]) -> float | None:
 
 def ratio(row: Row, best: Row) -> float:
     """Return the time of a row over that of another: the median over the rounds that measured both."""
-    paired = _paired(row, best)
-    if paired:
-        return statistics.median(paired)
+    passes = _paired(row, best)
+    if passes:
+        return statistics.median(itertools.chain(*passes))
     return (row.seconds or math.nan) / (best.seconds or math.nan)
 
 
 def ratio_interval(row: Row, best: Row) -> tuple[float, float, float] | None:
-    """Return the interval that holds the median of the paired ratios with 95 % confidence, the median in between.
+    """Return the interval that holds the ratio of two rows with 95 % confidence, and the ratio in between.
 
-    Its ends are measured ratios: those whose ranks the median of as many tosses of a coin says (order statistics), so
-    that nothing is assumed of how the ratios are distributed. None below six rounds, which cannot say that much.
+    Of one pass, its ends are measured ratios: those whose ranks the median of as many tosses of a coin says (order
+    statistics), so that nothing is assumed of how the ratios are distributed. None below six rounds, which cannot say
+    that much.
+
+    Rounds of one pass share where memory lies and who the neighbours are, so they say nothing of what another pass
+    would. Of several passes the ends follow from how far apart their medians lie, as logarithms, by Student's
+    distribution (the method of batch means; Law, Simulation Modeling and Analysis).
     """
-    paired = sorted(_paired(row, best))
-    rank = _rank(len(paired))
-    return (paired[rank], statistics.median(paired), paired[-1 - rank]) if rank >= 0 else None
+    passes = _paired(row, best)
+    pooled = sorted(itertools.chain(*passes))
+    if len(passes) > 1:
+        middle = statistics.median(pooled)
+        deviation = statistics.stdev(math.log(statistics.median(ratios)) for ratios in passes)
+        reach = math.exp(_STUDENT[min(len(passes) - 1, len(_STUDENT)) - 1] * deviation / math.sqrt(len(passes)))
+        return middle / reach, middle, middle * reach
+    rank = _rank(len(pooled))
+    return (pooled[rank], statistics.median(pooled), pooled[-1 - rank]) if rank >= 0 else None
 
 
 @functools.cache
@@ -196,9 +216,14 @@ def _rank(count: int) -> int:
     return rank
 
 
-def _paired(row: Row, best: Row) -> list[float]:
+def _paired(row: Row, best: Row) -> list[list[float]]:
+    """Return the ratios of the rounds that measured both, a list for each pass."""
     times = {sample.round: sample.seconds for sample in best.samples}
-    return [sample.seconds / times[sample.round] for sample in row.samples if sample.round in times]
+    passes: dict[int, list[float]] = {}
+    for sample in row.samples:
+        if sample.round in times:
+            passes.setdefault(sample.visit, []).append(sample.seconds / times[sample.round])
+    return list(passes.values())
 
 
 def fastest(rows: Sequence[Row]) -> Row | None:

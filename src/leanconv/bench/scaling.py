@@ -20,13 +20,14 @@ from rich.console import Console
 from rich.text import Text
 
 from leanconv.bench.check import Trial, make_trial
+from leanconv.bench.contest import recorded
 from leanconv.bench.contestants import Contestant
 from leanconv.bench.grid import print_grid
 from leanconv.bench.intervals import factor_interval
 from leanconv.bench.layers import Layer
 from leanconv.bench.report import Row
-from leanconv.bench.run import ALL, Engine, default_engine, recorded
 from leanconv.bench.sampling import sample
+from leanconv.bench.settings import ALL, Engine, default_engine
 from leanconv.bench.table import format_seconds
 from leanconv.bench.turns import Schedule, take_turns
 from leanconv.errors import ArgumentValueError

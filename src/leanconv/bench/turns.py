@@ -45,15 +45,28 @@ def take_turns(
     schedule: Schedule,
     peak: Callable[[], float],
     attempt: Callable[[Row, Callable[[], None]], None],
+    *,
+    number: int = 0,
+    first: int = 0,
 ) -> None:
-    """Time the contestants and fill in their rows.
+    """Time the contestants and fill in their rows; samples of earlier passes count.
 
     Args:
         contestants: who takes part.
         schedule: how long.
         peak: measures the FMA peak, in GFLOP/s.
         attempt: runs something for a row and turns an exception into the row's reason.
+        number: of the pass.
+        first: number of its first round; greater than those of earlier passes.
     """
+
+    def one_round(turn: int, part: Sequence[Contestant]) -> None:
+        speed = peak()
+        start = (first + turn) % max(1, len(part))  # another one first each time
+        for one in (*part[start:], *part[:start]):
+            if not one.row.reason:
+                attempt(one.row, lambda one=one: _sample(one, number, first + turn, speed))  # type: ignore[misc]
+
     for contestant in contestants:
         attempt(contestant.row, lambda one=contestant: _calibrate(one, schedule))  # type: ignore[misc]
     able = [one for one in contestants if one.rounds]
@@ -61,20 +74,24 @@ def take_turns(
     for turn in range(planned):
         # A slow contestant takes part in some rounds only, spread evenly over the run.
         part = [one for one in able if turn * one.rounds % planned < one.rounds]
-        _round(turn, part, peak(), attempt)
+        one_round(turn, part)
     for turn in range(planned, _MOST_ROUNDS):
         part = _uncertain(able, schedule)
         if not part:
             break
-        _round(turn, part, peak(), attempt)
+        one_round(turn, part)
     finished = [one.row for one in able if one.row.samples and not one.row.reason]
     for row in finished:
         row.summarise()
-    _mark(finished, schedule.precision)
+    mark(finished, schedule.precision)
 
 
 def _calibrate(one: Contestant, schedule: Schedule) -> None:
-    """Choose how many calls make a sample, and how many samples fit into the time."""
+    """Choose how many calls make a sample, and how many samples fit into the time; both as in an earlier pass."""
+    if one.row.samples:
+        one.sample(1)  # what is fresh is out of the ordinary
+        one.rounds = _affordable(one.row.samples[-1].seconds * one.row.calls, schedule)
+        return
     calls, seconds = 1, one.sample(1)
     while seconds * calls < SHORTEST_SAMPLE / 4:
         calls *= 4
@@ -85,24 +102,18 @@ def _calibrate(one: Contestant, schedule: Schedule) -> None:
         seconds = min(seconds, one.sample(calls))
     # Rounded up where the shortest sample asks for it, else down: the time is a bound.
     one.row.calls = max(math.ceil(SHORTEST_SAMPLE / seconds), int(wanted / seconds), 1)
-    affordable = int(schedule.time / (seconds * one.row.calls) + 0.01)
-    one.rounds = min(max(affordable, 1), schedule.rounds)
+    one.rounds = _affordable(seconds * one.row.calls, schedule)
 
 
-def _round(
-    turn: int, part: Sequence[Contestant], peak: float, attempt: Callable[[Row, Callable[[], None]], None]
-) -> None:
-    """Let each take one sample, another one first each time; one that failed before is left out."""
+def _affordable(seconds: float, schedule: Schedule) -> int:
+    """Return how many samples of so many seconds fit into the time."""
+    return min(max(int(schedule.time / seconds + 0.01), 1), schedule.rounds)
 
-    def one_sample(one: Contestant) -> None:
-        seconds = one.sample(one.row.calls)
-        one.spent += seconds * one.row.calls
-        one.row.samples.append(Sample(turn, seconds, peak))
 
-    first = turn % max(1, len(part))
-    for one in (*part[first:], *part[:first]):
-        if not one.row.reason:
-            attempt(one.row, lambda one=one: one_sample(one))  # type: ignore[misc]
+def _sample(one: Contestant, number: int, turn: int, peak: float) -> None:
+    seconds = one.sample(one.row.calls)
+    one.spent += seconds * one.row.calls
+    one.row.samples.append(Sample(turn, seconds, peak, number))
 
 
 def _uncertain(able: Sequence[Contestant], schedule: Schedule) -> list[Contestant]:
@@ -134,7 +145,7 @@ def _certain(row: Row, best: Row, precision: float) -> bool:
     return max(middle - low, high - middle) <= precision * middle
 
 
-def _mark(rows: Sequence[Row], precision: float) -> None:
+def mark(rows: Sequence[Row], precision: float) -> None:
     """Mark rows whose ratio to the fastest is uncertain; the fastest is as uncertain as the one behind it."""
     best = fastest(rows)
     others = [row for row in rows if row is not best]

@@ -27,53 +27,44 @@ from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.backward_stage import GradientRows
-from leanconv.kernels.boxes import Box, Walker, each_box, each_line, position_of_tap, tap_ranges
+from leanconv.kernels.backward_store import add_staged, put_lanes
+from leanconv.kernels.backward_tiles import RUNS, PixelSource, channel_step
+from leanconv.kernels.boxes import Box, Walker, each_box, position_of_tap
 from leanconv.kernels.copy import copy_run
-from leanconv.kernels.core import LOOP_ALIGN, REACH, UNROLL, Reduction, Sum, Tile
+from leanconv.kernels.core import Sum, Tile
 from leanconv.kernels.cost import Cost
-from leanconv.kernels.cursor import SharedCursor
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.panels import PanelShape, each_panel
 
-# A sum of its own: the runs of pixels below stand for its loops.
-_RUNS = Reduction((1,), None, 0, False, False, None, 1, False, False)
+_Tap = tuple[Index, list[Index]]  # its number, and its position along each dimension
 
 
 @dataclass(frozen=True, slots=True)
 class BackwardWeightsSpec:
     """One chunk is one (group, some panels of output channels, block of taps, part of the input channels).
 
-    `rows` input channels a tile, and `short` whether the last tiles are one lower, for whole panels and for the last
-    one; `unit_channel`, `unit_pixel`: input channels, or the pixels of a line of windows, are adjacent; `bias`: the
-    first chunks of each panel add up its gradient too; `accumulate`: results are added to what is there.
+    `source`: where the image is read; `rows` input channels a tile, and `short` whether the last tiles are one lower,
+    for whole panels and for the last one; `bias`: the first chunks of each panel add up its gradient too;
+    `accumulate`: results are added to what is there.
 
-    Buffers: x, weights (the gradient of the output), out, bias; scratch (staged gradient) and sums (totals) of each
-    thread.  Fields: `g_* k_* t_* c_*` for the chunk; `batch out{d} in{d}`; `b_n b_{d}` sizes of a box; `x_n x_g x_c
-    at{d} step{d} tap{d}` bytes of the image; `y_n y_g y_k y_{d}` of the gradient; `o_g o_k o_c o_{d}` of the result;
-    `panels` a chunk, `taps` a block; `panel_count panel_whole tap_count` in all; `tiles{j} long{j}` tiles, and those of
-    full height, of kind j; `stage_panel` bytes of staged gradient a panel, `sum_tap` of totals a tap, `sum_panel` a
-    panel, `sum_bytes` in all.
+    Buffers: x, weights (the gradient of the output), out, bias, those of the source; scratch (staged gradient) and sums
+    (totals) of each thread.  Fields: `g_* k_* t_* c_*` for the chunk; `batch out{d}`; `b_n b_{d}` sizes of a box; those
+    of the source; `x_g` bytes of the image between groups; `y_n y_g y_k y_{d}` of the gradient; `o_g o_k o_c o_{d}` of
+    the result; `panels` a chunk, `taps` a block; `panel_count panel_whole tap_count` in all; `tiles{j} long{j}` tiles,
+    and those of full height, of kind j; `stage_panel` bytes of staged gradient a panel, `sum_tap` of totals a tap,
+    `sum_panel` a panel, `sum_bytes` in all.
     """
 
     target: Target
     dtype: str
     kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    dilation: tuple[int, ...]
-    pad_low: tuple[int, ...]
+    source: PixelSource
     panels: PanelShape
     rows: tuple[int, int]
     short: tuple[bool, bool]
-    unit_channel: bool
-    unit_pixel: bool
     gradient: GradientRows
     bias: bool
     accumulate: bool = False
-
-    @property
-    def windows(self) -> list[tuple[int, int, int]]:
-        """Stride, dilation and padding along each dimension."""
-        return list(zip(self.stride, self.dilation, self.pad_low, strict=True))
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -84,15 +75,15 @@ class BackwardWeightsSpec:
     def cost(self, fields: Mapping[str, int], chunks: int, host: Host) -> Cost:
         """Steps of all tiles, and what they read of a box again and again."""
         f, item = fields, 8 if self.dtype == "float64" else 4
-        pixels = f["batch"] * math.prod(f[f"out{d}"] for d in range(len(self.kernel)))
-        box = f["b_n"] * math.prod(f[f"b_{d}"] for d in range(len(self.kernel)))
+        dims = range(self.gradient.dims)
+        pixels = f["batch"] * math.prod(f[f"out{d}"] for d in dims)
+        box = f["b_n"] * math.prod(f[f"b_{d}"] for d in dims)
         counts = {"multiply": 0.0, "tile": 0.0, "block": 0.0, "element": 0.0}
         shape = self.panels
         for kind, (vectors, number) in enumerate(((shape.vectors, f["panel_whole"]), (shape.last, 1))):
             if number and vectors:
                 tiles = f[f"tiles{kind}"] * f["tap_count"] * f["g_count"] * number
-                step = max(self.rows[kind] * vectors, self.rows[kind] + vectors, 8)
-                counts["multiply"] += tiles * pixels * step
+                counts["multiply"] += tiles * pixels * self.source.issued(self.rows[kind], vectors)
                 counts["tile"] += tiles * -(-pixels // box)
                 staged = f["g_count"] * number * f["t_count"] * f["c_count"] * pixels * vectors
                 counts["block"] += staged
@@ -179,7 +170,7 @@ class _Chunk:
             grad = fn.gep(fields.buffer("weights"), offset)
             spec.gradient.emit(fn, fields, grad, rows, box, kind.vectors, kind.valid)
             if starts is not None:
-                fn.if_(starts, lambda: self._add_gradient(kind, box, rows, totals), lambda: [], hint="bias")
+                fn.if_(starts, lambda: self._add_bias(kind, box, rows, totals), lambda: [], hint="bias")
 
         def add(kind: _Kind, first: Value, rows: Value, totals: Value, box: Box) -> None:
             self._tiles(kind, totals, lambda high, tap, c, at: self._add_tile(kind, box, high, tap, c, x, rows, at))
@@ -188,19 +179,19 @@ class _Chunk:
             panels(lambda kind, first, rows, totals: stage(kind, first, rows, totals, box))
             panels(lambda kind, first, rows, totals: add(kind, first, rows, totals, box))
 
-        each_box(fn, fields, len(spec.kernel), box)
+        each_box(fn, fields, spec.gradient.dims, box)
 
         def store(kind: _Kind, first: Value, rows: Value, totals: Value) -> None:
             offset = fn.add(fn.mul(indices["g"], fields["o_g"]), fn.mul(first, fields["o_k"]))
             out = fn.gep(fields.buffer("out"), offset)
-            self._tiles(kind, totals, lambda high, tap, c, at: self._store(kind, high, tap, c, at, out), outer=False)
+            self._tiles(kind, totals, lambda high, tap, c, at: self._store(kind, high, tap[1], c, at, out), outer=False)
             if starts is not None:
                 fn.if_(starts, lambda: self._store_bias(kind, first, totals), lambda: [], hint="bias")
 
         panels(store)
 
     def _tiles(
-        self, kind: _Kind, sums: Value, body: Callable[[int, list[Index], Value, Value], None], *, outer: bool = True
+        self, kind: _Kind, sums: Value, body: Callable[[int, _Tap, Value, Value], None], *, outer: bool = True
     ) -> None:
         """Emit `body(rows, tap, first channel, totals)` for the tiles of a panel; taps are the outer loop or the inner.
 
@@ -239,7 +230,12 @@ class _Chunk:
             if high < rows:
                 channel = fn.sub(channel, fn.sub(at, long))
             line = fn.gep(base, fn.mul(fn.sub(number, first), fields["sum_tap"]))
-            body(high, position, fn.i64(channel), fn.gep(line, fn.mul(fn.sub(at, begin), rows * self.width(kind))))
+            body(
+                high,
+                (number, position),
+                fn.i64(channel),
+                fn.gep(line, fn.mul(fn.sub(at, begin), rows * self.width(kind))),
+            )
 
         if outer:
             taps(lambda number: spans(lambda high, at: one(high, at, number)))
@@ -251,29 +247,18 @@ class _Chunk:
         kind: _Kind,
         box: Box,
         rows: int,
-        tap: Sequence[Index],
+        tap: _Tap,
         channel: Value,
         x: Value,
         staged: Value,
         totals: Value,
     ) -> None:
         """The sums over a box of one tile, added to its totals."""
-        fn, fields, spec = self.fn, self.fields, self.spec
-        shape, dims = self.tile(rows, kind), len(spec.kernel)
-        sum_ = Sum(fn, fields, shape, _RUNS)
-        row_step: Index = self.item if spec.unit_channel else fields["x_c"]
-        ranges = tap_ranges(fn, fields, box, spec.windows, tap)
-        corner = fn.gep(x, fn.mul(channel, row_step))
-        for d in range(dims):
-            corner = fn.gep(corner, fn.mul(tap[d], fields[f"tap{d}"]))
-            corner = fn.gep(corner, fn.mul(fields[f"at{d}"], -spec.pad_low[d]))
-        image = Walker(corner, fields["x_n"], [fields[f"step{d}"] for d in range(dims)])
-
-        def run(places: list[Value], count: Value, accs: list[Value]) -> list[Value]:
-            return self._run(sum_, places[0], places[1], count, row_step, accs)
-
+        fn, spec, shape = self.fn, self.spec, self.tile(rows, kind)
+        sum_ = Sum(fn, self.fields, shape, RUNS)
+        first = fn.gep(x, fn.mul(channel, channel_step(sum_, spec.source)))
         zeros = [fn.const(shape.vec, 0.0)] * (rows * kind.vectors)
-        accs = each_line(fn, box, ranges, (image, self._staged(box, staged, kind)), zeros, run)
+        accs = spec.source.add(sum_, box, *tap, first, self._staged(box, staged, kind), zeros)
         for i, acc in enumerate(accs):
             at = i * spec.target.vector_bytes
             fn.store(fn.binary("fadd", fn.load(shape.vec, totals, at), acc), totals, at)
@@ -289,52 +274,10 @@ class _Chunk:
             start = fn.gep(start, fn.mul(fn.sub(0, first), step))
         return Walker(start, steps[0], steps[1:])
 
-    def _run(
-        self,
-        sum_: Sum,
-        image: Value,
-        staged: Value,
-        count: Value,
-        row_step: Index,
-        accs: list[Value],
-    ) -> list[Value]:
-        """The pixels of one line of windows."""
-        fn, spec, last = self.fn, self.spec, len(self.spec.kernel) - 1
-        pixels = [fn.gep(image, fn.mul(row_step, i)) for i in range(sum_.tile.rows)]
-        if not spec.unit_channel:
-            pixels = [fn.opaque(pixel) for pixel in pixels]
-        step: Index = self.item if spec.unit_pixel else self.fields[f"step{last}"]
-        cursor = SharedCursor(fn, pixels, 0, step)
-        whole = fn.mul(fn.udiv(count, UNROLL), UNROLL)
-        state = [*cursor.state, fn.gep(staged, REACH), *accs]
-
-        def steps(number: int) -> Callable[[Value, list[Value]], list[Value]]:
-            def body(_: Value, state: list[Value]) -> list[Value]:
-                here = cursor.at(state[:1])
-                weights, accs = state[1], state[2:]
-                for row, (places, offset) in enumerate(here.addresses(number)):
-                    accs = sum_.step(places, offset, weights, accs, row)
-                return [*here.advanced(number), sum_.moved(weights, number), *accs]
-
-            return body
-
-        state = fn.loop(0, whole, UNROLL, state, steps(UNROLL), guard=True, hint="pixels", align=LOOP_ALIGN)
-        return fn.loop(whole, count, 1, state, steps(1), guard=True, hint="pixel")[2:]
-
-    def _add_gradient(self, kind: _Kind, box: Box, staged: Value, totals: Value) -> list[Value]:
+    def _add_bias(self, kind: _Kind, box: Box, staged: Value, totals: Value) -> list[Value]:
         """The gradient of the bias: rows of the staged gradient, added up."""
-        fn, vec, width = self.fn, self.tile(1, kind).vec, self.spec.target.vector_bytes
-        count: Index = fn.sub(box.images[1], box.images[0])
-        for extent in box.extents:
-            count = fn.mul(count, extent)
-
-        def row(at: Value, state: list[Value]) -> list[Value]:
-            line = fn.gep(staged, fn.mul(at, self.width(kind)))
-            return [fn.binary("fadd", acc, fn.load(vec, line, v * width)) for v, acc in enumerate(state)]
-
-        accs = fn.loop(0, count, 1, [fn.const(vec, 0.0)] * kind.vectors, row, hint="bias")
-        for v, acc in enumerate(accs):
-            fn.store(fn.binary("fadd", fn.load(vec, totals, v * width), acc), totals, v * width)
+        vec = self.tile(1, kind).vec
+        add_staged(self.fn, box, vec, staged, totals, kind.vectors, self.spec.target.vector_bytes)
         return []
 
     def _store_bias(self, kind: _Kind, first: Value, totals: Value) -> list[Value]:
@@ -362,10 +305,5 @@ class _Chunk:
 
     def _put(self, kind: _Kind, value: Value, place: Value, step: Index, vector: int) -> None:
         """Store the lanes of a vector that are output channels, `step` bytes apart."""
-        fn, scalar = self.fn, SCALARS[self.spec.dtype]
-        for lane in range(kind.valid if vector == kind.vectors - 1 else self.lanes):
-            element = fn.op(scalar, f"extractelement {value.type} {value.name}, i32 {lane}")
-            target = fn.gep(place, fn.mul(step, lane))
-            if self.spec.accumulate:
-                element = fn.binary("fadd", fn.load(scalar, target), element)
-            fn.store(element, target)
+        count = kind.valid if vector == kind.vectors - 1 else self.lanes
+        put_lanes(self.fn, value, place, step, count, accumulate=self.spec.accumulate)

@@ -11,6 +11,7 @@ from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Value
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.winograd import WinogradSpec
+from leanconv.kernels.winograd_products import Heights, Products
 from leanconv.kernels.winograd_tiles import Bits
 
 
@@ -25,18 +26,18 @@ class FftSpec(WinogradSpec):
         self,
         fn: Function,
         fields: Fields,
-        vectors: int,
-        heights: dict[Bits, tuple[Value, ...]],
+        product: Products,
+        heights: dict[Bits, Heights],
         source: Value,
         weights: Value,
         products: Value,
     ) -> None:
         """The matrix product of every point: tiles are all of one class."""
-        steps = [fields["v_point"], self._point_bytes(fields, vectors), fields["m_point"]]
-        ((low, lower, higher),) = heights.values()
+        steps = [fields["v_point"], self._point_bytes(fields, product.vectors), fields["m_point"]]
+        (height,) = heights.values()
 
         def point(_: Value, state: list[Value]) -> list[Value]:
-            self._point(fn, fields, vectors, low, lower, higher, state)
+            product.point(fn, fields, height, state, self._ahead)
             return [fn.gep(pointer, step) for pointer, step in zip(state, steps, strict=True)]
 
         fn.loop(0, self.tiling.points, 1, [source, weights, products], point, hint="point")

@@ -20,11 +20,11 @@ from typing import Protocol
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
-from leanconv.kernels.core import Reduction, Sum, Tile
-from leanconv.kernels.epilogue import Epilogue, row_addresses
+from leanconv.kernels.core import Reduction
+from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction, Overlaid
-from leanconv.kernels.image import whole_windows
 from leanconv.kernels.panels import PanelShape
+from leanconv.kernels.winograd_products import Heights, Products
 from leanconv.kernels.winograd_tiles import Bits, Counters, Place, Tiling
 from leanconv.kernels.winograd_weights import WeightStep, copy_bias
 
@@ -95,7 +95,7 @@ class WinogradSpec:
     `panels` a chunk, `panel_count`; `x_g o_g r_g` bytes between groups; `w_g w_panel` bytes of weights a group and
     whole panel; `u_point u_last` from point to point in whole panels and the last; `v_at m_at u_at zero_at` where in
     the scratch V, M, transformed weights and zeros are.  With `split`: `c_count` blocks of the `c_vectors` whole
-    vectors of input channels.
+    vectors of input channels.  `sections` and `asked` are those of `Products`.
     """
 
     target: Target
@@ -107,6 +107,8 @@ class WinogradSpec:
     panels: PanelShape
     transform: bool
     split: bool = False
+    sections: bool = False
+    asked: int = 0
 
     @property
     def lanes(self) -> int:
@@ -170,11 +172,12 @@ class WinogradSpec:
 
         def shape(vectors: int, valid: int) -> Callable[[Value], None]:
             writer = self.write.emit(fn, fields, products, out, residual, vectors, valid)
-            heights = self._heights(fn, counts, vectors)
+            product = Products(self.target, self.dtype, self.reduction, vectors, self.sections, self.asked)
+            heights = {bits: product.heights(fn, fields, count) for bits, count in counts.items()}
 
             def panel(at: Value) -> None:
                 bias, weights = self._weights(fn, fields, chunk, at, before, vectors, valid)
-                self._products(fn, fields, vectors, heights, source, weights, products)
+                self._products(fn, fields, product, heights, source, weights, products)
                 channel = fn.mul(at, self.panels.vectors * self.lanes)
                 each(lambda place, rows: writer.tile(place, rows, channel, bias))
 
@@ -246,45 +249,23 @@ class WinogradSpec:
         """Bytes of weights from point to point."""
         return fields["u_point" if vectors == self.panels.vectors else "u_last"]
 
-    def _most_rows(self, vectors: int) -> int:
-        """Rows of the highest register tile.
-
-        The walk over the channels begins at zero here, and LLVM turns it into a pointer a row; with ten of them it
-        loads pairs ahead on NEON, and spills.
-        """
-        return min(self.target.tile_rows(vectors), 12 if self.target.masks else 9)
-
-    def _heights(self, fn: Function, counts: Counters, vectors: int) -> dict[Bits, tuple[Value, ...]]:
-        """How the tiles of each class make register tiles: rows of the lower ones, their number, that of the others.
-
-        n tiles make t = ceil(n / most) register tiles of n // t rows, n % t of them one row higher.
-        """
-        most = self._most_rows(vectors)
-        result = {}
-        for bits, count in counts.items():
-            number = fn.udiv(fn.add(count, most - 1), most)
-            some = fn.smax(number, 1)
-            low, more = fn.udiv(count, some), fn.urem(count, some)
-            result[bits] = tuple(fn.i64(value) for value in (low, fn.sub(number, more), more))
-        return result
-
     def _products(
         self,
         fn: Function,
         fields: Fields,
-        vectors: int,
-        heights: dict[Bits, tuple[Value, ...]],
+        product: Products,
+        heights: dict[Bits, Heights],
         source: Value,
         weights: Value,
         products: Value,
     ) -> None:
         """The matrix product of every point."""
-        steps = [fields["v_point"], self._point_bytes(fields, vectors), fields["m_point"]]
+        steps = [fields["v_point"], self._point_bytes(fields, product.vectors), fields["m_point"]]
 
-        def axis(d: int, table: dict[Bits, tuple[Value, ...]], state: list[Value]) -> list[Value]:
+        def axis(d: int, table: dict[Bits, Heights], state: list[Value]) -> list[Value]:
             if d == len(self.tiling.axes):
-                ((low, lower, higher),) = table.values()
-                self._point(fn, fields, vectors, low, lower, higher, state)
+                (height,) = table.values()
+                product.point(fn, fields, height, state)
                 return [fn.gep(pointer, step) for pointer, step in zip(state, steps, strict=True)]
             here = self.tiling.axes[d]
 
@@ -294,7 +275,7 @@ class WinogradSpec:
                     dropped = fn.cmp("uge", point, here.kept)
                     others = {bits[1:]: value for bits, value in table.items() if bits[0]}
                     kept = {
-                        bits: tuple(fn.select(dropped, b, a) for a, b in zip(value, others[bits], strict=True))
+                        bits: Heights(*(fn.select(dropped, b, a) for a, b in zip(value, others[bits], strict=True)))
                         for bits, value in kept.items()
                     }
                 return axis(d + 1, kept, state)
@@ -304,29 +285,3 @@ class WinogradSpec:
             return fn.loop(0, here.transform.size, 1, state, turn, hint="point")
 
         axis(0, heights, [source, weights, products])
-
-    def _ahead(self, fn: Function, fields: Fields, rows: list[Value]) -> None:
-        """Ask for rows of the next point; nothing where they are near enough."""
-
-    def _point(
-        self, fn: Function, fields: Fields, vectors: int, low: Value, lower: Value, higher: Value, state: list[Value]
-    ) -> None:
-        """One matrix product: register tiles of every height, two of which occur."""
-        rows_at, weights, to = state
-        row = vectors * self.target.vector_bytes
-        for rows in reversed(range(1, self._most_rows(vectors) + 1)):
-            tile = Tile(self.target, self.dtype, rows, vectors, bias=False)
-            sum_ = Sum(fn, fields, tile, self.reduction)
-            number = fn.select(fn.cmp("eq", low, rows), lower, 0)
-            number = fn.select(fn.cmp("eq", low, rows - 1), higher, number)
-
-            def body(_: Value, state: list[Value], tile: Tile = tile, sum_: Sum = sum_) -> list[Value]:
-                pixels = row_addresses(fn, state[0], tile.rows, fields["v_row"])
-                self._ahead(fn, fields, pixels)
-                accs = whole_windows(sum_, pixels, weights)
-                for i, acc in enumerate(accs):
-                    fn.store(acc, state[1], i * self.target.vector_bytes)
-                step = fn.mul(fields["v_row"], tile.rows)
-                return [fn.gep(state[0], step), fn.gep(state[1], tile.rows * row)]
-
-            rows_at, to = fn.loop(0, number, 1, [rows_at, to], body, guard=True, hint="rows")

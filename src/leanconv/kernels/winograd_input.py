@@ -14,6 +14,7 @@ from leanconv.codegen.ir import I1, I64, PTR, SCALARS, Function, Index, Value, v
 from leanconv.codegen.targets import Target
 from leanconv.kernels.channel_runs import gather, load_runs
 from leanconv.kernels.cook_toom import Matrix
+from leanconv.kernels.cost import LINE
 from leanconv.kernels.cursor import ZERO_BYTES
 from leanconv.kernels.epilogue import load_lanes
 from leanconv.kernels.fields import Fields
@@ -28,9 +29,10 @@ class InputStep:
 
     `padded`: some lie partly outside the image; `pad_mode` what is there.  `adjacent`: channels are, or else `runs`:
     pixels along the last axis are, the image is at least as wide as a window, and padding is zeros; `tail` channels are
-    left over by whole vectors.  Fields: `x_n x_c at{d}` bytes between images, channels and pixels; `in{d}`, and
-    `reach{d}` = in + high padding; `channels_vec` channels in whole vectors; `v_point`, `v_row` bytes between points
-    and tiles.
+    left over by whole vectors; `sections`: V has several sections of channels, without a tail.  Fields: `x_n x_c
+    at{d}` bytes between images, channels and pixels; `in{d}`, and `reach{d}` = in + high padding; `channels_vec`
+    channels in whole vectors; `v_point v_section v_row` bytes between points, sections and tiles, `section_channels` in
+    each section but the last.
     """
 
     target: Target
@@ -41,6 +43,7 @@ class InputStep:
     adjacent: bool
     runs: bool
     tail: int
+    sections: bool = False
 
     @property
     def lanes(self) -> int:
@@ -112,11 +115,22 @@ class InputEmitter:
         bases = {bits: fn.gep(self.target, fn.mul(row, fields["v_row"])) for bits, row in rows.items()}
         whole = fields["channels_vec"]
 
-        def channels(c: Value, _: list[Value]) -> list[Value]:
-            self._vector(window, bases, c, step.lanes)
-            return []
+        def some(first: Index, end: Index, bases: Counters) -> None:
+            def channels(c: Value, _: list[Value]) -> list[Value]:
+                self._vector(window, bases, c, step.lanes)
+                return []
 
-        fn.loop(0, whole, step.lanes, [], channels, guard=True, hint="channel")
+            fn.loop(first, end, step.lanes, [], channels, guard=True, hint="channel")
+
+        def section(first: Value, state: list[Value]) -> list[Value]:
+            end = fn.smin(fn.add(first, fields["section_channels"]), whole)
+            some(first, end, {bits: fn.gep(base, state[0]) for bits, base in bases.items()})
+            return [fn.i64(fn.add(state[0], fn.sub(fields["v_section"], fields["v_row"])))]
+
+        if step.sections:
+            fn.loop(0, whole, fields["section_channels"], [fn.i64(0)], section, hint="section")
+        else:
+            some(0, whole, bases)
         if step.tail:
             self._vector(window, bases, whole, step.tail)
 
@@ -222,6 +236,8 @@ class InputEmitter:
                 values = self._run(window, state[0], state[1], channel, count, inside)
             else:
                 values = [self._load(state[0], state[1], entries[d] * j, channel, count) for j in range(sizes[d])]
+            if first and step.adjacent:
+                self._ask(window, state[0], entries[d], channel)
             for j, value in enumerate(program.emit(fn, values, fused=step.target.fma)):
                 if final:
                     base = to[(*bits[:d], axis.bit(j), *bits[d:])]
@@ -236,6 +252,19 @@ class InputEmitter:
                 loops.append(Turns(other.split(sizes[k]), [reading, reading, far[k] if final else near[k]]))
         source, second = (self.table, self.steps or self.table) if first else (self.stack, self.stack)
         over(fn, loops, [source, second, Value("0", I64) if final else self.stack], line)
+
+    def _ask(self, window: Window, table: Value, entry: int, channel: Index) -> None:
+        """Ask for what the next tile reads of a row and this one does not; vectors that share a line share the work."""
+        fn, step, last = self.fn, self.step, len(window.sizes) - 1
+        axis = step.tiling.axes[last]
+        apart = window.sizes[last] - axis.transform.taps + axis.stride
+        fresh, sharing = min(apart, window.sizes[last]), max(1, LINE // step.target.vector_bytes)
+        count = -(-fresh // sharing)
+        turn = fn.smin(fn.mul(fn.urem(fn.udiv(channel, step.lanes), sharing), count), fresh - count)
+        pixels = fn.gep(table, fn.mul(fn.add(turn, window.sizes[last] - fresh), entry))
+        ahead = fn.add(fn.mul(channel, step.item), fn.mul(self.fields[f"at{last}"], apart * axis.dilation))
+        for j in range(count):
+            fn.prefetch(fn.gep(fn.load(PTR, pixels, entry * j), ahead))
 
     def _load(self, table: Value, steps: Value, entry: int, channel: Index, count: int) -> Value:
         """A vector of channels of the pixel whose address is in the table."""

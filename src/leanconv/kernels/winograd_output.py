@@ -7,11 +7,14 @@ from leanconv.codegen.ir import I64, SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.channel_runs import gather, load_runs, scatter, store_runs
 from leanconv.kernels.cook_toom import Matrix
+from leanconv.kernels.cost import LINE
 from leanconv.kernels.cursor import ZERO_BYTES
 from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
 from leanconv.kernels.fields import Fields, Overlaid
 from leanconv.kernels.linear import linear
-from leanconv.kernels.winograd_tiles import Counters, Place, Tiling, Turns, over, row_major
+from leanconv.kernels.winograd_tiles import Bits, Counters, Place, Tiling, Turns, over, row_major
+
+_AHEAD = 2  # tiles between asking for pixels and writing them: one takes about as long as the third level of cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,10 @@ class OutputEmitter:
 
         out = first_pixel(self.out, "o")
         residual = first_pixel(self.residual, "r") if self.residual is not None else out
+        if step.adjacent:
+            self._ask(place, out, "o")
+            if self.residual is not None:
+                self._ask(place, residual, "r")
         matrices = [axis.transform.results(n) for n, axis in zip(place.outputs, step.tiling.axes, strict=True)]
 
         def one(v: Index, count: int) -> None:
@@ -124,6 +131,20 @@ class OutputEmitter:
             fn.loop(0, whole, 1, [], vectors, hint="vector")
         if whole < self.vectors:
             one(whole, self.valid)
+
+    def _ask(self, place: Place, pixel: Value, letter: str) -> None:
+        """Ask for the pixels of the tile after the next one, which is to be written (or its residual read)."""
+        fn, tiling, last = self.fn, self.step.tiling, len(place.outputs) - 1
+        steps = [fn.mul(self.fields[f"{letter}_at{d}"], axis.dilation) for d, axis in enumerate(tiling.axes)]
+        lines = -(-self.vectors * self.step.target.vector_bytes // LINE)
+
+        def row(state: list[Value], _: Bits) -> None:
+            for j in range(place.outputs[last]):
+                at = fn.gep(state[0], fn.mul(steps[last], _AHEAD * tiling.axes[last].transform.outputs + j))
+                for line in range(lines):
+                    fn.prefetch(at, line * LINE, write=letter == "o")
+
+        over(fn, [Turns([(n, 0)], [step]) for n, step in zip(place.outputs[:last], steps, strict=False)], [pixel], row)
 
     def _vector(
         self,

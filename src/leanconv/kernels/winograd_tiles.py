@@ -129,10 +129,11 @@ class Tiling:
         end: Value,
         start: list[Value],
         body: Callable[[Place, Counters], None],
+        before: Counters | None = None,
     ) -> Counters:
         """Run `body` for the tiles [first, end); it gets the tile's place in each class that it belongs to.
 
-        Returns how many tiles there are of each class.
+        Places are counted from those `before` on. Returns how many tiles there are of each class then.
         """
         classes = self.classes
 
@@ -141,9 +142,26 @@ class Tiling:
             counts = self._variants(fn, fields, at, counts, (), body)
             return [*self._next(fn, fields, at), *(counts[bits] for bits in classes)]
 
-        zeros = [fn.i64(0)] * len(classes)
-        state = fn.loop(first, end, 1, [*start, *zeros], turn, hint="tile")
+        counts = [fn.i64(0) if before is None else before[bits] for bits in classes]
+        state = fn.loop(first, end, 1, [*start, *counts], turn, hint="tile")
         return dict(zip(classes, state[len(start) :], strict=True))
+
+    def whole_tiles(self, fields: Fields, fn: Function, d: int) -> Index:
+        """How many tiles along an axis are not small."""
+        axis = self.axes[d]
+        return fn.mul(fields[f"last{d}"], axis.dilation) if axis.ragged else fields[f"tiles{d}"]
+
+    def before(self, fn: Function, fields: Fields, tile: Index, kept: Sequence[Index]) -> Value:
+        """How many of the tiles before one are among the first `kept` along each axis: those of a class."""
+        at = self.start(fn, fields, tile)
+        count: Index = 0
+        size: Index = 1
+        for d in reversed(range(len(self.axes))):
+            whole = fn.mul(kept[d], size)
+            inside = fn.add(fn.mul(at[d + 1], size), count)
+            count = fn.select(fn.cmp("slt", at[d + 1], kept[d]), inside, whole)
+            size = whole
+        return fn.i64(fn.add(fn.mul(at[0], size), count))
 
     def _next(self, fn: Function, fields: Fields, at: list[Value]) -> list[Value]:
         after = list(at)

@@ -10,20 +10,22 @@ per cent, so that a network would take more memory than other runtimes need for 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from leanconv.classes import dataclass
-from leanconv.errors import MemoryLimitError
+from leanconv.errors import LeanconvError, MemoryLimitError
 from leanconv.network.arena import ArenaPlan, Region, plan_arena
 from leanconv.network.arrange import arrange
 from leanconv.network.arrangement import Arrangement, lifetimes, live
 from leanconv.network.fusion import FoundBlock, find_blocks, with_blocks
 from leanconv.network.graph import Graph
+from leanconv.network.kept import keep, question, recalled
 from leanconv.network.lock import pinned_blocks, pinned_options
 from leanconv.network.native import workspace_region
-from leanconv.network.steps.base import Built, Option, Setting
+from leanconv.network.steps.base import Built, Decided, Option, Setting
 
 SHARES = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
 """Parts of what a limit leaves that are tried for kept bytes; the rest is for workspace."""
@@ -86,13 +88,23 @@ def plan_network(
         found = arrange(with_blocks(graph, pinned_blocks(blocks, pinned)))
         rows = pinned_options(found, options_of(found, setting), pinned)
         return found, choose(found, rows, setting.threads, limit)
+    key = question(graph, setting, limit)
+    known = recalled(key)
+    if known is not None:
+        with contextlib.suppress(LeanconvError):
+            found = arrange(with_blocks(graph, [block for block in blocks if block.node.name in known.blocks]))
+            chosen = known.pick(found, options_of(found, setting, known.decided(found)))
+            return found, _within_limit(_choice(found, chosen, setting.threads), limit)
     joined = [block for block in blocks if block.middle_bytes(graph) > 2 * setting.host.l2]
     least: MemoryLimitError | None = None
     while True:
         found = arrange(with_blocks(graph, joined))
         rows = options_of(found, setting)
         try:
-            return found, choose(found, rows, setting.threads, limit)
+            choice = choose(found, rows, setting.threads, limit)
+            if key is not None:
+                keep(key, found, rows, choice.options)
+            return found, choice
         except MemoryLimitError as error:
             least = error if least is None or error.needed < least.needed else least
         # The blocks with a step that runs when most is alive; if there is none, all that are left.
@@ -107,9 +119,23 @@ def plan_network(
         joined += more
 
 
-def options_of(found: Arrangement, setting: Setting) -> list[list[Option]]:
-    """The ways to compute each step; none for steps of NumPy."""
-    return [[] if s.lowerer is None else s.lowerer.options(s.call, setting) for s in found.steps]
+def options_of(
+    found: Arrangement, setting: Setting, decided: Sequence[Decided | None] | None = None
+) -> list[list[Option]]:
+    """The ways to compute each step, only the one that is `decided` where one is; none for steps of NumPy."""
+    settings = [setting] * len(found.steps)
+    if decided is not None:
+        settings = [setting if each is None else replace(setting, decided=each) for each in decided]
+    return [
+        [] if step.lowerer is None else step.lowerer.options(step.call, own)
+        for step, own in zip(found.steps, settings, strict=True)
+    ]
+
+
+def _within_limit(choice: Choice, limit: int | None) -> Choice:
+    if limit is not None and choice.needed_bytes > limit:
+        raise MemoryLimitError(limit, choice.needed_bytes, "a network that was chosen before")
+    return choice
 
 
 def choose(found: Arrangement, rows: Sequence[Sequence[Option]], threads: int, limit: int | None) -> Choice:

@@ -16,10 +16,10 @@ from leanconv.kernels.pack import PackSpec
 from leanconv.memory import Block, allocate
 from leanconv.plan import pack_into
 
-SMALLEST = 16 << 20
+SMALLEST = 2 << 20
 """Bytes of packed weights from which on slabs are worth the trouble."""
 
-SLAB_BYTES = 8 << 20
+SLAB_BYTES = 1 << 20
 
 Rows = Callable[[int, int], Array]
 """The weights of the output channels from one to before another."""

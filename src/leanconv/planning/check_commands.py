@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -110,22 +111,47 @@ def add_limits(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--threads", type=int, default=1, metavar="N", help="most threads (default: 1)")
     add("--memory-limit", default=LIMITS, metavar="A,B", help=f"limits (default: {LIMITS})")
     add("--filter", metavar="REGEX", help="only layers whose name holds a match of this regular expression")
-    add("--json", metavar="PATH", help="also write the rows to a file")
+    add(
+        "--json",
+        metavar="PATH",
+        help="write the rows to a file after each layer; cases that it holds already are not run again",
+    )
 
 
 def limits(options: argparse.Namespace) -> int:
     """Run the command; returns the exit code, 1 if a case took more than it declares."""
-    from dataclasses import asdict
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from leanconv.checks import integer
     from leanconv.planning.limits import resolve_limit
-    from leanconv.planning.limits_measured import taken, taken_text
-    from leanconv.planning.records import write_json
+    from leanconv.planning.limits_measured import Taken, cases, save, saved, taken, taken_text
 
     chosen = _layers(options, options.words)
     bounds = [resolve_limit(word) for word in options.memory_limit.split(",")]
-    found = list(taken(chosen, bounds, options.layout, integer("threads", options.threads, 1)))
-    if options.json:
-        write_json(options.json, {"rows": [asdict(entry) for entry in found]})
-    print(taken_text(found))
+    asked = cases(chosen, bounds, options.layout, integer("threads", options.threads, 1))
+    known = saved(options.json) if options.json else []
+    before = [next((entry for entry in known if entry.answers(case)), None) for case in asked]
+    found: list[Taken] = [entry for entry in before if entry is not None]
+    todo = [case for case, entry in zip(asked, before, strict=True) if entry is None]
+    others = [entry for entry in known if entry not in found]
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+            task = bar.add_task("", total=len(asked), completed=len(found))
+            for case, entry in zip(todo, taken(todo), strict=True):
+                bar.update(task, description=case.layer.name)
+                if options.json and found and found[-1].layer != entry.layer:
+                    save(options.json, [*others, *found])
+                found.append(entry)
+                bar.advance(task)
+    finally:
+        if options.json:
+            save(options.json, [*others, *found])
+    if not found:
+        print(f"leanconv: {options.layout} holds none of these layers", file=sys.stderr)
+        return 2
+    places = {(case.layer.name, case.limit): number for number, case in enumerate(asked)}
+    print(taken_text(sorted(found, key=lambda entry: places[entry.layer, entry.limit])))
     return 0 if all(entry.kept for entry in found) else 1

@@ -2,8 +2,8 @@
 
     seconds = sum over phases of (counts * slots of each + bytes * slots of a byte of their level) / speed-up
 
-Long streams of bytes that are hardly used again (transformed weights, images from memory) take the time of their level,
-partly beside the multiply-adds: (sums ** 1.3 + streams ** 1.3) ** (1 / 1.3) for both.
+Long streams of bytes that are hardly used again (weights of deep layers, images from memory) take the time of their
+level, partly beside the multiply-adds: (sums ** 1.6 + streams ** 1.6) ** (1 / 1.6) for both.
 
 All constants are in issue slots of a vector multiply-add. They were fitted (non-negative least squares of the relative
 error) to the measured times of the algorithms on a hundred layers in both layouts; docs/planning.md says how, and how
@@ -48,9 +48,9 @@ WRITTEN = {"l2": 0.136, "l3": 0.194, "memory": 0.385}
 """Slots of a byte written to a set that only this level holds."""
 
 BESIDE = (
-    1.3  # exponent of the sum of two times that overlap: 1 if one followed the other, infinity if the longer hid it
+    1.6  # exponent of the sum of two times that overlap: 1 if one followed the other, infinity if the longer hid it
 )
-STREAMED, SHARED = 0.75, 0.7  # of the third level's speed, that streams get; of its size, that one program can keep
+KEPT, LOST = 0.33, 0.8  # of the third level: a set up to the one stays there between calls, from the other on none
 CALL = 2.5e-6  # seconds from Python into the native code and back
 FORK = 8.0e-6  # seconds until other threads take part in a phase, and until all have ended
 UNKNOWN = 3.0  # times the multiply-adds of the definition, for kernels that nobody counts for
@@ -129,8 +129,9 @@ def _stream(nbytes: float, held: float, speed_up: float, readers: float, host: H
     """Seconds of reading so many bytes of a set as fast as its level gives them."""
     if held <= host.l2:
         return nbytes / (known.l2 * 1e9 * speed_up) if held > host.l1 else 0.0
-    far = min(1.0, held / (SHARED * max(host.l3, host.l2)))  # the part that others displace meanwhile
-    return nbytes * (far / (known.memory * readers) + (1 - far) / (STREAMED * known.l3 * speed_up)) / 1e9
+    size = held / max(host.l3, host.l2)
+    far = min(1.0, max(0.0, (size - KEPT) / (LOST - KEPT)))  # the part that is displaced before it is read again
+    return nbytes * (far / (known.memory * readers) + (1 - far) / (known.l3 * speed_up)) / 1e9
 
 
 def _level(nbytes: float, host: Host) -> str | None:

@@ -108,7 +108,9 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
         reads.append((tiles * panel_bytes, panel_bytes + span))
         reads.append((tiles * span, min(1.0, block / f["pixels"]) * _input_bytes(spec, f, span, high) + panel_bytes))
     weights = f["g_count"] * total / shape.vectors * depth_bytes
-    reads.append((f["n_count"] * f["b_count"] * weights, weights))
+    passes = f["n_count"] * f["b_count"] * weights  # threads take other panels or other blocks: each byte once a block
+    if weights <= host.l2:
+        reads.append((passes, weights))
     outputs = (total - (shape.last > 0)) * lanes + (shape.valid if shape.last else 0)
     out = images * f["pixels"] * outputs * item
     source = _input_bytes(spec, f, span, high) * images
@@ -123,13 +125,21 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
         asked = ASKED if red.unit_channel else ASKED_APART
     else:
         asked = 1.0 if in_runs(spec.stage) else ASKED
-    streams = _from_memory(source, f["k_count"], asked, host)
+    streams = _from_memory(source, f, asked, host)
+    if weights > host.l2:
+        streams += ((passes, weights),)
     return Cost(counts, tuple(reads), tuple(writes), chunks, streams)
 
 
-def _from_memory(source: float, times: int, asked: float, host: Host) -> tuple[tuple[float, float], ...]:
-    """The stream of an image that is too large to be in a cache; none of others, whose reading hides."""
-    return ((asked * source * times, source),) if source > host.l3 * FAR else ()
+def _from_memory(source: float, f: Fields, asked: float, host: Host) -> tuple[tuple[float, float], ...]:
+    """The stream of an image that is too large to be in a cache; none of others, whose reading hides.
+
+    The chunks of all panels follow one another on each block: they find it in a cache, unless it is too large as well.
+    """
+    if source <= host.l3 * FAR:
+        return ()
+    block = source / (f["n_count"] * f["b_count"])
+    return ((asked * source * (1 if block <= host.l3 * FAR else f["k_count"]), source),)
 
 
 def _terms(spec: DenseSpec, f: Fields) -> int:
@@ -190,7 +200,7 @@ def _input_bytes(spec: DenseSpec, f: Fields, span: float, rows: float) -> float:
     if isinstance(source, Image) and all(f"in{d}" in f for d in range(source.dims)) and spec.stage is None:
         pixels = math.prod(f[f"in{d}"] for d in range(source.dims))
         channels = _terms(spec, f) / math.prod(red.kernel)
-        return float(pixels * channels * (8 if spec.dtype == "float64" else 4))
+        return float(min(pixels * channels * (8 if spec.dtype == "float64" else 4), span * f["pixels"] / rows))
     return span * f["pixels"] / rows
 
 
@@ -234,7 +244,7 @@ def _columns(spec: ColumnSpec, f: Fields, chunks: int, host: Host) -> Cost:
             counts[name] += value * f["k_count"]
         reads += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.reads]
         writes += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.writes]
-    streams = _from_memory(source, f["k_count"], ASKED, host)
+    streams = _from_memory(source, f, ASKED, host)
     return Cost(counts, tuple(reads), tuple(writes), chunks, streams)
 
 

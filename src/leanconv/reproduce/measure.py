@@ -11,7 +11,8 @@ from pathlib import Path
 from leanconv.bench.catalogue import resolve
 from leanconv.bench.layers import Layer
 from leanconv.bench.peers import named
-from leanconv.bench.run import Engine, Progress, Settings, default_engine, run
+from leanconv.bench.run import Progress, run
+from leanconv.bench.settings import Engine, Settings, default_engine
 from leanconv.classes import replace
 from leanconv.errors import LeanconvError, MemoryLimitError
 from leanconv.reproduce.checks import NOT_YET, Measured, Outcome

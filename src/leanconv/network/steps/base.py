@@ -31,6 +31,27 @@ Arrays: TypeAlias = Sequence[Array | None]
 
 
 @dataclass(frozen=True, slots=True)
+class Decided:
+    """A way that was chosen before, to be made again without making others.
+
+    Attributes:
+        algorithm: of a layer; `""` for a block.
+        threads: at most.
+        settings: of the algorithm.
+        limit: bytes that its plan was made within, or None.
+        staging: bytes of workspace that it was to keep to, if others.
+        seconds: predicted.
+    """
+
+    algorithm: str
+    threads: int
+    settings: Mapping[str, int]
+    limit: int | None
+    staging: int | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Setting:
     """What all steps of a network share.
 
@@ -39,6 +60,7 @@ class Setting:
         threads: that the program runs on; workspace buffers of threads are counted by it.
         limited: whether memory is limited, so that slower ways in fewer bytes are of interest.
         algorithm: of convolutions, as in `leanconv.plan`; so are accuracy and deterministic.
+        decided: of the step that is asked for, if that was chosen before.
     """
 
     host: Host
@@ -47,6 +69,7 @@ class Setting:
     algorithm: Any = "auto"
     accuracy: str = "standard"
     deterministic: bool = False
+    decided: Decided | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +148,7 @@ class Option:
         plan: of a single layer, if that is what the option is.
         remake: the same step by another plan of its layer.
         specs: kernels that building and running it take, if it takes any to build it.
+        decided: what makes it again, of ways that are worth not being weighed twice.
     """
 
     name: str
@@ -136,6 +160,7 @@ class Option:
     plan: Plan | None = None
     remake: Callable[[Plan], Option] | None = None
     specs: tuple[KernelSpec, ...] = ()
+    decided: Decided | None = None
 
     def workspace_bytes(self, threads: int) -> int:
         """Bytes of the workspace, every rounding to cache lines counted."""

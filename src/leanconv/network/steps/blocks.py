@@ -13,11 +13,22 @@ from leanconv.network.fusion import INVERTED, SEPARABLE
 from leanconv.network.graph import Node
 from leanconv.network.operators.convolution import conv_windows
 from leanconv.network.places import Place, channels_last, strides_in
-from leanconv.network.steps.base import Arrays, Built, Call, Lowerer, Memory, Operand, Option, Registry, Setting, Types
+from leanconv.network.steps.base import (
+    Arrays,
+    Built,
+    Call,
+    Decided,
+    Lowerer,
+    Memory,
+    Operand,
+    Option,
+    Registry,
+    Setting,
+    Types,
+)
 from leanconv.network.steps.convolution import conv_problem
 from leanconv.options import Padding
 from leanconv.plan import packed_block
-from leanconv.planning.layer_options import layer_options
 
 BUDGETS = (None, 1 << 20, 256 << 10, 64 << 10, 16 << 10, 0)
 """Limits of a block's workspace that are tried, in bytes."""
@@ -43,6 +54,9 @@ class Block(Lowerer):
     def options(self, call: Call, setting: Setting) -> list[Option]:
         """Bands and sections of several sizes, the highest first."""
         plans: list[BlockPlan] = []
+        known = setting.decided
+        if known is not None:
+            return [_option(call, _plan(call, setting, known.limit), known.seconds)]
         for budget in BUDGETS if setting.limited else BUDGETS[:1]:
             try:
                 plan = _plan(call, setting, budget)
@@ -51,22 +65,24 @@ class Block(Lowerer):
             if not any(plan.workspace_bytes == other.workspace_bytes for other in plans):
                 plans.append(plan)
         seconds = _seconds(call, setting)
-        roles: dict[str, Place | Memory | int] = {"x": call.given(0), "out": call.output}
-        if call.node.op == SEPARABLE and call.input(5) is not None:
-            roles["residual"] = call.given(5)
         # Lower bands fetch and expand rows twice; nobody counts how often, so that their order is all that is told.
-        return [
-            Option(
-                f"block of {plan.parameters.get('band', plan.parameters.get('strip'))}",
-                seconds * (1 + 0.05 * number),
-                lambda plan=plan: _built(plan, call, roles),  # type: ignore[misc]
-                plan.lowering.workspace,
-                plan.packed_weight_bytes,
-                max(0, plan.packed_weight_bytes - plan.plain_weight_bytes),
-                specs=_specs(plan),
-            )
-            for number, plan in enumerate(plans)
-        ]
+        return [_option(call, plan, seconds * (1 + 0.05 * number)) for number, plan in enumerate(plans)]
+
+
+def _option(call: Call, plan: BlockPlan, seconds: float) -> Option:
+    roles: dict[str, Place | Memory | int] = {"x": call.given(0), "out": call.output}
+    if call.node.op == SEPARABLE and call.input(5) is not None:
+        roles["residual"] = call.given(5)
+    return Option(
+        f"block of {plan.parameters.get('band', plan.parameters.get('strip'))}",
+        seconds,
+        lambda: _built(plan, call, roles),
+        plan.lowering.workspace,
+        plan.packed_weight_bytes,
+        max(0, plan.packed_weight_bytes - plan.plain_weight_bytes),
+        specs=_specs(plan),
+        decided=Decided("", plan.threads, {}, plan.memory_limit, None, seconds),
+    )
 
 
 def _dense(place: Place) -> bool:
@@ -110,6 +126,8 @@ def _plan(call: Call, setting: Setting, limit: int | None) -> BlockPlan:
 
 def _seconds(call: Call, setting: Setting) -> float:
     """What the layers apart are predicted to take."""
+    from leanconv.planning.layer_options import layer_options  # only here: what was chosen before is not weighed
+
     nodes: tuple[Node, ...] = call.node.attributes["nodes"]
     total, x = 0.0, call.given(0)
     for node, (weights, bias) in zip(nodes, _operands(call), strict=True):

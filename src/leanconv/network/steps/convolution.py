@@ -16,9 +16,22 @@ from leanconv.network.operators.convolution import conv_groups, conv_windows
 from leanconv.network.operators.transposed import scatter
 from leanconv.network.places import Place
 from leanconv.network.slabs import Rows, can_be_packed_in_slabs, packed_in_slabs
-from leanconv.network.steps.base import FLOATS, Arrays, Built, Call, Lowerer, Memory, Option, Registry, Setting, Types
+from leanconv.network.steps.base import (
+    FLOATS,
+    Arrays,
+    Built,
+    Call,
+    Decided,
+    Lowerer,
+    Memory,
+    Option,
+    Registry,
+    Setting,
+    Types,
+)
 from leanconv.options import make_problem
 from leanconv.plan import Plan
+from leanconv.planning.candidates import algorithm_named
 from leanconv.planning.layer_options import layer_options
 from leanconv.problem import Problem
 from leanconv.transposed_options import make_transposed_problem
@@ -107,7 +120,6 @@ def plan_options(
     `rows`: looks at some output channels of the weights, for packing them in slabs.
     """
     requirements = (setting.algorithm, setting.accuracy, setting.deterministic)
-    found = layer_options(problem, setting.threads, 0 if setting.limited else None, requirements)
     plain = problem.w_bytes + (problem.out_channels * problem.itemsize if problem.has_bias else 0)
 
     def made(plan: Plan, seconds: float) -> Option:
@@ -122,8 +134,19 @@ def plan_options(
             plan,
             lambda other: made(other, seconds),
             plan.specs,
+            Decided(plan.algorithm, plan.threads, plan.tunables, plan.memory_limit, plan.staging, seconds),
         )
 
+    known = setting.decided
+    if known is not None:
+        algorithm = algorithm_named(known.algorithm)
+        return [
+            made(
+                Plan(problem, algorithm, known.threads, known.limit, known.settings, staging=known.staging),
+                known.seconds,
+            )
+        ]
+    found = layer_options(problem, setting.threads, 0 if setting.limited else None, requirements)
     return [made(option.candidate.plan, option.seconds) for option in sorted(found, key=lambda option: option.seconds)]
 
 
