@@ -275,6 +275,11 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], store: Rec
     assert main(["network", TINY, "--frontier", "--json"]) == 0
     points = json.loads(capsys.readouterr().out)
     assert points and all(len(point) == 2 for point in points)
+    picture = tmp_path / "frontier.svg"
+    assert main(["network", TINY, "mb1ic16ih10oc16kh3", "--plot", str(picture)]) == 0
+    assert "predicted" in capsys.readouterr().out and "time of a pass" in picture.read_text()
+    assert main(["network", TINY, "--plot", str(tmp_path / "frontier.txt")]) == 1
+    assert "frontier.txt" in capsys.readouterr().err
     assert main(["records", "info"]) == 0 and "records" in capsys.readouterr().out
     path = tmp_path / "out.json"
     assert main(["records", "export", str(path)]) == 0 and path.exists()
