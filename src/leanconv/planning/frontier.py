@@ -49,7 +49,7 @@ class Frontier(list[tuple[int, float]]):
         axes.plot(sizes, times, "o", color=_COLOUR, ms=4)
         for at, side in {0: "left", len(self) - 1: "right"}.items():
             text = f"{format_bytes(sizes[at])}, {times[at]:.3g} ms"
-            offset = (6, 4) if side == "left" else (-2, 8)
+            offset = (6, 4) if side == "left" else (-2, -14)
             axes.annotate(text, (sizes[at], times[at]), offset, textcoords="offset points", ha=side, fontsize=8)
         # Linear below 1 KiB, because the least may be none.
         axes.set_xscale("symlog", base=2, linthresh=1024, linscale=0.5)
