@@ -157,8 +157,10 @@ class Part:
         near = all(s == d for s, d, n in zip(p.w_strides[2:], dense, p.kernel, strict=True) if n > 1)
         lanes = self.host.target.lanes(p.dtype)
         valid = panels.valid if panels.last else lanes
-        spec = TapSpec(self.host.target, p.dtype, self.tiling, valid, near)
+        channels_near = not near and p.w_strides[1] == 1
+        spec = TapSpec(self.host.target, p.dtype, self.tiling, valid, near, channels_near)
         block = min(16, -(-p.in_channels // (_CHUNKS_A_THREAD * threads))) if threads > 1 else 16
+        block = -(-block // lanes) * lanes if channels_near else block
         fields = self.fields | {"c_block": block, "o_k": p.w_strides[0] * p.itemsize}
         fields |= {"o_c": p.w_strides[1] * p.itemsize}
         fields |= {f"o_{d}": stride * p.itemsize for d, stride in enumerate(p.w_strides[2:])}

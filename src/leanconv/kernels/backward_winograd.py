@@ -186,8 +186,9 @@ class ProductSpec:
 class TapSpec:
     """The sums of all points, transformed to taps; a chunk is a block of input channels.
 
-    `valid` channels are in the last vector; `dense`: the taps of a filter lie one behind the other.  Buffers: sums and
-    out.  Fields: `c_block` channels a chunk, `channels`; `vectors` of output channels; `m_point m_row o_k o_c o_{d}`.
+    `valid` channels are in the last vector; `dense`: the taps of a filter lie one behind the other; `near`: or else
+    its input channels.  Buffers: sums and out.  Fields: `c_block` channels a chunk, `channels`; `vectors` of output
+    channels; `m_point m_row o_k o_c o_{d}`.
     """
 
     target: Target
@@ -195,6 +196,7 @@ class TapSpec:
     tiling: Tiling
     valid: int
     dense: bool
+    near: bool
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -204,6 +206,8 @@ class TapSpec:
         low = fn.i64(fn.mul(kernel.chunk, fields["c_block"]))
         high = fn.i64(fn.smin(fn.add(low, fields["c_block"]), fields["channels"]))
         partly = int(self.valid < lanes)
+        taps = math.prod(axis.transform.taps for axis in self.tiling.axes)
+        stack = fn.alloca(taps * lanes * width) if self.near else kernel.thread
 
         def vector_of(number: Value, count: int) -> None:
             sums = fn.gep(fields.buffer("sums"), fn.mul(number, width))
@@ -214,7 +218,17 @@ class TapSpec:
                 self._taps(fn, fields, here, fn.gep(out, fn.mul(at, fields["o_c"])), count)
                 return []
 
-            fn.loop(low, high, 1, [], channel, hint="channel")
+            done: Index = low
+            if self.near:  # runs of channels, turned in registers: single lanes would go to as many lines as weights
+                done = fn.add(low, fn.mul(fn.udiv(fn.sub(high, low), lanes), lanes))
+
+                def block(at: Value, _: list[Value]) -> list[Value]:
+                    here = fn.gep(sums, fn.mul(at, fields["m_row"]))
+                    self._block(fn, fields, here, fn.gep(out, fn.mul(at, fields["o_c"])), stack, count)
+                    return []
+
+                fn.loop(low, done, lanes, [], block, guard=True, hint="block")
+            fn.loop(done, high, 1, [], channel, guard=self.near, hint="channel")
 
         def whole(number: Value, _: list[Value]) -> list[Value]:
             vector_of(number, lanes)
@@ -227,18 +241,45 @@ class TapSpec:
 
     def _taps(self, fn: Function, fields: Fields, sums: Value, out: Value, count: int) -> None:
         """A vector of filters of one input channel, of which `count` exist."""
-        axes, kind = self.tiling.axes, vector(SCALARS[self.dtype], self.target.lanes(self.dtype))
-        points = [fn.load(kind, fn.gep(sums, fn.mul(fields["m_point"], n))) for n in range(self.tiling.points)]
-        matrices = [transposed(axis.transform.weights()) for axis in axes]
-        taps = transform(fn, points, list(self.tiling.sizes), matrices, fused=self.target.fma)
+        taps = self._filters(fn, fields, sums)
         if self.dense:
             store_runs(fn, taps, out, fields["o_k"], count)
             return
-        for at, value in zip(itertools.product(*(range(len(rows)) for rows in matrices)), taps, strict=True):
+        for place, value in zip(self._places(fn, fields, out), taps, strict=True):
+            scatter(fn, value, place, fields["o_k"], count)
+
+    def _block(self, fn: Function, fields: Fields, sums: Value, out: Value, stack: Value, count: int) -> None:
+        """As many input channels as a vector has lanes, which are adjacent in the result."""
+        lanes, width = self.target.lanes(self.dtype), self.target.vector_bytes
+        kind = vector(SCALARS[self.dtype], lanes)
+
+        def channel(at: Value, state: list[Value]) -> list[Value]:
+            to = fn.gep(stack, fn.mul(at, width))
+            for tap, value in enumerate(self._filters(fn, fields, state[0])):
+                fn.store(value, to, tap * lanes * width)
+            return [fn.gep(state[0], fields["m_row"])]
+
+        fn.loop(0, lanes, 1, [sums], channel, hint="channel")
+        for tap, place in enumerate(self._places(fn, fields, out)):
+            values = [fn.load(kind, stack, (tap * lanes + c) * width) for c in range(lanes)]
+            store_runs(fn, values, place, fields["o_k"], count)
+
+    def _filters(self, fn: Function, fields: Fields, sums: Value) -> list[Value]:
+        """The taps of a vector of filters."""
+        kind = vector(SCALARS[self.dtype], self.target.lanes(self.dtype))
+        points = [fn.load(kind, fn.gep(sums, fn.mul(fields["m_point"], n))) for n in range(self.tiling.points)]
+        matrices = [transposed(axis.transform.weights()) for axis in self.tiling.axes]
+        return transform(fn, points, list(self.tiling.sizes), matrices, fused=self.target.fma)
+
+    def _places(self, fn: Function, fields: Fields, out: Value) -> list[Value]:
+        """Where the taps of a filter are."""
+        places = []
+        for at in itertools.product(*(range(axis.transform.taps) for axis in self.tiling.axes)):
             place = out
             for d, i in enumerate(at):
                 place = fn.gep(place, fn.mul(fields[f"o_{d}"], i))
-            scatter(fn, value, place, fields["o_k"], count)
+            places.append(place)
+        return places
 
     def cost(self, fields: Mapping[str, int], chunks: int, host: Host) -> Cost:
         """Sums are read once, taps are written once."""
