@@ -282,6 +282,20 @@ def test_accuracy_and_words() -> None:
         )
 
 
+@pytest.mark.parametrize("name", ["direct", "winograd_f4", "kn2row"])
+def test_results_with_adjacent_channels(name: str) -> None:
+    """The same bits as for dense weights; whole vectors of channels and some left over."""
+    for shape in ((37, 19, 3, 3), (70, 8, 3, 3), (5, 3, 3, 3)):
+        rng = np.random.default_rng(shape[0])
+        x, grad = (rng.standard_normal((2, 9, 9, count)).astype("f4") for count in (shape[1], shape[0]))
+        options: dict[str, Any] = {"padding": 1, "layout": "NHWC", "algorithm": name}
+        out = np.full((shape[0], 3, 3, shape[1]), np.nan, "f4").transpose(0, 3, 1, 2)
+        with GuardedAllocator():
+            leanconv.conv2d_backward_weights(x, grad, shape, out=out, threads=2, **options)
+            dense = leanconv.conv2d_backward_weights(x, grad, shape, threads=1, **options)
+        assert np.array_equal(out, dense)
+
+
 def test_boxes_cover_lines() -> None:
     for batch, out in ((1, (56, 56)), (8, (7, 7)), (1, (100_000,)), (3, (2, 9, 300)), (64, (1, 1)), (0, (5, 5))):
         sizes = box_sizes(batch, out)
