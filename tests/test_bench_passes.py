@@ -136,8 +136,9 @@ def test_passes_are_added_to_earlier_results(tmp_path, capsys, monkeypatch):
     assert cli.main([*words, "--algorithms", "direct"]) == 2  # another comparison
     assert "settings.algorithms: is ['all'], and now ('direct',)" in capsys.readouterr().err
     assert parse_results(path.read_text(), "r") == found
-    assert cli.main(["bench", "mec", "--append"]) == 2
-    assert "--append" in capsys.readouterr().err
+    for refused in (["mec"], ["mec", "--scaling", "--threads", "1,2"], ["model.onnx"]):
+        assert cli.main(["bench", *refused, "--append"]) == 2
+        assert "--append" in capsys.readouterr().err
 
 
 def test_a_few_positions_are_compared_in_later_passes():
