@@ -14,6 +14,7 @@ from leanconv.algorithms.direct import Direct
 from leanconv.backward.depthwise import DepthwiseWeights
 from leanconv.backward.direct import DirectWeights
 from leanconv.backward.indirect import IndirectWeights
+from leanconv.backward.winograd import WinogradF4Weights
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
 from leanconv.codegen.targets import TARGETS, Target
@@ -23,6 +24,7 @@ from leanconv.staging import around_copies
 
 FUSED = [target for target in TARGETS.values() if target.fma]
 EACH_TARGET = pytest.mark.parametrize("target", FUSED, ids=[target.name for target in FUSED])
+BESIDE = ("fill the table", "windows", "gradients", "taps", "gradient of the bias")  # phases without sums over pixels
 LAYERS = [
     ((2, 64, 28, 28), (64, 64, 3, 3), {"padding": 1}),
     ((2, 28, 28, 64), (64, 64, 3, 3), {"padding": 1, "layout": "NHWC", "bias": True}),
@@ -48,15 +50,20 @@ def assembly(spec: KernelSpec, target: Target) -> str:
 @EACH_TARGET
 @pytest.mark.parametrize("layer", LAYERS, ids=range(len(LAYERS)))
 @pytest.mark.parametrize(
-    "algorithm", [DirectWeights(), DepthwiseWeights(), IndirectWeights()], ids=["direct", "depthwise", "indirect"]
+    "algorithm",
+    [DirectWeights(), DepthwiseWeights(), IndirectWeights(), WinogradF4Weights()],
+    ids=["direct", "depthwise", "indirect", "winograd_f4"],
 )
 def test_gradients_of_weights(algorithm: Algorithm, target: Target, layer: tuple[Any, ...]) -> None:
     x_shape, w_shape, options = layer
     problem = leanconv.plan_backward_weights(x_shape, w_shape, **options).problem
     if algorithm.refusal(problem) is not None:
         pytest.skip("refused")
-    for phase in algorithm.lower(problem, host(target), 1, None, {}).phases[-1:]:
-        text = assembly(phase.spec, target)
+    phases = algorithm.lower(problem, host(target), 1, None, {}).phases
+    sums = {phase.spec: None for phase in phases if phase.name not in BESIDE}
+    assert sums
+    for spec in sums:
+        text = assembly(spec, target)
         assert "kernel" in parse(text)[1]
         loops = [loop for loop in innermost_loops(text) if count_fused(loop)]
         assert loops

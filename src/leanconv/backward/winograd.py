@@ -31,7 +31,9 @@ from leanconv.program import Phase
 MOST_PRODUCTS = 64  # of a tile: all of them are straight-line code
 FEWEST, MOST_GROUPS = 8, 16  # channels of a group, and groups, for "auto"
 MOST_POINTS = 8  # along one axis
-BLOCK = 128  # channels, and outputs, staged at one time: their sums (2.3 MB of F(4x4, 3x3)) stay in a near cache
+SUMS = (
+    9 << 18
+)  # bytes of the sums of channels by outputs at one time, which stay in a near cache: 128 by 128 of 36 points
 STAGED = 2 << 20  # bytes of windows and gradients at one time, likewise
 MOST_TURNS = 128  # in which parts are staged, and four times as many under a limit: a plan lists them all
 LEAST = 32  # channels, and outputs, below which a limit does not cut them: each part transforms the others' tiles anew
@@ -120,7 +122,8 @@ class _WinogradWeights(Algorithm):
         lanes = host.target.lanes(p.dtype)
         panel = panels_of(p, host).vectors * lanes
         total = -(-max(1, Sizes.tile_count(p, tiling)) // Sizes.TILES)
-        channels, outputs = _even(p.group_in, BLOCK, lanes), _even(p.group_out, BLOCK, panel)
+        most = math.isqrt(SUMS // (tiling.points * p.itemsize))
+        channels, outputs = _even(p.group_in, most, lanes), _even(p.group_out, most, panel)
 
         def sizes(sections: int) -> Sizes:
             return Sizes.of(p, host, tiling, sections, channels, outputs)

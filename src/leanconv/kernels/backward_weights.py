@@ -91,7 +91,8 @@ class BackwardWeightsSpec:
                 counts["element"] += tiles * self.rows[kind] * vectors * lanes
         image = pixels * f["tiles0"] * self.rows[0] * item
         reads = ((f["g_count"] * f["k_count"] * image, image),)
-        return Cost(counts, reads, (), chunks)
+        result = counts["element"] * item
+        return Cost(counts, reads, ((result, result),), chunks)
 
 
 def fn_index(kernel: KernelFunction, letter: str) -> Value:
