@@ -16,6 +16,7 @@ from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.keywords import AnyProblemOptions, takes
 from leanconv.plan import Plan
 from leanconv.planning.explain import Explanation, explain_problem
+from leanconv.planning.frontier import Frontier
 from leanconv.planning.limits import resolve_limit
 from leanconv.planning.network import NetworkPlan, frontier, plan_layers
 from leanconv.planning.wanted import AlgorithmLike
@@ -132,10 +133,10 @@ def plan_network(
     )
 
 
-def network_frontier(
-    layers: Sequence[Plan | Problem], *, threads: int | None = None, chain: bool = False
-) -> list[tuple[int, float]]:
-    """Time of a network against its memory: (bytes, predicted seconds), fewest bytes first.
+def network_frontier(layers: Sequence[Plan | Problem], *, threads: int | None = None, chain: bool = False) -> Frontier:
+    """Time of a network against its memory: a list of (bytes, predicted seconds), fewest bytes first.
+
+    It prints as a table, and its method `plot(path)` draws it.
 
     Args:
         layers: as in `plan_network`; so are threads and chain.

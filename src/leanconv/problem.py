@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, field_names
 
 Float64 = NDArray[np.float64]
 
@@ -177,6 +177,11 @@ class Problem:
     def out_bytes(self) -> int:
         """Bytes of the output's elements."""
         return math.prod(self.out_shape) * self.itemsize
+
+    def __repr__(self) -> str:
+        """All fields but one that is as usual: by this text plans are pinned, and times remembered."""
+        names = field_names(Problem)[: None if self.bias_apart else -1]
+        return f"Problem({', '.join([f'{name}={getattr(self, name)!r}' for name in names])})"
 
     def describe(self) -> str:
         """Return one line, such as `conv2d f32 1x64x56x56 -> 1x64x56x56 k3x3 s1 p1 NHWC`.

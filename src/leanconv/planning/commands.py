@@ -61,6 +61,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     network.add_argument("layers", nargs="+", metavar="LAYERS", help="as for leanconv bench")
     network.add_argument("--chain", action="store_true", help="each layer reads what the one before wrote")
     network.add_argument("--frontier", action="store_true", help="show time against memory")
+    network.add_argument("--plot", metavar="PATH", help="draw time against memory into a PNG, SVG or PDF")
     network.add_argument(
         "--measure", action="store_true", help="time it at its least memory, at twice that, and without a limit"
     )
@@ -245,7 +246,6 @@ def _network(options: argparse.Namespace) -> int:
     from leanconv.bench.catalogue import in_order
     from leanconv.planning.figures import figures
     from leanconv.planning.network import frontier, plan_layers
-    from leanconv.planning.text import frontier_text
 
     algorithm, threads, limit = _arguments(options)
     layers = [(layer.name, layer.problem(options.layout, bias=True)) for layer in in_order(options.layers)]
@@ -254,9 +254,11 @@ def _network(options: argparse.Namespace) -> int:
         from leanconv.errors import ArgumentValueError
 
         raise ArgumentValueError("leaner", options.leaner, "must be from 0 to 1")
-    if options.frontier:
+    if options.frontier or options.plot:
         points = frontier(layers, threads, **wishes)
-        print(json.dumps(points) if options.json else frontier_text(points))
+        if options.plot:
+            points.plot(options.plot, " ".join(options.layers))
+        print(json.dumps(points) if options.json else points)
         return 0
     if options.measure:
         return _measure_network(layers, threads, limit, options, wishes)
