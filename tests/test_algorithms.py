@@ -36,7 +36,7 @@ FEW = settings(ENGINE, max_examples=8)  # kernels of unrolled transforms: half a
 
 def effort(name: str) -> settings:
     """How many cases an algorithm is tried on."""
-    if name == "direct":
+    if name in ("direct", "direct_blocks"):
         return THOROUGH
     return FEW if ALGORITHMS[name].error_class == "transformed" else ENGINE
 

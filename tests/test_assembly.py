@@ -174,6 +174,7 @@ def cores(case: str, name: str, target: Target) -> list[KernelSpec]:
 
 CORE_NAMES = [
     "direct",
+    "direct_blocks",
     "direct_band",
     "pointwise",
     "im2row",

@@ -13,7 +13,8 @@ import sys
 import pytest
 
 TESTS = "test_random_convolutions"
-ALGORITHMS = ("depthwise", "direct_band", "winograd_f2_on_the_fly")  # rows, register transposes, unrolled transforms
+# Rows, register transposes, tables of addresses, unrolled transforms.
+ALGORITHMS = ("depthwise", "direct_band", "direct_blocks", "winograd_f2_on_the_fly")
 
 
 @pytest.mark.parametrize("target", ["avx512", "neon"])

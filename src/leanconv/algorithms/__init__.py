@@ -33,6 +33,11 @@ def _with_taps(problem: Problem) -> bool:
     return problem.taps > 1
 
 
+def _planes(problem: Problem) -> bool:
+    """Channels apart, enough for a block of them, under several taps."""
+    return problem.taps > 1 and problem.x_strides[1] != 1 and problem.group_in > 3
+
+
 def _batch_last(problem: Problem) -> bool:
     """Where bands of windows are ahead of every band that is transposed."""
     return problem.layout.startswith("CHWN")
@@ -65,6 +70,7 @@ PUBLISHED: dict[str, Place] = {
     "direct_band": Place("band", "DirectBand", _anywhere),
     "pointwise": Place("pointwise", "Pointwise", _with_one_tap),
     "direct": Place("direct", "Direct", _anywhere),
+    "direct_blocks": Place("direct_blocks", "DirectBlocks", _planes),
     "im2row_strip": Place("im2row", "Im2rowStrip"),
     "im2col_strip": Place("im2col", "Im2colStrip"),
     "im2row": Place("im2row", "Im2row"),

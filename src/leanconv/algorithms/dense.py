@@ -26,7 +26,8 @@ FETCHED = 600  # cycles from asking for a line of the output until it is stored 
 class CoreInput:
     """Where the core reads its pixels: `channels` elements for each of `kernel` taps, and the fields of the source.
 
-    `stage` copies windows to the buffer "scratch" of each thread first; the source then reads that.
+    `stage` copies windows to the buffer "scratch" of each thread first; the source then reads that. `block` channels go
+    through all taps before the next ones, if the source sums that way (0: all do).
     """
 
     source: Source
@@ -37,6 +38,7 @@ class CoreInput:
     fields: Mapping[str, int]
     buffer: str = "x"
     stage: Stage | None = None
+    block: int = 0
 
 
 def image_input(problem: Problem) -> CoreInput:
@@ -162,13 +164,16 @@ def panel_fields(problem: Problem, host: Host, *, tight: bool = False) -> dict[s
 
 
 def pack_weights(
-    problem: Problem, host: Host, order: tuple[int, ...] | None = None, *, tight: bool = False
+    problem: Problem, host: Host, order: tuple[int, ...] | None = None, *, tight: bool = False, block: int = 0
 ) -> WeightPacking:
-    """The packing of a problem's weights into panels; `order` of a sum as in `PackSpec`, or taps and then channels."""
+    """The packing of a problem's weights into panels; `order` of a sum as in `PackSpec`, or taps and then channels.
+
+    `block` channels under all taps stand before the next ones (0: all do).
+    """
     p, item, panels = problem, problem.itemsize, panels_of(problem, host)
     sizes = panel_fields(problem, host, tight=tight)
     axes = order or tuple(range(p.ndim + 1))
-    spec = PackSpec(host.target, p.dtype, p.kernel, panels.shape, p.has_bias, axes, tight=tight)
+    spec = PackSpec(host.target, p.dtype, p.kernel, panels.shape, p.has_bias, axes, tight=tight, block=block)
     strides = [s * item for s in p.w_strides]
     fields = {
         "g_div": panels.total,
@@ -187,7 +192,7 @@ def pack_weights(
         **{f"w_{d}": stride for d, stride in enumerate(strides[2:])},
     }
     phase = Phase("pack weights", spec, fields, p.groups * panels.total)
-    return WeightPacking(p.groups * sizes["w_g"], phase)
+    return WeightPacking(p.groups * sizes["w_g"], phase, grouped=True)
 
 
 def core_phase(
@@ -224,6 +229,7 @@ def dense_phase(
             # One pixel takes weights as fast as memory gives them, and asking for lines early gets in the way: a matrix
             # of 100 MB times a vector took 7.5 ms with it, 6.0 without (one thread).
             stream=panel > host.l1 // 2 and rows[0] > 1,
+            block=source.block,
         ),
         panels=panels.shape,
         rows=rows,

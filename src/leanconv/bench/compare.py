@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from leanconv.bench import agreement
 from leanconv.bench.grid import print_grid
 from leanconv.bench.intervals import Interval, factor_interval, mean_interval
 from leanconv.bench.load import ResultsError, load
@@ -141,6 +142,7 @@ def command(options: argparse.Namespace) -> int:
         if old.settings["dtype"] != new.settings["dtype"]:
             rule = f"is {new.settings['dtype']}, and {old.settings['dtype']} in {paths[0]}: they do not compare"
             raise ResultsError(str(paths[1]), "settings.dtype", rule)
+        reference = agreement.reference_of(old, new, options.reference)
     except LeanconvError as error:
         print(f"leanconv bench compare: {error}", file=sys.stderr)
         return USAGE
@@ -150,6 +152,9 @@ def command(options: argparse.Namespace) -> int:
         return USAGE
     console = Console()
     show(comparison, console, changed_only=options.changed)
+    pairs = agreement.pairs(old, new, reference, comparison.reshaped) if reference else []
+    if pairs:
+        agreement.show(pairs, str(reference), console)
     for line in _notes(comparison, old, new):
         console.print(line, style="dim", highlight=False, crop=False)
     return comparison.exit_code

@@ -48,7 +48,7 @@ class Reduction:
     channels mod UNROLL; `unit_channel`: channels are adjacent in memory; `merged`: the innermost dimension's
     taps follow its channels without a gap (dense NHWC, dilation 1), so both are one run; `flush` names the
     loop after which a section ends: a dimension's index (after each
-    `every` turns of it), "channels" (chunks of SECTION channels) or None;
+    `every` turns of it), "channels" (chunks of SECTION channels), "blocks" (of channels) or None;
     `short`: one tap of so few channels that how a sum starts shows;
     `stream`: a panel of weights is larger than the first-level cache can hold beside the pixels, so its lines
     are asked for AHEAD bytes before they are used.
@@ -65,8 +65,17 @@ class Reduction:
     stream: bool
 
     @staticmethod
-    def of(kernel: tuple[int, ...], channels: int, *, unit_channel: bool, merged: bool, stream: bool) -> Reduction:
-        """Choose unrolling and sections for a sum over `kernel` taps of `channels` channels each."""
+    def of(
+        kernel: tuple[int, ...], channels: int, *, unit_channel: bool, merged: bool, stream: bool, block: int = 0
+    ) -> Reduction:
+        """Choose unrolling and sections for a sum over `kernel` taps of `channels` channels each.
+
+        `block` channels go through all taps before the next ones, where a source sums that way.
+        """
+        if block:
+            terms = math.prod(kernel) * block
+            ends = "blocks" if math.prod(kernel) * channels > SECTION else None
+            return Reduction(kernel, None, 0, unit_channel, False, ends, max(1, SECTION // terms), False, stream)
         few = channels <= 8
         flush: int | str | None = "channels" if channels > SECTION else None
         inner = channels

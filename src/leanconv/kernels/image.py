@@ -163,8 +163,8 @@ class Image:
 
         return fn.if_(fn.cmp("slt", moved, width), lambda: [*outer, moved], wrap, hint="wrap")
 
-    def tile(self, sum_: Sum, base: Value, weights: Value, state: list[Value]) -> list[Value]:
-        """Choose between evenly spaced windows inside the image and the general form."""
+    def even(self, sum_: Sum, state: list[Value]) -> Value:
+        """Whether the windows of a tile are evenly spaced, and inside the image along its rows."""
         fn, fields, rows, last = sum_.fn, sum_.fields, sum_.tile.rows, self.dims - 1
         tests = [fn.cmp("slt", fn.add(state[last], rows - 1), fields[f"high{last}" if self.padded else f"out{last}"])]
         if self.padded:
@@ -174,23 +174,30 @@ class Image:
         even = tests[0]
         for test in tests[1:]:
             even = fn.both(even, test)
+        return even
 
-        def first_window() -> Value:
-            offset: Index = 0
-            for dim, at in enumerate(state):
-                offset = fn.add(offset, fn.mul(at, self.step(fields, dim)))
-            return fn.gep(base, fn.sub(offset, fields["pad_bytes"]) if self.padded else offset)
+    def first_window(self, sum_: Sum, base: Value, state: list[Value]) -> Value:
+        """The address of the first tap of the first window of a tile."""
+        fn, fields = sum_.fn, sum_.fields
+        offset: Index = 0
+        for dim, at in enumerate(state):
+            offset = fn.add(offset, fn.mul(at, self.step(fields, dim)))
+        return fn.gep(base, fn.sub(offset, fields["pad_bytes"]) if self.padded else offset)
+
+    def tile(self, sum_: Sum, base: Value, weights: Value, state: list[Value]) -> list[Value]:
+        """Choose between evenly spaced windows inside the image and the general form."""
+        fn, even = sum_.fn, self.even(sum_, state)
 
         def evenly() -> list[Value]:
-            first = first_window()
-            return row_addresses(fn, first, rows, self.step(fields, last))
+            first = self.first_window(sum_, base, state)
+            return row_addresses(fn, first, sum_.tile.rows, self.step(sum_.fields, self.dims - 1))
 
         if not self.padded:
             pixels = fn.if_(even, evenly, lambda: self._windows(sum_, base, state), hint="even")
             return self.total(sum_, pixels, weights)
         return fn.if_(
             even,
-            lambda: whole_windows(sum_, evenly(), weights, self._ranges(sum_, state)),
+            lambda: whole_windows(sum_, evenly(), weights, self.ranges(sum_, state)),
             lambda: self._edge(sum_, base, weights, state),
             hint="even",
         )
@@ -206,7 +213,7 @@ class Image:
         """
         return self.pad_mode == "zeros" and self.dims > 1 and sum_.reduction.channels is None
 
-    def _ranges(self, sum_: Sum, state: list[Value]) -> list[tuple[Index, Index]] | None:
+    def ranges(self, sum_: Sum, state: list[Value]) -> list[tuple[Index, Index]] | None:
         """Of each dimension but the innermost, the taps that read inside the image for the output row of a tile."""
         if not self._clips(sum_):
             return None
@@ -223,7 +230,7 @@ class Image:
             result.append((reach(fn.sub(0, corner)), fn.smin(end, sum_.reduction.kernel[dim])))
         return result
 
-    def _positions(self, sum_: Sum, state: list[Value]) -> list[list[Value]]:
+    def positions(self, sum_: Sum, state: list[Value]) -> list[list[Value]]:
         """The output position of every row of the tile."""
         positions = [state]
         for _ in range(1, sum_.tile.rows):
@@ -234,7 +241,7 @@ class Image:
         """Addresses of the first taps of windows that all lie inside the image but not in one row."""
         fn = sum_.fn
         result = []
-        for position in self._positions(sum_, state):
+        for position in self.positions(sum_, state):
             offset: Index = 0
             for dim, at in enumerate(position):
                 offset = fn.add(offset, fn.mul(at, self.step(sum_.fields, dim)))
@@ -246,7 +253,7 @@ class Image:
         fn, red, fields = sum_.fn, sum_.reduction, sum_.fields
         corners = [
             [fn.i64(fn.sub(fn.mul(at, self.stride[dim]), self.pad_low[dim])) for dim, at in enumerate(position)]
-            for position in self._positions(sum_, state)
+            for position in self.positions(sum_, state)
         ]
         first, accs = sum_.start(weights)
         true = Value("true", I1)

@@ -25,6 +25,7 @@ class PackSpec:
     bytes per group and whole panel; `bias_g` bytes of bias per group.  `order` lists the axes of a panel, outermost
     first: kernel dimensions by number, and channels as the number after the last.  `outputs` channels a whole panel
     holds, if fewer than its lanes (0: as many).  `tight`: rows of the last panel hold only the channels there are.
+    `block` channels stand in that order before the next ones (0: all do).
     """
 
     target: Target
@@ -35,6 +36,7 @@ class PackSpec:
     order: tuple[int, ...]
     outputs: int = 0
     tight: bool = False
+    block: int = 0
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -103,19 +105,28 @@ class PackSpec:
             row(bias, item, packed)
             packed = fn.gep(packed, width * item)
 
-        def axes(level: int, base: Value, target: Value) -> Value:
+        def axes(level: int, base: Value, target: Value, some: Index) -> Value:
             axis = self.order[level]
             channels = axis == len(self.kernel)
 
             def element(_: Value, state: list[Value]) -> list[Value]:
                 if level + 1 < len(self.order):
-                    after = axes(level + 1, state[0], state[1])
+                    after = axes(level + 1, state[0], state[1], some)
                 else:
                     row(state[0], fields["w_k"], state[1])
                     after = fn.gep(state[1], width * item)
                 return [fn.gep(state[0], fields["w_c" if channels else f"w_{axis}"]), after]
 
-            count = fields["channels"] if channels else self.kernel[axis]
+            count = some if channels else self.kernel[axis]
             return fn.loop(0, count, 1, [base, target], element, hint="pack")[1]
 
-        axes(0, source, packed)
+        total = fields["channels"]
+        if not self.block:
+            axes(0, source, packed, total)
+            return
+
+        def block(first: Value, state: list[Value]) -> list[Value]:
+            after = axes(0, state[0], state[1], fn.smin(fn.sub(total, first), self.block))
+            return [fn.gep(state[0], fn.mul(fields["w_c"], self.block)), after]
+
+        fn.loop(0, total, self.block, [source, packed], block, hint="block")

@@ -49,7 +49,7 @@ class Shifted(Image):
         def edge() -> list[Value]:
             corners = [
                 [fn.i64(fn.mul(at, stride)) for at, stride in zip(position, self.stride, strict=True)]
-                for position in self._positions(sum_, state)
+                for position in self.positions(sum_, state)
             ]
             apart = _Apart(fn, fields, base, corners, self.pad_mode, fields.buffer("shifts"), fn.i64(0))
             return self._sum(sum_, weights, apart)

@@ -21,6 +21,7 @@ from leanconv.kernels.image import Image, Rows
 from leanconv.kernels.naive import NaiveSpec
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.panels import PanelShape
+from leanconv.kernels.planeblocks import PlaneBlocks
 from leanconv.planning.copies import in_runs, staged, staged_alone
 from leanconv.program import Phase
 
@@ -31,6 +32,8 @@ ASKED, ASKED_APART = 3.0, 2.0
 """How much more slowly than a plain run the core reads an image in place, from memory: it asks for lines of several
 pixels or channels in turn, when it needs them, which the processor does not foresee as well as the run of a copy. Where
 channels lie apart a tile takes a part of a line, and the next ones the rest."""
+
+KEPT = 0.4  # of working out an address: taking it from a table and putting it back
 
 
 def phase_cost(phase: Phase, host: Host) -> Cost | None:
@@ -88,7 +91,15 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
             counts["element"] += tiles * high * vectors * lanes
         else:
             counts["turn" if spec.columns else "store"] += tiles * high * vectors
-        if not red.unit_channel and channels > 1:
+        if isinstance(spec.source, PlaneBlocks):  # a line of each channel for all taps of a row, a page for all rows
+            lines = math.prod(red.kernel[:-1])
+            blocks = channels / spec.source.block
+            counts["tap"] += tiles * outer * (blocks - 1)
+            counts["edge"] += tiles * edges(rows) * outer * high * blocks * KEPT
+            counts["apart"] += tiles * lines * channels * inside
+            if f["x_c"] >= PAGE and channels > ENTRIES:
+                counts["page"] += tiles * channels
+        elif not red.unit_channel and channels > 1:
             counts["apart"] += tiles * outer * channels * inside
             if f.get("x_c", 0) >= PAGE and channels * math.prod(red.kernel[:-1]) > ENTRIES:
                 counts["page"] += tiles * math.prod(red.kernel[:-1]) * channels * inside
