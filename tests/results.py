@@ -33,7 +33,17 @@ WORDS = ("mec", "resnet18", "mobilenet_v2")
 
 
 def results(
-    words=WORDS, *, peers=True, threads=(1, 2), layouts=("NHWC",), seed=0, factors=None, rounds=7, most=None, peak=PEAK
+    words=WORDS,
+    *,
+    peers=True,
+    threads=(1, 2),
+    layouts=("NHWC",),
+    seed=0,
+    factors=None,
+    rounds=7,
+    most=None,
+    peak=PEAK,
+    passes=1,
 ) -> Report:
     """Return a report; `factors`: algorithm -> factor on its times; `most`: layers, at most."""
     layers = resolve(words)[:most]
@@ -62,13 +72,23 @@ def results(
                     # A generator for each row: a report of fewer rows has the same ones.
                     rng = np.random.default_rng([seed, zlib.crc32(f"{layer.name} {name} {layout} {count}".encode())])
                     row = _row(
-                        layer, name, layout, count, part, share, rng, rounds, (factors or {}).get(name, 1.0), peak
+                        layer,
+                        name,
+                        layout,
+                        count,
+                        part,
+                        share,
+                        rng,
+                        rounds,
+                        (factors or {}).get(name, 1.0),
+                        peak,
+                        passes,
                     )
                     report.rows.append(row)
     return report
 
 
-def _row(layer: Layer, name, layout, threads, part, share, rng, rounds, factor, peak) -> Row:
+def _row(layer: Layer, name, layout, threads, part, share, rng, rounds, factor, peak, passes) -> Row:
     problem = layer.problem(layout)
     peer = name in PEERS
     row = Row(layer.name, name, layout, threads, flops=problem.flops, kind="peer" if peer else "leanconv")
@@ -97,7 +117,12 @@ def _row(layer: Layer, name, layout, threads, part, share, rng, rounds, factor, 
     row.prepare_seconds = ideal * 10
     row.error, row.compared, row.calls = 3e-7, "all outputs", 3
     row.samples = [
-        Sample(turn, ideal * factor * float(rng.normal(1, 0.01)), peak * threads * float(rng.normal(1, 0.002)))
+        Sample(
+            turn,
+            ideal * factor * float(rng.normal(1, 0.01)),
+            peak * threads * float(rng.normal(1, 0.002)),
+            turn * passes // rounds,
+        )
         for turn in range(rounds)
     ]
     row.summarise()

@@ -26,6 +26,7 @@ from strategies import CHANNELS, POINTWISE, READ_VIEWS, WINDOWS, WRITE_VIEWS, Ge
 Array = np.ndarray[Any, Any]
 ALGORITHMS = {algorithm.name: algorithm for algorithm in WEIGHTS}
 ENGINE = settings(settings.get_profile("engine"), max_examples=40)
+EXAMPLES = {"direct": 40, "winograd_f4": 20}
 FUNCTIONS = (leanconv.conv1d_backward_weights, leanconv.conv2d_backward_weights, leanconv.conv3d_backward_weights)
 GEOMETRIES = [geometry for geometry in POINTWISE + WINDOWS if geometry.mode == "zeros"]
 
@@ -149,7 +150,7 @@ def run_every_way(name: str, case: Case) -> None:
 
 @pytest.mark.parametrize("name", list(ALGORITHMS))
 def test_random_gradients(name: str) -> None:
-    @settings(ENGINE, max_examples=60 if name == "direct" else 25)
+    @settings(ENGINE, max_examples=EXAMPLES.get(name, 12))
     @given(cases())
     def check(case: Case) -> None:
         if ALGORITHMS[name].refusal(case.plan("direct").problem) is None:
@@ -243,17 +244,42 @@ def test_long_sums_keep_their_bound() -> None:
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_padding_of_other_modes(mode: str, layout: str) -> None:
-    """A table says where the pixels of padding are; "auto" takes it where others refuse."""
-    shape = to_user((2, 7, 9, 10), layout)
-    options: dict[str, Any] = {"padding": ((1, 2), (0, 3)), "pad_mode": mode, "stride": (2, 1), "layout": layout}
-    plan = leanconv.plan_backward_weights(shape, (5, 7, 3, 2), threads=2, **options)
-    assert plan.algorithm == "indirect"
-    rng = np.random.default_rng(3)
-    x, grad = (rng.standard_normal(size).astype("f4") for size in (shape, plan.problem.out_shape))
-    with GuardedAllocator():
-        got = plan(x, grad)
-    want, _ = weight_gradient(plan.problem, x, grad)
-    assert np.abs(got - want).max() <= plan.error_bound * np.abs(want).max()
+    """Copies and tables know where the pixels of padding are; "auto" takes one where others refuse."""
+    shape, rng = to_user((2, 7, 9, 10), layout), np.random.default_rng(3)
+    for stride, name in (((2, 1), "auto"), ((1, 1), "winograd_f4"), ((2, 1), "im2row")):
+        options: dict[str, Any] = {"padding": ((1, 2), (0, 3)), "pad_mode": mode, "stride": stride, "layout": layout}
+        plan = leanconv.plan_backward_weights(shape, (5, 7, 3, 2), threads=2, algorithm=name, **options)
+        assert plan.algorithm == ("indirect" if name == "auto" else name)
+        x, grad = (rng.standard_normal(size).astype("f4") for size in (shape, plan.problem.out_shape))
+        with GuardedAllocator():
+            got = plan(x, grad)
+        want, _ = weight_gradient(plan.problem, x, grad)
+        assert np.abs(got - want).max() <= plan.error_bound * np.abs(want).max()
+
+
+def test_accuracy_and_words() -> None:
+    """Winograd where "standard" allows it, plain sums where they are asked for; words as for forward passes."""
+    shapes = ((2, 64, 28, 28), (64, 64, 3, 3))
+    for asked, accuracy, names in (
+        ("auto", "standard", {"winograd_f4"}),
+        ("auto", "exact", {"direct"}),
+        (["!winograd_f4", "!winograd_f2"], "standard", {"direct"}),
+        (["direct", "im2col"], "standard", {"direct", "im2col"}),
+        ("winograd_f4", "exact", {"winograd_f4"}),
+    ):
+        plan = leanconv.plan_backward_weights(*shapes, padding=1, algorithm=asked, accuracy=accuracy, threads=1)
+        assert plan.algorithm in names, (asked, accuracy, plan.algorithm)
+    wide = leanconv.explain((1, 32, 40, 40), (32, 32, 5, 5), direction="backward_weights", padding=2)
+    reasons = {row.name: row.reason for row in wide.rows}
+    assert "accuracy 'standard'" in reasons["winograd_f4"] and not reasons["winograd_f2"].startswith("accuracy")
+    fast = leanconv.plan_backward_weights((1, 32, 40, 40), (32, 32, 5, 5), padding=2, accuracy="fast", threads=1)
+    assert fast.algorithm == "winograd_f4"
+    with pytest.raises(ArgumentError, match="leaves no algorithm"):
+        leanconv.plan_backward_weights(*shapes, algorithm=["auto", "!direct", "!depthwise"], accuracy="exact")
+    with pytest.raises(ArgumentError, match="accuracy"):
+        leanconv.conv2d_backward_weights(
+            np.ones((3, 5, 6), "f4"), np.ones((2, 3, 4), "f4"), (2, 3, 3, 3), accuracy="no"
+        )
 
 
 def test_boxes_cover_lines() -> None:
@@ -281,8 +307,9 @@ def test_out_of_memory_leaves_no_trace() -> None:
     with FailingAllocator(1), pytest.raises(AllocationError):
         case.plan(memory_limit="1GiB")(x, grad)
     out, bias = case.results(viewed=False)
-    case.plan(memory_limit="1GiB")(x, grad, out, bias)
-    case.check("direct", out, bias)
+    plan = case.plan(memory_limit="1GiB")
+    plan(x, grad, out, bias)
+    case.check(plan.algorithm, out, bias)
 
 
 @pytest.mark.parametrize(

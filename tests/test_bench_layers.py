@@ -324,8 +324,12 @@ def test_words_are_mixed_in_order(tmp_path):
 
 
 def test_select_by_name_and_batch():
-    chosen = select(network("resnet50"), pattern="layer[12].*3x3", batch=4)
+    chosen = select(network("resnet50"), pattern="layer[12].*3x3", batches=(4,))
     assert {layer.batch for layer in chosen} == {4} and len(chosen) == 4
     assert math.prod(chosen[0].problem().x_shape) == 4 * 64 * 56 * 56
+    both = select(chosen[:2], batches=(1, 8))
+    assert [layer.name.rpartition("@")[2] for layer in both] == ["b1", "b8"] * 2 and both[1].batch == 8
+    assert select(both, batches=(4,)) == chosen[:2]  # what differed by its batch only is one layer
+    assert len(select(network("survey"), batches=(1,))) < len(network("survey"))
     with pytest.raises(LayerError, match="no regular expression"):
         select(chosen, pattern="(")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -62,6 +63,32 @@ def test_the_table(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "one.onnx, threads: 1" in shown and "leanconv" in shown
     # One layer reads and writes the caller's arrays: there is nothing between layers.
     assert "beside weights of 432 B" in shown and "largest pair of activations (2.2 KiB)" in shown
+
+
+def test_what_is_measured_is_kept_and_files_are_converted_once(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    file, asked = tmp_path / "report.json", []
+
+    def compared(path: str, wanted: Any, inputs: Any, threads: int, rounds: int, limit: Any, made: Any) -> Any:
+        kept = json.loads(file.read_text()) if file.exists() else []
+        asked.append((threads, len(kept), made))
+        if threads == 4:
+            raise KeyboardInterrupt
+        ours, fast, slow, none = (onnx_models.Contestant(name, 1.0, 1, 0.0) for name in ("leanconv", "a", "b", "c"))
+        ours.seconds, fast.seconds, slow.seconds, none.reason = [1.0, 2.0, 3.0], [4.0], [8.0], "not installed"
+        return [ours, fast, slow, none]
+
+    monkeypatch.setattr(onnx_models, "compare", compared)
+    words = ["bench", model, "--threads", "1,2,4", "--json", str(file), "--shape", "x=1x3x8x8"]
+    with contextlib.suppress(KeyboardInterrupt):
+        main(words)
+    assert [(threads, before) for threads, before, _ in asked] == [(1, 0), (2, 1), (4, 2)]
+    assert len({id(made) for _, _, made in asked}) == 1
+    report = json.loads(file.read_text())
+    assert [row["threads"] for row in report] == [1, 2]
+    lines = onnx_models.summary(report)
+    assert len(lines) == 2 and lines[0].endswith("geometric mean 0.50, highest 0.50 (one)")
 
 
 def test_a_runtime_that_fails_is_a_row(model: str) -> None:

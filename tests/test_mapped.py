@@ -198,15 +198,16 @@ def test_memory_is_bounded_by_the_limit() -> None:
     at = leanconv.regular_map((30, 31), 3, padding=1)
     packed, pixel = 16 * 9 * 32 * 4, 9 * 32 * 4
     results = []
-    for limit in (None, 2 * 8 * pixel, 2 * pixel):
+    for limit in (None, 2 * 8 * pixel, 2 * pixel, pixel):  # the last on one thread
         with GuardedAllocator() as guard:
             results.append(leanconv.mapped_conv2d(x, w, at, layout="NHWC", threads=2, memory_limit=limit))
         assert limit is None or sum(guard.sizes) <= limit + packed
     np.testing.assert_array_equal(results[1], results[0])
     np.testing.assert_array_equal(results[2], results[0])
-    with pytest.raises(MemoryLimitError) as caught:
-        leanconv.mapped_conv2d(x, w, at, layout="NHWC", threads=2, memory_limit=pixel)
-    assert caught.value.needed == 2 * pixel
+    np.testing.assert_array_equal(results[3], results[0])
+    with leanconv.memory_limit(pixel - 1), pytest.raises(MemoryLimitError) as caught:
+        leanconv.mapped_conv2d(x, w, at, layout="NHWC", threads=2)
+    assert caught.value.needed == pixel
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------

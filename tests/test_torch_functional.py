@@ -297,6 +297,22 @@ def test_same_bits() -> None:
     assert len(found) == 1
 
 
+@pytest.mark.parametrize("algorithm", ["winograd_f4", "winograd_f2", "kn2row", "indirect", "pointwise", "!winograd_f4"])
+def test_algorithms_of_gradients(algorithm: str) -> None:
+    """What is asked for computes the gradients where it can; "pointwise" has none of weights, "auto" stands in."""
+    kernel, padding = ((6, 4, 1, 1), 0) if algorithm == "pointwise" else ((6, 4, 3, 3), 1)
+    x, w, bias = (t.requires_grad_() for t in tensors((2, 4, 7, 6), kernel, True, torch.float64))
+
+    def function(*args: Any) -> Any:
+        return lt.conv2d(*args, padding=padding, algorithm=algorithm)
+
+    assert torch.autograd.gradcheck(function, (x, w, bias), fast_mode=True)
+    strided = lt.conv2d(x, w, bias, stride=2, padding=padding, algorithm=["auto", "winograd_f4"])
+    wanted = F.conv2d(x, w, bias, stride=2, padding=padding)
+    (found,), (right,) = (torch.autograd.grad(y.square().sum(), w) for y in (strided, wanted))
+    torch.testing.assert_close(found, right)
+
+
 def test_gradients_have_the_weights_format() -> None:
     """In another one PyTorch would copy them when it accumulates."""
     for kind, transposed in (("contiguous_format", False), ("channels_last", False), ("channels_last", True)):

@@ -289,6 +289,44 @@ def test_bytes_are_exact(name: str, case: Case) -> None:
         case.check(tight.bind(inputs["w"])(x, **extra), name)
 
 
+NOTHING = [  # kind, channels of a group (of what is read, of what is made), kernel, stride
+    ("transposed", 3, 5, (3, 3), (2, 2)),
+    ("transposed", 9, 16, (2, 2), (3, 3)),  # outputs without taps
+    ("transposed", 4, 1, (4,), (2,)),
+    ("data", 2, 11, (3, 5), (1, 2)),
+]
+
+
+@pytest.mark.parametrize("kind, reads, makes, kernel, stride", NOTHING)
+@pytest.mark.parametrize("groups, layout", [(1, "NHWC"), (3, "NCHW")])
+def test_a_limit_of_nothing_runs_every_layer(
+    kind: str, reads: int, makes: int, kernel: tuple[int, ...], stride: tuple[int, ...], groups: int, layout: str
+) -> None:
+    """Bound or not, to the same bits as without a limit, and no byte behind weights or bias is read."""
+    x_channels = groups * (reads if kind == "transposed" else makes)
+    epilogue = {"bias": True, "activation": "relu", "residual": True} if kind == "transposed" else {}
+    case = Case(
+        kind,
+        (1, x_channels, 7, 9)[: len(kernel) + 2],
+        (groups * reads, makes, *kernel),
+        {"stride": stride, "groups": groups},
+        layout=layout,
+        epilogue=epilogue,
+    )
+    with GuardedAllocator():
+        inputs = case.inputs(viewed=False)
+    weights = {name: inputs[name] for name in ("w", "bias") if name in inputs}
+    more = {name: inputs[name] for name in ("residual",) if name in inputs}
+    plan = case.plan("auto", 2, memory_limit=0)
+    assert plan.extra_bytes == plan.unbound_extra_bytes == 0 and plan.algorithm != "reference"
+    with GuardedAllocator():
+        got = plan.bind(**weights)(inputs["x"], **more)
+        called = case.call(inputs, memory_limit=0, threads=2)
+    case.check(got, plan.algorithm)
+    free = case.plan(plan.algorithm, 1)
+    assert np.array_equal(got, called) and np.array_equal(got, free.bind(**weights)(inputs["x"], **more))
+
+
 def test_weights_anywhere() -> None:
     """Weights that are not dense, bound or not; a bound plan copies what it needs."""
     for groups in (1, 3):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -165,6 +166,59 @@ def test_export_merge_and_read_only(tmp_path: Path, store: Records, monkeypatch:
     assert other.clear() == 1 and list(other) == []
 
 
+def test_a_record_cut_anywhere_or_of_random_bytes_is_no_record(store: Records) -> None:
+    """Cut at each length, or with any byte another: nothing is found, nothing is raised, and it is written anew."""
+    problem = leanconv.plan(**LAYER, choose="measure", budget=0.02).problem
+    key = records_module.make_key(tuning._key(problem, bound=True))
+    file = next(f for f in files(store) if key in f.name)
+    data, known = file.read_bytes(), tuning.remembered(problem, bound=True)
+    assert known
+    rng = np.random.default_rng(0)
+    bad = [data[:length] for length in range(len(data))]
+    for at in range(len(data)):
+        bad.append(data[:at] + bytes([data[at] ^ int(rng.integers(1, 256))]) + data[at + 1 :])
+    bad += [rng.bytes(int(rng.integers(0, 2 * len(data)))) for _ in range(50)] + [data + b"\0", data + data]
+    for number, found in enumerate(bad):
+        file.write_bytes(found)
+        # What people read (the note) is not part of the record: a change there may leave it whole.
+        assert tuning.remembered(problem, bound=True) in ({}, known)
+        if number % 20 == 0:
+            times = [record for _, record in store if record.get("kind") == "times"]
+            assert times in ([], [{"kind": "times", "seconds": known}])
+    file.write_bytes(bad[-1])
+    leanconv.plan(**LAYER, choose="measure", budget=0.02)
+    assert tuning.remembered(problem, bound=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_children_killed_at_random_moments(store: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of many that do little but write records, two at a time: all that is there is whole, and is what was written."""
+    monkeypatch.setattr(tuning, "_time", lambda _, contest, **__: {tuning.signature(e.plan): 0.25 for e in contest})
+    leanconv.plan(**LAYER, choose="measure")
+    before, rng = len(list(store)), np.random.default_rng(1)
+
+    def child(number: int) -> int:
+        pid = os.fork()
+        if not pid:
+            try:
+                for size in itertools.count(6 + number):
+                    leanconv.plan((1, 4, size, 9), (8, 4, 3, 3), threads=1, choose="measure")
+            finally:
+                os._exit(1)
+        return pid
+
+    for turn in range(20):
+        running = [child(turn), child(turn)]
+        time.sleep(float(rng.uniform(0.002, 0.06)))
+        for pid in running:
+            os.kill(pid, signal.SIGKILL)
+            assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    records = [record for _, record in store]
+    assert len(records) > before and store.info().rejected == 0
+    assert all(set(record["seconds"].values()) == {0.25} for record in records)
+
+
 SCRIPT = """
 import leanconv
 print("ready", flush=True)
@@ -177,7 +231,7 @@ def test_killed_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     """Processes that tune at the same time, killed: every record that is there is whole."""
     folder = tmp_path / "killed"
     environment = {**os.environ, "LEANCONV_CACHE_DIR": str(folder), "PYTHONPATH": os.pathsep.join(sys.path)}
-    for turn in range(3):
+    for turn in range(2):
         running = [
             subprocess.Popen([sys.executable, "-c", SCRIPT], env=environment, stdout=subprocess.PIPE) for _ in range(2)
         ]
@@ -221,6 +275,11 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], store: Rec
     assert main(["network", TINY, "--frontier", "--json"]) == 0
     points = json.loads(capsys.readouterr().out)
     assert points and all(len(point) == 2 for point in points)
+    picture = tmp_path / "frontier.svg"
+    assert main(["network", TINY, "mb1ic16ih10oc16kh3", "--plot", str(picture)]) == 0
+    assert "predicted" in capsys.readouterr().out and "time of a pass" in picture.read_text()
+    assert main(["network", TINY, "--plot", str(tmp_path / "frontier.txt")]) == 1
+    assert "frontier.txt" in capsys.readouterr().err
     assert main(["records", "info"]) == 0 and "records" in capsys.readouterr().out
     path = tmp_path / "out.json"
     assert main(["records", "export", str(path)]) == 0 and path.exists()

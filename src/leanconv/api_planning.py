@@ -16,6 +16,7 @@ from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.keywords import AnyProblemOptions, takes
 from leanconv.plan import Plan
 from leanconv.planning.explain import Explanation, explain_problem
+from leanconv.planning.frontier import Frontier
 from leanconv.planning.limits import resolve_limit
 from leanconv.planning.network import NetworkPlan, frontier, plan_layers
 from leanconv.planning.wanted import AlgorithmLike
@@ -47,8 +48,8 @@ def explain(
             and the further options that describe the problem.
         w_shape: see there.
         direction: "forward", "transposed" (shapes and options as in `plan_transpose`), "backward_data" (as in
-            `plan_backward_data`) or "backward_weights" (as in `plan_backward_weights`, which has neither accuracy nor
-            choose: its algorithms all add the same products, and the model decides).
+            `plan_backward_data`) or "backward_weights" (as in `plan_backward_weights`, which has neither deterministic
+            nor choose: the model decides).
         dtype: see there.
         algorithm: see there.
         accuracy: see there.
@@ -70,7 +71,7 @@ def explain(
     if direction == "backward_weights":
         gradient = weights_problem(spatial_axes(x_shape, options.get("layout")), x_shape, w_shape, dtype, options)
         limit = resolve_limit(memory_limit)
-        return explain_gradient(gradient, algorithm, count, limit, measure=measure, budget=budget)  # type: ignore[arg-type]
+        return explain_gradient(gradient, algorithm, count, limit, accuracy=accuracy, measure=measure, budget=budget)
     problem = problem_of(direction, spatial_axes(x_shape, options.get("layout")), x_shape, w_shape, dtype, options)
     return explain_problem(
         problem,
@@ -132,10 +133,10 @@ def plan_network(
     )
 
 
-def network_frontier(
-    layers: Sequence[Plan | Problem], *, threads: int | None = None, chain: bool = False
-) -> list[tuple[int, float]]:
-    """Time of a network against its memory: (bytes, predicted seconds), fewest bytes first.
+def network_frontier(layers: Sequence[Plan | Problem], *, threads: int | None = None, chain: bool = False) -> Frontier:
+    """Time of a network against its memory: a list of (bytes, predicted seconds), fewest bytes first.
+
+    It prints as a table, and its method `plot(path)` draws it.
 
     Args:
         layers: as in `plan_network`; so are threads and chain.

@@ -31,7 +31,7 @@ examples:
   leanconv bench resnet50
   leanconv bench layers.csv --filter 3x3 --threads 1,2 --json results.json
   leanconv bench mb1ic64ih56oc64kh3ph1 --layout NHWC,NCHW --algorithms direct,im2row
-  leanconv bench mobilenet_v2 --batch 8 --plot mobilenet.png
+  leanconv bench mobilenet_v2 --batch 1,8 --plot mobilenet.png
   leanconv bench compare old.json new.json
   leanconv bench --set mec --peers all --threads 1,2
   leanconv bench model.onnx --peers onnxruntime,openvino --memory-limit 64MiB
@@ -59,7 +59,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         help="add a built-in network or set of layers; may be repeated",
     )
     add("--filter", metavar="REGEX", help="only layers whose name holds a match of this regular expression")
-    add("--batch", type=_positive, metavar="N", help="number of images, instead of what the layers say")
+    add(
+        "--batch",
+        type=_counts,
+        default=(),
+        metavar="N,M",
+        help="numbers of images, each measured on its own (default: what the layers say)",
+    )
     add(
         "--list",
         action="store_true",
@@ -122,14 +128,15 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         default=3,
         metavar="N",
         help="how often all layers are gone through, with everything prepared anew in new processes: a neighbour on a "
-        "shared machine, or where memory happens to lie, then weighs on one pass only (default: 3)",
+        "shared machine, or where memory happens to lie, then weighs on one pass only; ONNX files and --scaling have "
+        "one (default: 3)",
     )
     add(
         "--max-time",
         type=_seconds,
         metavar="S",
         help="seconds for those whose ratio to the fastest is still uncertain after the rounds: they take more turns "
-        "with it, in further passes (default: 5 times --time)",
+        "with it, in further passes (default: 2 times --time)",
     )
     add(
         "--precision",
@@ -149,6 +156,12 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         "--json",
         metavar="PATH",
         help="write all results to a file; - for standard output (the table: standard error)",
+    )
+    add(
+        "--append",
+        action="store_true",
+        help="go on with the results that the file of --json holds, if there is one: further passes of the same "
+        "comparison, now or hours later",
     )
     add("--plot", metavar="PATH", help="draw a PNG, SVG or PDF; needs pip install leanconv[plot]")
     _add_models(bench)

@@ -75,7 +75,8 @@ class WeightOptions(TypedDict, total=False):
 
     layout: str
     bias: bool
-    algorithm: str
+    algorithm: AlgorithmLike
+    accuracy: str
     memory_limit: int | str | None
     threads: int | None
     out: Any

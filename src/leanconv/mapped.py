@@ -26,8 +26,9 @@ from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitEr
 from leanconv.options import ActivationLike, Ints, Padding, make_activation, make_problem
 from leanconv.outputs import new_output
 from leanconv.plan import Plan
+from leanconv.planning.candidates import plan_within
+from leanconv.planning.limits import resolve_limit
 from leanconv.problem import Activation, to_canonical, to_user
-from leanconv.sizes import parse_bytes
 from leanconv.threads import get_num_threads
 
 INTERPOLATIONS = ("nearest", "bilinear")
@@ -71,7 +72,8 @@ def mapped_conv2d(
             ("replicate", "circular") for a panorama.
         layout: "NCHW" or "NHWC"; channels last is sampled in vectors.
         activation: as in `conv2d`.
-        memory_limit: most bytes (an int, or text such as "256KiB") that workspace and packed weights may take.
+        memory_limit: most bytes (an int, or text such as "256KiB") that workspace, and packed weights beyond the size
+            of the plain ones, may take; `get_memory_limit()` if None. A pixel's window at a time is the least.
         threads: most threads of the call; `get_num_threads()` if None.
         out: array for the result, or None for a new one.
 
@@ -120,7 +122,7 @@ def mapped_conv2d(
         _pad_modes(pad_mode),
         order,
         make_activation(activation),
-        parse_bytes(memory_limit, "memory_limit"),
+        resolve_limit(memory_limit),
         get_num_threads() if threads is None else integer("threads", threads, 1),
     )
     problem = call.plan.problem
@@ -250,10 +252,9 @@ def _plan(
     )
     problem = replace(grid, x_strides=image.x_strides)
     algorithm = Mapped((height, width), map_strides, map_dtype, interpolation, pad_modes)
-    plan = Plan(problem, algorithm, threads, memory_limit)
-    if memory_limit is not None and plan.unbound_extra_bytes > memory_limit:
-        packed = plan.unbound_extra_bytes - plan.workspace_bytes
-        plan = Plan(problem, algorithm, threads, memory_limit, staging=max(0, memory_limit - packed))
-        if plan.unbound_extra_bytes > memory_limit:
+    plan = plan_within(problem, algorithm, threads, memory_limit, bound=False)
+    while memory_limit is not None and plan.unbound_extra_bytes > memory_limit:
+        if plan.threads == 1:
             raise MemoryLimitError(memory_limit, plan.unbound_extra_bytes, "mapped_conv2d")
+        plan = plan_within(problem, algorithm, plan.threads // 2, memory_limit, bound=False)
     return _Call(plan)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, field_names
 
 Float64 = NDArray[np.float64]
 
@@ -76,6 +76,8 @@ class Problem:
         has_bias: whether one number an output channel is added.
         activation: applied after the bias; None for none.
         residual: whether an array shaped like the output is added "before" the activation or "after" it.
+        bias_apart: whether the bias is that of other problems, too, and should stay one array where it can; only the
+            phases of a transposed convolution say so, where there is no room for several.
         direction: "forward"; or "backward_weights", where `out_strides` are those of the gradient of the output and
             `w_strides` those of the result; or "transposed": output element i * stride - pad_low + tap * dilation takes
             input element i times that tap. Weights are then (C, K/g, *kernel), padding cuts the output, and `pad_high`
@@ -106,6 +108,7 @@ class Problem:
     activation: Activation | None = None
     residual: str | None = None
     direction: str = "forward"
+    bias_apart: bool = False
 
     @cached_property
     def out_size(self) -> tuple[int, ...]:
@@ -174,6 +177,11 @@ class Problem:
     def out_bytes(self) -> int:
         """Bytes of the output's elements."""
         return math.prod(self.out_shape) * self.itemsize
+
+    def __repr__(self) -> str:
+        """All fields but one that is as usual: by this text plans are pinned, and times remembered."""
+        names = field_names(Problem)[: None if self.bias_apart else -1]
+        return f"Problem({', '.join([f'{name}={getattr(self, name)!r}' for name in names])})"
 
     def describe(self) -> str:
         """Return one line, such as `conv2d f32 1x64x56x56 -> 1x64x56x56 k3x3 s1 p1 NHWC`.

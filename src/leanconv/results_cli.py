@@ -16,9 +16,13 @@ Say what became faster or slower from one file of results to another.
 
 Rows that both files have (layer, algorithm, layout, threads) are compared by
 their times as parts of the FMA peak that was measured in the same rounds. The
-interval of each ratio follows from the order of the samples alone; a row is
-slower if all of its interval is beyond the threshold, and undecided if the
-interval reaches across it.
+interval of each ratio follows from how far the passes of each run lie apart,
+or of runs of one pass from the order of the samples alone; a row is slower if
+all of its interval is beyond the threshold, and undecided if the interval
+reaches across it.
+
+A last table says how far the two files agree as comparisons: by each
+contestant's time over that of one reference, which is not the machine's.
 """
 
 _REPORT = """\
@@ -105,6 +109,11 @@ def _add_compare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=95.0,
         metavar="P",
         help="confidence of the intervals in percent (default: 95)",
+    )
+    parser.add_argument(
+        "--reference",
+        metavar="NAME",
+        help="algorithm or peer that the ratios in the table of agreement are to (default: the first that both timed)",
     )
     parser.add_argument("--changed", action="store_true", help="leave out the rows that are the same")
 

@@ -88,7 +88,10 @@ def around_copies(
     """
     if problem.direction == "transposed" and inner in (None, problem):
         return by_stride_phases(
-            problem, host, lambda part: around_copies(part, algorithm, host, threads, workspace, tunables)
+            problem,
+            host,
+            lambda part: around_copies(part, algorithm, host, threads, workspace, tunables),
+            least=workspace == 0,
         )
     inner = inner or reachable(problem, algorithm) or problem
     if inner == problem:

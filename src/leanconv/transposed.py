@@ -93,8 +93,11 @@ def _axis_phases(in_size: int, kernel: int, stride: int, dilation: int, low: int
 
 
 @lru_cache(maxsize=1024)
-def _phases(problem: Problem) -> tuple[tuple[StridePhase, ...], tuple[StridePhase, ...]]:
-    """The phases with taps, and those without (whose problem has no input that counts)."""
+def _phases(problem: Problem, turned: bool = True) -> tuple[tuple[StridePhase, ...], tuple[StridePhase, ...]]:
+    """The phases with taps, and those without (whose problem has no input that counts).
+
+    Strides of weights are those of their copy if they are `turned`, and otherwise those within a group, where they lie.
+    """
     p = problem
     axes = zip(p.in_size, p.kernel, p.stride, p.dilation, p.pad_low, p.out_size, strict=True)
     full: list[StridePhase] = []
@@ -103,16 +106,16 @@ def _phases(problem: Problem) -> tuple[tuple[StridePhase, ...], tuple[StridePhas
         reads = all(axis.taps for axis in phase)
         if not reads:
             phase = tuple(_Axis(axis.first, axis.count) for axis in phase)
-        (full if reads else empty).append(_stride_phase(p, phase, reads))
+        (full if reads else empty).append(_stride_phase(p, phase, reads, turned))
     return tuple(full), tuple(empty)
 
 
-def _stride_phase(p: Problem, phase: tuple[_Axis, ...], reads: bool) -> StridePhase:
+def _stride_phase(p: Problem, phase: tuple[_Axis, ...], reads: bool, turned: bool) -> StridePhase:
     out_size = tuple(axis.count for axis in phase)
     in_size = tuple(axis.size for axis in phase) if reads else out_size
     kernel = tuple(axis.taps for axis in phase) if reads else (1,) * p.ndim
     residual = p.residual_strides
-    weights = _forward_strides(p)
+    weights = _forward_strides(p, turned)
 
     def strided(strides: tuple[int, ...]) -> tuple[int, ...]:
         apart = [s * step for s, step in zip(strides[2:], p.stride, strict=True)]
@@ -154,10 +157,10 @@ def _apart(problem: Problem) -> bool:
     return p.groups > 1 and p.group_out > 1 and p.group_in * p.w_strides[0] != p.group_out * p.w_strides[1]
 
 
-def _forward_strides(problem: Problem) -> tuple[int, ...]:
+def _forward_strides(problem: Problem, turned: bool) -> tuple[int, ...]:
     """Strides along (K, C/g, *kernel) of weights that are (C, K/g, *kernel), or of their copy."""
     p = problem
-    if _apart(p):
+    if turned and _apart(p):
         return dense_strides((p.out_channels, p.group_in, *p.kernel), "NCHW")
     output = p.w_strides[1] if p.group_out > 1 else p.group_in * p.w_strides[0]
     return (output, *p.w_strides[:1], *p.w_strides[2:])
@@ -168,15 +171,17 @@ def stride_phases(problem: Problem) -> tuple[StridePhase, ...]:
     return _phases(problem)[0]
 
 
-def by_stride_phases(problem: Problem, host: Host, lower: Callable[[Problem], Lowering]) -> Lowering:
+def by_stride_phases(
+    problem: Problem, host: Host, lower: Callable[[Problem], Lowering], *, least: bool = False
+) -> Lowering:
     """A transposed convolution as one program; `lower` gives that of each phase.
 
-    Workspace is the most that any phase needs, packed weights are those of all phases.
+    Workspace is the most that any phase needs, packed weights are those of all phases. With `least` memory they lie
+    side by side without gaps, and the bias is kept once where the algorithm can read it so.
     """
     p, item = problem, problem.itemsize
-    parts = stride_phases(p)
-    lows = [lower(part.problem) for part in parts]
-    turns = _apart(p) or len({low.packing is None for low in lows}) > 1
+    parts, lows, turns = _lowered(p, lower, least)
+    alignment = item if least else ALIGNMENT
     packed = p.w_bytes if turns else 0
     packs: list[Phase] = [_turn(p, host)] if turns else []
     fills = _fills(p, host)
@@ -189,7 +194,7 @@ def by_stride_phases(problem: Problem, host: Host, lower: Callable[[Problem], Lo
         offsets = {name: elements * item for name, elements in part.offsets.items() if elements}
         turned = {"weights": "w"} if turns else {}
         if low.packing is not None:
-            packed = -(-packed // ALIGNMENT) * ALIGNMENT
+            packed = -(-packed // alignment) * alignment
             at = {"weights": offsets.pop("weights", 0), "w": packed}
             packs += [phase.shifted(at).renamed(turned) for phase in low.packing.phases]
             offsets["w"] = packed
@@ -216,6 +221,28 @@ def by_stride_phases(problem: Problem, host: Host, lower: Callable[[Problem], Lo
         tables=Tables(tuple(tables), table_phases[0], tuple(table_phases[1:])) if table_phases else None,
         parts=tuple(own),
     )
+
+
+def _lowered(
+    problem: Problem, lower: Callable[[Problem], Lowering], least: bool
+) -> tuple[tuple[StridePhase, ...], list[Lowering], bool]:
+    """The phases, how each runs, and whether their weights must be copied to another order first."""
+    p = problem
+
+    def of(part: StridePhase) -> Lowering:
+        return lower(replace(part.problem, bias_apart=True) if least and p.has_bias else part.problem)
+
+    if _apart(p):
+        parts = _phases(p, turned=False)[0]
+        lows = [of(part) for part in parts]
+        packings = [low.packing for low in lows if low.packing is not None and low.packing.grouped]
+        if len(packings) == len(lows):
+            step = p.group_in * p.w_strides[0] * p.itemsize
+            pairs = zip(lows, packings, strict=True)
+            return parts, [replace(low, packing=packing.with_group_step(step)) for low, packing in pairs], False
+    parts = stride_phases(p)
+    lows = [of(part) for part in parts]
+    return parts, lows, _apart(p) or len({low.packing is None for low in lows}) > 1
 
 
 def _shared(lows: list[Lowering]) -> tuple[Buffer, ...]:

@@ -34,8 +34,8 @@ def _with_taps(problem: Problem) -> bool:
 
 
 def _planes(problem: Problem) -> bool:
-    """Channels apart, and more than stay near without blocks, under several taps."""
-    return problem.taps > 1 and problem.x_strides[1] != 1 and problem.group_in > 8
+    """Channels apart, enough for a block of them, under several taps."""
+    return problem.taps > 1 and problem.x_strides[1] != 1 and problem.group_in > 3
 
 
 def _batch_last(problem: Problem) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import field
 from typing import ClassVar
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.host import Host
 from leanconv.kernels.cost import Cost
 from leanconv.memory import Buffer
@@ -22,17 +22,25 @@ class WeightPacking:
     """The phase that packs weights into a buffer of `nbytes`, once if bound, at every call if not.
 
     `bias_apart`: the bias is not among them, a bound plan keeps a copy of it.  `more`: phases that follow the first.
+    `grouped`: field `w_g` of all these phases is the step in bytes from the weights of a group to the next's, and they
+    read weights by it alone, wherever groups lie.
     """
 
     nbytes: int
     phase: Phase
     bias_apart: bool = False
     more: tuple[Phase, ...] = ()
+    grouped: bool = False
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         """All phases, in order."""
         return (self.phase, *self.more)
+
+    def with_group_step(self, nbytes: int) -> WeightPacking:
+        """The same packing of weights whose groups begin so many bytes after one another; only if `grouped`."""
+        first, *more = (replace(phase, fields={**phase.fields, "w_g": nbytes}) for phase in self.phases)
+        return replace(self, phase=first, more=tuple(more))
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,8 @@ def pack_lanes(problem: Problem, host: Host, lanes: Lanes) -> WeightPacking:
         "group_out": p.group_out,
         **{f"w_{d}": stride for d, stride in enumerate(strides[2:])},
     }
-    return WeightPacking(groups * panels * panel, Phase("pack weights", spec, fields, groups * panels))
+    phase = Phase("pack weights", spec, fields, groups * panels)
+    return WeightPacking(groups * panels * panel, phase, grouped=apart)
 
 
 def block_bytes(problem: Problem, host: Host) -> int:

@@ -57,7 +57,8 @@ def pack_rows(problem: Problem, host: Host, order: tuple[int, ...] | None = None
         **{f"w_{d}": stride for d, stride in enumerate(strides[2:])},
     }
     spec = RowPackSpec(host.target, p.dtype, p.kernel, rows, short > 0, p.has_bias, order)
-    return WeightPacking(p.out_channels * row_bytes(p), Phase("pack weights", spec, fields, p.groups * panels))
+    phase = Phase("pack weights", spec, fields, p.groups * panels)
+    return WeightPacking(p.out_channels * row_bytes(p), phase, grouped=True)
 
 
 def blocking(problem: Problem, host: Host, threads: int) -> Blocking:

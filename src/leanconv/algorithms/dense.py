@@ -192,7 +192,7 @@ def pack_weights(
         **{f"w_{d}": stride for d, stride in enumerate(strides[2:])},
     }
     phase = Phase("pack weights", spec, fields, p.groups * panels.total)
-    return WeightPacking(p.groups * sizes["w_g"], phase)
+    return WeightPacking(p.groups * sizes["w_g"], phase, grouped=True)
 
 
 def core_phase(

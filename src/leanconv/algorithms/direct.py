@@ -23,13 +23,16 @@ of output channels, and a tap outside the image is left out for all of them at o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from leanconv.algorithms import batchwise
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.batchjoin import joined, together
+from leanconv.algorithms.blocking import panels_of
 from leanconv.algorithms.dense import core_phase, image_input, pack_weights, without_gaps
+from leanconv.classes import replace
 from leanconv.host import Host
+from leanconv.kernels.dense import DenseSpec
 from leanconv.problem import Problem
 
 
@@ -51,6 +54,8 @@ class Direct(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase: the core over the image."""
+        if problem.bias_apart:
+            return _beside_bias(problem, host, threads)
         if batchwise.applies(problem, host):
             return batchwise.lower(problem, host, threads)
         images, tight = joined(problem, host), without_gaps(problem, host, workspace)
@@ -61,3 +66,19 @@ class Direct(Algorithm):
             steps=(f"core {parameters['tile']} reads the image in place{together(problem, images)}",),
             parameters=parameters,
         )
+
+
+def _beside_bias(problem: Problem, host: Host, threads: int) -> Lowering:
+    """The core over the image, which reads the one bias of several problems; nothing is packed beside the weights."""
+    p = replace(problem, has_bias=False, bias_apart=False)
+    images = joined(p, host)
+    phase, parameters = core_phase(images, host, threads, image_input(images), tight=True)
+    spec = replace(cast(DenseSpec, phase.spec), bias_apart=True)
+    outputs = panels_of(p, host).vectors * host.target.lanes(p.dtype)
+    fields = {**phase.fields, "bias_g": p.group_out * p.itemsize, "bias_panel": outputs * p.itemsize}
+    return Lowering(
+        phases=(replace(phase, spec=spec, fields=fields),),
+        packing=replace(pack_weights(p, host, tight=True), bias_apart=True),
+        steps=(f"core {parameters['tile']} reads the image in place{together(p, images)}, and the bias where it is",),
+        parameters=parameters,
+    )

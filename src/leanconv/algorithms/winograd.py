@@ -44,7 +44,7 @@ MOST_PRODUCTS = 256  # in one tile: all of F(4, 3) in three dimensions, whose wi
 
 # What each axis adds to the error of a plain sum, by its number of points. Measured: 1.1 times for 4 points, 1.4 for 6,
 # 3.5 for 8 (two axes of 3 taps, 256 channels); the rest is margin for single outputs.
-_ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5.0}
+ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5.0}
 
 
 # For the cost model: how much more of a byte's time shows than with the plain core, of windows: they are used for a
@@ -109,7 +109,7 @@ class Winograd(Algorithm):
         """That of a plain sum, times a growth for each axis; 4e-6 for F(4x4, 3x3) in float32."""
         axes = zip(tiling_of(problem, self.outputs).axes, problem.kernel, strict=True)
         sizes = (axis.transform.outputs - 1 + -(-taps // axis.stride) for axis, taps in axes)
-        return super().error_bound(problem) * math.prod(_ERROR_GROWTH[size] for size in sizes)
+        return super().error_bound(problem) * math.prod(ERROR_GROWTH[size] for size in sizes)
 
     def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
         """Products, transforms, and weights that each block of tiles reads once."""

@@ -132,7 +132,7 @@ class BlocksOfTiles:
         tiles = min(wanted or max(self.host.l2 * 3 // 4 // tile, least), total)
         if wanted is None:
             if threads > 1 and not self.heavy:
-                tiles = min(tiles, max(12, -(-total // (4 * threads))))
+                tiles = min(tiles, max(24, -(-total // (4 * threads))))
             # Blocks of one size: one with the tiles left over would read all weights for few.
             tiles = -(-total // max(1, round(total / tiles)))
         if workspace is not None:
@@ -198,7 +198,8 @@ class BlocksOfTiles:
             "p_g": self.packed_bytes // p.groups,
             "p_panel": self.panel_bytes(self.panels.vectors * self.host.target.vector_bytes),
         }
-        return WeightPacking(self.packed_bytes, Phase("transform weights", spec, fields, p.groups * total))
+        phase = Phase("transform weights", spec, fields, p.groups * total)
+        return WeightPacking(self.packed_bytes, phase, grouped=True)
 
     def lowering(self, threads: int, workspace: int | None, wanted: int | None) -> Lowering:
         """The whole program."""

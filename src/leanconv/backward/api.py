@@ -18,6 +18,7 @@ from leanconv.keywords import ProblemOptions, WeightOptions, refuse, takes
 from leanconv.locks import new_lock
 from leanconv.options import Ints, Padding, make_problem
 from leanconv.planning.limits import get_memory_limit, resolve_limit
+from leanconv.planning.wanted import AlgorithmLike
 from leanconv.problem import Problem, to_canonical
 from leanconv.select import AlgorithmInfo
 from leanconv.threads import get_num_threads
@@ -65,9 +66,9 @@ def conv2d_backward_weights(
         padding: see there.
         dilation: see there.
         groups: see there.
-        **options: layout; bias (whether to return the gradient of the bias too); algorithm ("auto", or a name);
-            memory_limit (bytes, or "256KiB": most that the workspace may take); threads; out and bias_out (arrays for
-            the results).
+        **options: layout; bias (whether to return the gradient of the bias too); algorithm ("auto", a name, several, or
+            exclusions such as "!winograd"); accuracy ("exact": plain sums only, "standard", or "fast"); memory_limit
+            (bytes, or "256KiB": most that the workspace may take); threads; out and bias_out (arrays for the results).
 
     Returns:
         The gradient, of `w_shape`, in the kind of array that x is (`out` if given); with bias=True a pair of it and the
@@ -104,7 +105,8 @@ def plan_backward_weights(
     w_shape: Sequence[int],
     *,
     dtype: DTypeLike = "float32",
-    algorithm: str = "auto",
+    algorithm: AlgorithmLike = "auto",
+    accuracy: str = "standard",
     memory_limit: int | str | None = None,
     threads: int | None = None,
     **options: Unpack[ProblemOptions],
@@ -115,7 +117,8 @@ def plan_backward_weights(
         x_shape: shape of the image; 1, 2 or 3 spatial axes.
         w_shape: (K, C/groups, *kernel).
         dtype: "float32" or "float64".
-        algorithm: "auto", or a name.
+        algorithm: "auto", a name, several, or exclusions such as "!winograd".
+        accuracy: "exact" (plain sums only), "standard" (error bounds of at most four times theirs) or "fast".
         memory_limit: most bytes of workspace.
         threads: most threads a call uses; `get_num_threads()` if None.
         **options: of the convolution: stride, padding, dilation, groups, layout, and bias for the gradient of the bias
@@ -131,7 +134,7 @@ def plan_backward_weights(
         raise ArgumentValueError("x_shape", x_shape, "must have a batch, a channel and 1 to 3 spatial axes")
     problem = weights_problem(len(x_shape) - 2, x_shape, w_shape, dtype, options)
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
-    return choose_gradient(problem, algorithm, count, resolve_limit(memory_limit))
+    return choose_gradient(problem, algorithm, count, resolve_limit(memory_limit), accuracy)
 
 
 def weights_problem(
@@ -178,7 +181,8 @@ def _gradient(
     *,
     layout: str = "NCHW",
     bias: bool = False,
-    algorithm: str = "auto",
+    algorithm: AlgorithmLike = "auto",
+    accuracy: str = "standard",
     memory_limit: int | str | None = None,
     threads: int | None = None,
     out: Any = None,
@@ -208,7 +212,7 @@ def _gradient(
         ndim,
         arrays,
         tuple(w_shape),
-        repr((stride, padding, dilation, groups, layout, algorithm)),
+        repr((stride, padding, dilation, groups, layout, algorithm, accuracy)),
         wants_bias,
         limit,
         count,
@@ -231,7 +235,7 @@ def _gradient(
             if result is None
             else canonical_strides("out", element_strides(result), problem.w_shape, "NCHW", written=True),
         )
-        plan = choose_gradient(problem, algorithm, count, limit)
+        plan = choose_gradient(problem, algorithm, count, limit, accuracy)
         with _lock:
             if len(_plans) >= KEPT:
                 _plans.clear()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 
 import numpy as np
 
-from leanconv.backward.choice import GradientCandidate, choose_gradient, fits, gradient_candidate
+from leanconv.backward.choice import GradientCandidate, choose_gradient, excluded, fits, gradient_candidate
 from leanconv.backward.plan import BackwardWeightsPlan
 from leanconv.backward.registry import WEIGHTS
 from leanconv.planning.explain import CHOSEN, OVER, REFUSED, SLOWER, UNFIT, Explanation, Offer, Verdict, explanation
 from leanconv.planning.tuning import example_array
+from leanconv.planning.wanted import AlgorithmLike
 from leanconv.problem import Problem, to_user
 from leanconv.sizes import format_bytes
 
@@ -18,15 +20,23 @@ ROUNDS = 5
 
 
 def explain_gradient(
-    problem: Problem, algorithm: str, threads: int, limit: int | None, *, measure: bool = False, budget: float = 1.0
+    problem: Problem,
+    algorithm: AlgorithmLike,
+    threads: int,
+    limit: int | None,
+    *,
+    accuracy: str = "standard",
+    measure: bool = False,
+    budget: float = 1.0,
 ) -> Explanation:
     """Explain the choice that `choose_gradient` makes.
 
     Args:
         problem: the convolution, with direction "backward_weights".
-        algorithm: "auto", or a name.
+        algorithm: as in `choose_gradient`; so is accuracy.
         threads: the most threads.
         limit: bytes of workspace, or None.
+        accuracy: see there.
         measure: whether every algorithm that fits is timed now.
         budget: seconds for that.
 
@@ -36,27 +46,31 @@ def explain_gradient(
         NotApplicableError: the algorithm cannot compute the problem.
         MemoryLimitError: nothing fits the limit; says the least that would do.
     """
-    plan = choose_gradient(problem, algorithm, threads, limit)
+    plan = choose_gradient(problem, algorithm, threads, limit, accuracy)
+    unfit = excluded(problem, algorithm, accuracy)
     reasons = {entry.name: entry.refusal(problem) for entry in WEIGHTS}
     found = [gradient_candidate(problem, entry, threads, limit) for entry in WEIGHTS if not reasons[entry.name]]
     contest = [entry.plan for entry in found if fits(entry, limit)]
     times = _measured(problem, contest, budget) if measure else {}
-    rows = [_row(entry, plan, algorithm, limit, times.get(entry.plan.algorithm)) for entry in found]
+    rows = [_row(entry, plan, unfit, limit, times.get(entry.plan.algorithm)) for entry in found]
     rows.sort(key=lambda row: (row.verdict != CHOSEN, row.verdict == OVER, row.predicted_seconds or 0.0))
     rows += [_refused(name, reason) for name, reason in reasons.items() if reason]
-    return explanation(problem, plan, threads, limit, tuple(rows), _offers(problem, plan, threads, limit))
+    return explanation(problem, plan, threads, limit, tuple(rows), _offers(problem, plan, threads, limit, accuracy))
 
 
 def _row(
-    entry: GradientCandidate, chosen: BackwardWeightsPlan, algorithm: str, limit: int | None, seconds: float | None
+    entry: GradientCandidate,
+    chosen: BackwardWeightsPlan,
+    unfit: Mapping[str, str],
+    limit: int | None,
+    seconds: float | None,
 ) -> Verdict:
     plan = entry.plan
-    automatic = next(known.weighed(entry.plan.problem) for known in WEIGHTS if known.name == plan.algorithm)
     verdict, reason = SLOWER, ""
     if plan.algorithm == chosen.algorithm:
         verdict = CHOSEN
-    elif algorithm != "auto" or not automatic:
-        verdict, reason = UNFIT, "excluded" if automatic else "taken by name only"
+    elif plan.algorithm in unfit:
+        verdict, reason = UNFIT, unfit[plan.algorithm]
     elif not fits(entry, limit):
         verdict, reason = OVER, f"needs {format_bytes(plan.workspace_bytes)}"
     return Verdict(
@@ -78,13 +92,15 @@ def _refused(name: str, reason: str) -> Verdict:
     return Verdict(name, REFUSED, reason, None, None, None, None, None, None, error_class)
 
 
-def _offers(problem: Problem, plan: BackwardWeightsPlan, threads: int, limit: int | None) -> tuple[Offer, ...]:
+def _offers(
+    problem: Problem, plan: BackwardWeightsPlan, threads: int, limit: int | None, accuracy: str
+) -> tuple[Offer, ...]:
     """What no limit would buy."""
     if limit is None:
         return ()
     chosen = next(entry for entry in WEIGHTS if entry.name == plan.algorithm)
     now = gradient_candidate(problem, chosen, plan.threads, limit).predicted_seconds
-    free = choose_gradient(problem, "auto", threads, None)
+    free = choose_gradient(problem, "auto", threads, None, accuracy)
     entry = next(entry for entry in WEIGHTS if entry.name == free.algorithm)
     best = gradient_candidate(problem, entry, threads, None).predicted_seconds
     if free.workspace_bytes <= limit or best >= 0.98 * now:

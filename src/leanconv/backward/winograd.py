@@ -12,13 +12,14 @@ Bad for     few tiles (the sums are as large as transformed weights), few channe
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.blocking import panels_of
-from leanconv.algorithms.winograd import WinogradF4, tiling_of
+from leanconv.algorithms.winograd import ERROR_GROWTH, WinogradF4, tiling_of
 from leanconv.backward.bias import bias_phase
 from leanconv.backward.direct import weights_error_bound
 from leanconv.backward.winograd_part import Part, Sizes
@@ -28,22 +29,24 @@ from leanconv.problem import Problem
 from leanconv.program import Phase
 
 MOST_PRODUCTS = 64  # of a tile: all of them are straight-line code
+FEWEST, MOST_GROUPS = 8, 16  # channels of a group, and groups, for "auto"
 MOST_POINTS = 8  # along one axis
 BLOCK = 128  # channels, and outputs, staged at one time: their sums (2.3 MB of F(4x4, 3x3)) stay in a near cache
 STAGED = 2 << 20  # bytes of windows and gradients at one time, likewise
+MOST_TURNS = 128  # in which parts are staged, and four times as many under a limit: a plan lists them all
 LEAST = 32  # channels, and outputs, below which a limit does not cut them: each part transforms the others' tiles anew
-
-# What an axis adds to the error of a plain sum, by its number of points.
-_ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.5, 5: 2.5, 6: 2.5, 7: 6.0, 8: 6.0}
 
 
 class _WinogradWeights(Algorithm):
     """Tiles of `outputs` pixels of the gradient along each axis."""
 
-    automatic: ClassVar[bool] = False
     error_class: ClassVar[str] = "transformed"
     paper: ClassVar[str] = WinogradF4.paper
     outputs: ClassVar[int]
+
+    def weighed(self, problem: Problem) -> bool:
+        """Where groups have some channels, and are not so many that each alone is too little."""
+        return min(problem.group_in, problem.group_out) >= FEWEST and problem.groups <= MOST_GROUPS
 
     def refusal(self, problem: Problem) -> str | None:
         """Stride 1, dilation 1, a few taps along each axis."""
@@ -65,7 +68,7 @@ class _WinogradWeights(Algorithm):
 
     def error_bound(self, problem: Problem) -> float:
         """That of plain sums over all pixels, times a growth for each axis."""
-        growth = math.prod(_ERROR_GROWTH[axis.transform.size] for axis in tiling_of(problem, self.outputs).axes)
+        growth = math.prod(ERROR_GROWTH[axis.transform.size] for axis in tiling_of(problem, self.outputs).axes)
         return weights_error_bound(super().error_bound(problem), problem) * growth
 
     def lower(
@@ -77,11 +80,20 @@ class _WinogradWeights(Algorithm):
         extra = (bias[1],) if bias else ()
         sizes = self._sizes(p, host, threads, workspace, extra)
         phases: list[Phase] = []
-        for group in range(p.groups):
-            for first_in in range(0, p.group_in, sizes.channels):
-                for first_out in range(0, p.group_out, sizes.outputs):
-                    part = Part.of(p, host, tiling, sizes, (group, first_in, first_out))
-                    phases += part.phases(threads, windows=first_out == 0 or sizes.slices > 1)
+        parts: dict[tuple[int, int], Part] = {}
+        starts = (range(p.groups), range(0, p.group_in, sizes.channels), range(0, p.group_out, sizes.outputs))
+        for group, first_in, first_out in itertools.product(*starts):
+            shape = min(sizes.channels, p.group_in - first_in), min(sizes.outputs, p.group_out - first_out)
+            if shape not in parts:
+                parts[shape] = Part(p, host, tiling, sizes, threads, *shape)
+            output = group * p.group_out + first_out
+            elements = {
+                "x": (group * p.group_in + first_in) * p.x_strides[1],
+                "weights": output * p.out_strides[1],
+                "out": output * p.w_strides[0] + first_in * p.w_strides[1],
+            }
+            offsets = {role: count * p.itemsize for role, count in elements.items()}
+            phases += parts[shape].phases(offsets, windows=first_out == 0 or sizes.slices > 1)
         if bias:
             phases.append(bias[0])
         outputs = "x".join(str(axis.transform.outputs) for axis in tiling.axes)
@@ -113,20 +125,29 @@ class _WinogradWeights(Algorithm):
         def sizes(sections: int) -> Sizes:
             return Sizes.of(p, host, tiling, sections, channels, outputs)
 
+        def turns(sections: int, channels: int, outputs: int) -> int:
+            """How often something is staged."""
+            return p.groups * -(-p.group_in // channels) * -(-p.group_out // outputs) * -(-total // sections)
+
         found = sizes(total)
         while found.sections > 1 and found.staged_bytes > STAGED:
-            found = sizes(-(-found.sections // 2))
-        while workspace is not None and arena_bytes((*found.buffers, *extra), threads) > workspace:
-            if found.sections > 1:
-                found = sizes(found.sections // 2)
-                continue
-            if max(channels, outputs) <= LEAST:
+            fewer = -(-found.sections // 2)
+            if turns(fewer, channels, outputs) > MOST_TURNS:
                 break
-            if outputs >= channels:
-                outputs = _even(p.group_out, outputs // 2, panel)
-            else:
-                channels = _even(p.group_in, channels // 2, lanes)
-            found = sizes(1)
+            found = sizes(fewer)
+        while workspace is not None and arena_bytes((*found.buffers, *extra), threads) > workspace:
+            sections, inner, outer = max(1, found.sections // 2), channels, outputs
+            if found.sections == 1:
+                if max(channels, outputs) <= LEAST:
+                    break
+                if outputs >= channels:
+                    outer = _even(p.group_out, outputs // 2, panel)
+                else:
+                    inner = _even(p.group_in, channels // 2, lanes)
+            if turns(sections, inner, outer) > 4 * MOST_TURNS:
+                break
+            channels, outputs = inner, outer
+            found = sizes(sections)
         return found
 
 

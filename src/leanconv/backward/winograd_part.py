@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.blocking import panels_of
@@ -77,61 +78,40 @@ class Sizes:
         return self.buffers[0].nbytes + self.buffers[1].nbytes
 
 
-@dataclass(frozen=True, slots=True)
 class Part:
-    """Some input and output channels of a group, as a problem of their own, and where its arrays begin (in bytes)."""
+    """So many input and output channels of a group as a problem of their own; wherever they are, phases are alike."""
 
-    problem: Problem
-    host: Host
-    tiling: Tiling
-    sizes: Sizes
-    panels: Panels
-    offsets: dict[str, int]
+    def __init__(
+        self, p: Problem, host: Host, tiling: Tiling, sizes: Sizes, threads: int, channels: int, outputs: int
+    ) -> None:
+        self.problem = replace(p, in_channels=channels, out_channels=outputs, groups=1, has_bias=False)
+        self.host, self.tiling, self.sizes = host, tiling, sizes
+        self.panels = panels_of(self.problem, host)
+        self.threads, self.fields = threads, self._fields()
+        self.steps = self._windows(), self._gradients(), self._products(threads), self._taps(threads)
 
-    @staticmethod
-    def of(p: Problem, host: Host, tiling: Tiling, sizes: Sizes, at: tuple[int, int, int]) -> Part:
-        """The channels from `at` on: a group, an input and an output channel in it."""
-        group, first_in, first_out = at
-        inner = replace(
-            p,
-            in_channels=min(sizes.channels, p.group_in - first_in),
-            out_channels=min(sizes.outputs, p.group_out - first_out),
-            groups=1,
-            has_bias=False,
-        )
-        output = group * p.group_out + first_out
-        offsets = {
-            "x": (group * p.group_in + first_in) * p.x_strides[1],
-            "weights": output * p.out_strides[1],
-            "out": output * p.w_strides[0] + first_in * p.w_strides[1],
-        }
-        scaled = {name: elements * p.itemsize for name, elements in offsets.items()}
-        return Part(inner, host, tiling, sizes, panels_of(inner, host), scaled)
-
-    def phases(self, threads: int, *, windows: bool) -> list[Phase]:
-        """All steps; `windows`: they are not those that another part has left."""
-        result = []
-        s = self.sizes
+    def phases(self, offsets: Mapping[str, int], *, windows: bool) -> list[Phase]:
+        """All steps, on arrays that begin `offsets` bytes further on; `windows`: they are not left by another part."""
+        s, count, threads, result = self.sizes, self.fields["tile_count"], self.threads, []
+        reading, gradients, products, taps = self.steps
+        here = {role: {role: offset} for role, offset in offsets.items()}
         for first in range(0, s.total, s.sections):
             number = min(s.sections, s.total - first)
-            count = tile_fields(self.problem, self.tiling)["tile_count"]
-            here = min((first + number) * s.tiles, count) - first * s.tiles
-            shared = self._fields() | {"section_first": first, "section_count": number, "tiles_here": here}
+            tiles = min((first + number) * s.tiles, count) - first * s.tiles
+            own = {"section_first": first, "section_count": number, "tiles_here": tiles}
             blocks = min(s.tiles, -(-_CHUNKS_A_THREAD * threads // number)) if threads > 1 else 1
-            staged = shared | {"s_div": blocks, "s_count": number, "b_div": 1, "b_count": blocks}
+            staged = self.fields | own | {"s_div": blocks, "s_count": number, "b_div": 1, "b_count": blocks}
             if windows:
-                result.append(Phase("windows", self._windows(), staged, number * blocks))
-            result.append(Phase("gradients", self._gradients(), staged, number * blocks))
-            result.append(self._products(shared, threads))
-        result.append(self._taps(threads))
-        return [phase.shifted(self.offsets) for phase in result]
+                result.append(Phase("windows", reading, staged, number * blocks, offsets=here["x"]))
+            result.append(Phase("gradients", gradients, staged, number * blocks, offsets=here["weights"]))
+            result.append(replace(products, fields={**products.fields, **own}))
+        return [*result, replace(taps, offsets=here["out"])]
 
     def _fields(self) -> dict[str, int]:
-        p = self.problem
+        p, lanes = self.problem, self.host.target.lanes(self.problem.dtype)
         fields = tile_fields(p, self.tiling) | self.sizes.fields
         fields |= {"y_n": p.out_strides[0] * p.itemsize, "y_k": p.out_strides[1] * p.itemsize}
         fields |= {f"y_{d}": stride * p.itemsize for d, stride in enumerate(p.out_strides[2:])}
-        lanes = self.host.target.lanes(p.dtype)
         fields |= {"channels": p.in_channels, "channels_vec": p.in_channels // lanes * lanes}
         fields |= {"vectors": self.panels.registers, "panel_count": self.panels.total}
         return fields | {"panel_whole": self.panels.count}
@@ -149,7 +129,7 @@ class Part:
         runs = not adjacent and p.out_strides[-1] == 1
         return GradientStageSpec(self.host.target, p.dtype, self.tiling, self.panels.shape, adjacent, runs)
 
-    def _products(self, fields: dict[str, int], threads: int) -> Phase:
+    def _products(self, threads: int) -> Phase:
         p, panels, points = self.problem, self.panels, self.tiling.points
         target = self.host.target
         widths = (panels.vectors, panels.last or panels.vectors)
@@ -161,7 +141,7 @@ class Part:
         parts = min(min(kind.tiles for kind in kinds), -(-wanted // (points * groups)))
         counts = {"c": parts, "k": groups, "e": points}
         step = 1
-        fields = dict(fields)
+        fields = dict(self.fields)
         for letter, count in counts.items():
             fields |= {f"{letter}_div": step, f"{letter}_count": count}
             step *= count
@@ -179,7 +159,7 @@ class Part:
         valid = panels.valid if panels.last else lanes
         spec = TapSpec(self.host.target, p.dtype, self.tiling, valid, near)
         block = min(16, -(-p.in_channels // (_CHUNKS_A_THREAD * threads))) if threads > 1 else 16
-        fields = self._fields() | {"c_block": block, "o_k": p.w_strides[0] * p.itemsize}
+        fields = self.fields | {"c_block": block, "o_k": p.w_strides[0] * p.itemsize}
         fields |= {"o_c": p.w_strides[1] * p.itemsize}
         fields |= {f"o_{d}": stride * p.itemsize for d, stride in enumerate(p.w_strides[2:])}
         return Phase("taps", spec, fields, -(-p.in_channels // block))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
@@ -86,8 +86,14 @@ def in_order(words: Iterable[str]) -> list[Layer]:
     return layers
 
 
-def select(layers: Iterable[Layer], *, pattern: str | None = None, batch: int | None = None) -> list[Layer]:
-    """Return the layers whose name holds a match of a regular expression, with another batch if given.
+def select(layers: Iterable[Layer], *, pattern: str | None = None, batches: Sequence[int] = ()) -> list[Layer]:
+    """Return the layers whose name holds a match of a regular expression, with other batches if given.
+
+    Args:
+        layers: to choose from.
+        pattern: the regular expression; all layers if None.
+        batches: numbers of images, for each layer in turn. Of layers that differ by nothing else one is left. If there
+            are several, names end in `@b` and the number.
 
     Raises:
         LayerError: `pattern` is no regular expression.
@@ -97,7 +103,15 @@ def select(layers: Iterable[Layer], *, pattern: str | None = None, batch: int | 
     except re.error as error:
         raise LayerError(f"{pattern!r} is no regular expression: {error}") from error
     chosen = [layer for layer in layers if expression.search(layer.name)]
-    return chosen if batch is None else [replace(layer, batch=batch) for layer in chosen]
+    if not batches:
+        return chosen
+    result: dict[Layer, None] = {}
+    for layer in chosen:
+        base = re.sub(r"@b\d+$", "", layer.name)
+        for batch in batches:
+            name = f"{base}@b{batch}" if len(batches) > 1 else base
+            result.setdefault(replace(layer, name=name, batch=batch))
+    return [*result]
 
 
 def _resolve_word(word: str) -> list[Layer]:

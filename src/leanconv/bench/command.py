@@ -18,12 +18,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from leanconv.bench import plot, scaling, table
 from leanconv.bench.catalogue import NETWORKS, network, resolve, select
 from leanconv.bench.layers import Layer, LayerError
+from leanconv.bench.load import ResultsError, load
 from leanconv.bench.peers import PEERS, PeerInfo, named
 from leanconv.bench.report import Report
 from leanconv.bench.run import Progress as Step
 from leanconv.bench.run import Save, run
 from leanconv.bench.settings import ALL, LIMITED, Engine, Settings
-from leanconv.errors import LeanconvError
+from leanconv.errors import ArgumentValueError, LeanconvError
 from leanconv.sizes import parse_bytes
 
 OK, TROUBLE, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -44,8 +45,11 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
             return OK
         _check_algorithms(options.algorithms)
         _check_outputs(options)
+        if options.scaling and options.append:
+            raise ArgumentValueError("--append", True, "adds passes, which --scaling does not have")
         if options.scaling:
             return scaling.command(layers, options, engine)
+        earlier = _earlier(options)
         for missing in (info for info in named(options.peers) if info.missing):
             print(f"leanconv bench: {_missing(missing)}", file=sys.stderr)
     except LeanconvError as error:
@@ -59,14 +63,19 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
         time=options.time,
         rounds=options.rounds,
         passes=options.passes,
-        longest=5 * options.time if options.max_time is None else options.max_time,
+        longest=2 * options.time if options.max_time is None else options.max_time,
         precision=options.precision / 100,
         peers=options.peers,
         peer_timeout=options.peer_timeout,
         bandwidth=True,
     )
-    with progress_bar() as step:
-        report = run(layers, settings, command=command, engine=engine, progress=step, save=_saver(options.json))
+    try:
+        with progress_bar() as step:
+            save = _saver(options.json)
+            report = run(layers, settings, command=command, engine=engine, progress=step, save=save, earlier=earlier)
+    except ResultsError as error:
+        print(f"leanconv bench: {error}", file=sys.stderr)
+        return USAGE
 
     # With JSON on standard output the table must not mix with it.
     table.show(report, Console(stderr=options.json == "-"))
@@ -79,6 +88,16 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
     if report.interrupted:
         return INTERRUPTED
     return TROUBLE if report.failures else OK
+
+
+def _earlier(options: argparse.Namespace) -> Report | None:
+    """Return the results that are to be gone on with."""
+    if not options.append:
+        return None
+    if options.json in (None, "-"):
+        raise ArgumentValueError("--append", True, "goes on with the file of --json: name one")
+    path = Path(options.json)
+    return load(path) if path.exists() else None
 
 
 def _saver(path: str | None) -> Save | None:
@@ -119,7 +138,7 @@ def _layers(options: argparse.Namespace) -> list[Layer]:
             "name a network, a layer, a CSV file or a oneDNN string; leanconv bench --list shows what is built in"
         )
     found = resolve(words)
-    layers = select(found, pattern=options.filter, batch=options.batch)
+    layers = select(found, pattern=options.filter, batches=options.batch)
     twice = next((name for name, count in Counter(layer.name for layer in layers).items() if count > 1), None)
     if twice is not None:
         raise LayerError(f"two layers are called {twice!r}; results are told apart by name, so rename one of them")

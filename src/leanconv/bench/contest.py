@@ -67,7 +67,7 @@ class Contest:
             else:
                 contestants = self._again(trial, clients, self.timed if chosen is None else chosen)
             settings = self._settings
-            longest = settings.longest if settings.passes == 1 else 0.0
+            longest = settings.longest if settings.passes == 1 and number == 0 else 0.0
             schedule = Schedule(settings.time / settings.passes, settings.rounds, longest, settings.precision)
             take_turns(contestants, schedule, self._peak, _attempt, number=number, first=self._next_round())
         clients.unload()

@@ -18,7 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,30 @@ class Contestant:
     difference: float = math.nan
     seconds: list[float] = field(default_factory=list)
     reason: str = ""
+
+
+class Conversions:
+    """The files that runtimes read in the place of a model, each made once, in folders that a stack takes away."""
+
+    def __init__(self, stack: contextlib.ExitStack) -> None:
+        """Nothing is made yet."""
+        self._stack = stack
+        self._made: dict[tuple[str, int], tuple[str | None, str]] = {}
+
+    def prepared(self, entry: Contestant, request: Request) -> Request | None:
+        """What a runtime is asked for, its own file made; None, and the reason noted, if that is not possible."""
+        runtime = RUNTIMES[entry.runtime]
+        entry.reason = runtime.missing
+        if entry.reason or runtime.convert is None:
+            return None if entry.reason else request
+        key = entry.runtime, request.threads if runtime.each_threads else 0
+        if key not in self._made:
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="leanconv-")))
+            with _process(_convert, entry.runtime, request, folder) as pipe:
+                answer = _ask(pipe, entry)
+            self._made[key] = (None if answer is None else answer[0]), entry.reason
+        path, entry.reason = self._made[key]
+        return None if path is None else replace(request, path=path)
 
 
 def _convert(pipe: Any, runtime: str, request: Request, folder: Path) -> None:
@@ -123,17 +147,23 @@ def _ask(pipe: Any, contestant: Contestant) -> Any:
 
 
 def compare(
-    path: str, runtimes: Sequence[str], inputs: Inputs, threads: int, rounds: int, limit: str | None
+    path: str,
+    runtimes: Sequence[str],
+    inputs: Inputs,
+    threads: int,
+    rounds: int,
+    limit: str | None,
+    made: Conversions | None = None,
 ) -> list[Contestant]:
-    """Let runtimes take turns with a model; leanconv is the first."""
+    """Let runtimes take turns with a model; leanconv is the first. `made`: what was converted for others before."""
     contestants = [Contestant(name) for name in dict.fromkeys([OURS, *runtimes])]
     request = Request(path, inputs, output_names(path), threads, limit)
     with contextlib.ExitStack() as stack:
+        made = made or Conversions(stack)
         pipes = {}
         ours: list[Array] = []
         for entry in contestants:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="leanconv-")))
-            mine = _prepared(entry, request, folder)
+            mine = made.prepared(entry, request)
             if mine is None:
                 continue
             pipe = stack.enter_context(_process(_serve, entry.runtime, mine))
@@ -154,17 +184,6 @@ def compare(
                     seconds = _ask(pipes[entry.runtime], entry)
                     entry.seconds += [] if seconds is None else [seconds]
     return contestants
-
-
-def _prepared(entry: Contestant, request: Request, folder: Path) -> Request | None:
-    """What a runtime is asked for, its own file made; None, and the reason noted, if that is not possible."""
-    runtime = RUNTIMES[entry.runtime]
-    entry.reason = runtime.missing
-    if entry.reason or runtime.convert is None:
-        return None if entry.reason else request
-    with _process(_convert, entry.runtime, request, folder) as pipe:
-        answer = _ask(pipe, entry)
-    return None if answer is None else replace(request, path=answer[0])
 
 
 def _difference(ours: Array, theirs: Array) -> float:
@@ -225,36 +244,70 @@ def show(path: str, threads: int, contestants: Sequence[Contestant], note: str =
         print(note)
 
 
+def summary(report: Sequence[Mapping[str, Any]]) -> list[str]:
+    """For each number of threads, leanconv's times over those of the best other runtime of each model."""
+    ratios: dict[int, dict[str, float]] = {}
+    for row in report:
+        ours, *others = row["runtimes"]
+        times = [statistics.median(entry["seconds"]) for entry in others if entry["seconds"] and not entry["reason"]]
+        if ours["seconds"] and times:
+            share = statistics.median(ours["seconds"]) / min(times)
+            ratios.setdefault(row["threads"], {})[Path(row["model"]).stem] = share
+    lines = []
+    for threads, found in ratios.items():
+        worst = max(found, key=lambda name: found[name])
+        lines.append(
+            f"threads: {threads}, models: {len(found)}, leanconv's time over the best other's: "
+            f"geometric mean {statistics.geometric_mean(found.values()):.2f}, highest {found[worst]:.2f} ({worst})"
+        )
+    return lines
+
+
+def _save(report: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write what has been measured so far, in one step."""
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    beside.replace(path)
+
+
 def run(options: argparse.Namespace) -> int:
     """`leanconv bench` whose layers are ONNX files; returns the exit code."""
     others = [path for path in options.layers if not path.endswith(".onnx")]
     try:
         if others or options.net:
             raise ArgumentValueError("LAYERS", [*others, *options.net], "must all be .onnx files if one is")
+        if options.append:
+            raise ArgumentValueError("--append", True, "adds passes over layers; ONNX files have none")
         known = [name for name in RUNTIMES if name != OURS]
         wanted = known if "all" in options.peers else options.peers
         for name in wanted:
             if name not in known:
                 raise ArgumentValueError("--peers", name, f"must be one of {', '.join(known)} for ONNX files, or all")
-        report = []
+        report: list[dict[str, Any]] = []
         for path in options.layers:
             inputs = random_inputs(path, options.shape)
-            for threads in options.threads:
-                limit = options.memory_limit
-                ceiling = least_ceiling(path, inputs, threads) if limit == LEAST else None
-                limit = limit if ceiling is None else str(ceiling.limit)
-                found = compare(path, wanted, inputs, threads, options.rounds, limit)
-                result = {"model": path, "threads": threads, "runtimes": [asdict(entry) for entry in found]}
-                report.append(result if ceiling is None else result | {"ceiling": asdict(ceiling)})
-                if options.json != "-":
-                    show(path, threads, found, "" if ceiling is None else str(ceiling))
+            with contextlib.ExitStack() as stack:
+                made = Conversions(stack)
+                for threads in options.threads:
+                    limit = options.memory_limit
+                    ceiling = least_ceiling(path, inputs, threads) if limit == LEAST else None
+                    limit = limit if ceiling is None else str(ceiling.limit)
+                    found = compare(path, wanted, inputs, threads, options.rounds, limit, made)
+                    result = {"model": path, "threads": threads, "runtimes": [asdict(entry) for entry in found]}
+                    report.append(result if ceiling is None else result | {"ceiling": asdict(ceiling)})
+                    if options.json not in ("", None, "-"):
+                        # Now and not at the end: who stops it keeps what was measured.
+                        _save(report, Path(options.json))
+                    if options.json != "-":
+                        show(path, threads, found, "" if ceiling is None else str(ceiling))
     except LeanconvError as error:
         print(f"leanconv bench: {error}", file=sys.stderr)
         return 2
     if options.json == "-":
         print(json.dumps(report, indent=1))
-    elif options.json:
-        Path(options.json).write_text(json.dumps(report, indent=1), encoding="utf-8")
+    else:
+        for line in summary(report):
+            print(line)
     return (
         1
         if any(

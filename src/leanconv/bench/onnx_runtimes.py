@@ -57,12 +57,14 @@ class Runtime:
         convert: makes the file that it reads from the ONNX file, in a given folder; neither time nor memory of it is
             counted. None if it reads ONNX.
         needs: further modules, of the converter.
+        each_threads: whether what is made is for one number of threads.
     """
 
     module: str
     start: Callable[[Request], Run]
     convert: Callable[[Request, Path], str] | None = None
     needs: tuple[str, ...] = ()
+    each_threads: bool = False
 
     @property
     def missing(self) -> str:
@@ -254,7 +256,7 @@ RUNTIMES = {
     "mnn": Runtime("MNN.nn", _mnn, _to_mnn),
     "ncnn": Runtime("ncnn", _ncnn, _to_ncnn, ("pnnx",)),
     "litert": Runtime("ai_edge_litert.interpreter", _litert, _to_litert, ("torch", "litert_torch")),
-    "torch_compile": Runtime("torch", _torch_compile, _warm),
+    "torch_compile": Runtime("torch", _torch_compile, _warm, each_threads=True),
 }
 
 

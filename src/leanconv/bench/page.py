@@ -111,7 +111,7 @@ def _conditions(report: Report) -> Iterator[tuple[str, str]]:
 
 def _warnings(report: Report) -> Iterator[str]:
     if report.interrupted:
-        yield "The run was interrupted: the layers that were not finished are missing."
+        yield "The run was interrupted: what was not finished is missing."
     said = []
     for status, words in ((WRONG, "with a wrong result"), (FAILED, "that failed")):
         rows = [row for row in report.rows if row.status == status]

@@ -14,12 +14,14 @@ call of a bound plan: weights are rearranged before, and that memory is reported
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from leanconv.bench.check import Expectation, make_trial
 from leanconv.bench.contest import Contest
 from leanconv.bench.layers import Layer
+from leanconv.bench.load import ResultsError
 from leanconv.bench.peers import named
 from leanconv.bench.peers.client import Clients
 from leanconv.bench.report import Report, Row
@@ -44,13 +46,15 @@ def run(
     engine: Engine | None = None,
     progress: Progress | None = None,
     save: Save | None = None,
+    earlier: Report | None = None,
 ) -> Report:
-    """Measure the layers and return the report.
+    """Measure the layers and return the report; further passes of an earlier one, if it is given.
 
     An algorithm or peer that fails on a layer, or computes something wrong there, becomes a row that says so. An
     interrupt (Ctrl-C) ends the run; the report then holds the layers that were finished, with the samples so far.
 
     Raises:
+        ResultsError: what was measured earlier is another comparison; nothing was measured.
         PeerError: `settings.peers` names a peer that does not exist; nothing was measured.
     """
     from leanconv.doctor import machine_facts, versions
@@ -59,9 +63,11 @@ def run(
     peers = named(settings.peers)
     report = Report(list(command), asdict(settings), machine_facts(), versions(), started=_now())
     contests = [[Contest(engine, layer, threads, settings, peers) for threads in settings.threads] for layer in layers]
+    if earlier is not None:
+        _go_on(report, earlier, layers, [contest for group in contests for contest in group])
     going = _Run(report, settings, contests, progress, save)
     try:
-        if settings.bandwidth:
+        if settings.bandwidth and not report.bandwidth:
             for threads in settings.threads:
                 speed = engine.memory_bandwidth(threads=threads)
                 report.bandwidth.append({"threads": threads, "gb_per_s": speed})
@@ -74,6 +80,26 @@ def run(
         progress("", going.steps, going.steps)
     report.finished = _now()
     return report
+
+
+def _go_on(report: Report, earlier: Report, layers: Sequence[Layer], contests: Sequence[Contest]) -> None:
+    """Take over what was measured earlier, if it is the same comparison."""
+    same = ("algorithms", "layouts", "threads", "dtype", "peers", "seed")
+    for where, old, new in (
+        *((f"settings.{name}", earlier.settings.get(name), report.settings[name]) for name in same),
+        *((f"machine.{name}", earlier.machine.get(name), report.machine.get(name)) for name in ("cpu", "target")),
+        ("versions", earlier.versions, report.versions),
+        ("layers", [layer["name"] for layer in earlier.layers], [layer.name for layer in layers]),
+        ("layers", [layer["shape"] for layer in earlier.layers], [layer.short() for layer in layers]),
+    ):
+        if json.dumps(old) != json.dumps(new):  # as a file holds them: lists and tuples are the same
+            raise ResultsError("earlier results", where, f"is {old}, and now {new}: passes of one comparison only")
+    report.started, report.bandwidth, report.layers, report.rows = (
+        *(earlier.started, earlier.bandwidth, earlier.layers, earlier.rows),
+    )
+    for contest in contests:
+        contest.rows = [r for r in report.rows if (r.layer, r.threads) == (contest.layer.name, contest.threads)]
+        contest.settle()
 
 
 class _Run:
@@ -98,8 +124,9 @@ class _Run:
         everything: Pairs = [[(contest, None) for contest in group] for group in self._layers]
         clients = Clients(self._settings.peer_timeout)
         try:
-            for number in range(self._settings.passes):
-                if number:
+            begin = 1 + max((sample.visit for row in self._report.rows for sample in row.samples), default=-1)
+            for number in range(begin, begin + self._settings.passes):
+                if number > begin:
                     # Processes that were just started: where their memory lies is drawn anew.
                     clients.close()
                     clients = Clients(self._settings.peer_timeout)
@@ -125,8 +152,9 @@ class _Run:
                 if self._progress:
                     title = layer.name if settings.passes == 1 else f"{layer.name}, pass {number + 1}"
                     self._progress(title, self.done, self.steps)
+                fresh = not contest.rows
                 contest.run(trial, clients, number, chosen)
-                if number == 0:
+                if fresh:
                     self._first(contest, part)
                 self.done += 1
                 if self._save:

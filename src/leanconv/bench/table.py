@@ -146,7 +146,7 @@ def _titles(name: str, layer: dict[str, Any], rows: int) -> list[Text]:
 def _notes(report: Report, timed: list[Row]) -> Iterable[str]:
     """Return the lines below the table."""
     if report.interrupted:
-        yield "Interrupted: the layers that were not finished are missing."
+        yield "Interrupted: what was not finished is missing."
     if not timed:
         return
     peaks = []

@@ -11,6 +11,7 @@ is used up.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -90,7 +91,8 @@ def _calibrate(one: Contestant, schedule: Schedule) -> None:
     """Choose how many calls make a sample, and how many samples fit into the time; both as in an earlier pass."""
     if one.row.samples:
         one.sample(1)  # what is fresh is out of the ordinary
-        one.rounds = _affordable(one.row.samples[-1].seconds * one.row.calls, schedule)
+        usual = statistics.median(sample.seconds for sample in one.row.samples) * one.row.calls
+        one.rounds = min(max(round(schedule.time / usual), 1), schedule.rounds)
         return
     calls, seconds = 1, one.sample(1)
     while seconds * calls < SHORTEST_SAMPLE / 4:
@@ -102,12 +104,8 @@ def _calibrate(one: Contestant, schedule: Schedule) -> None:
         seconds = min(seconds, one.sample(calls))
     # Rounded up where the shortest sample asks for it, else down: the time is a bound.
     one.row.calls = max(math.ceil(SHORTEST_SAMPLE / seconds), int(wanted / seconds), 1)
-    one.rounds = _affordable(seconds * one.row.calls, schedule)
-
-
-def _affordable(seconds: float, schedule: Schedule) -> int:
-    """Return how many samples of so many seconds fit into the time."""
-    return min(max(int(schedule.time / seconds + 0.01), 1), schedule.rounds)
+    affordable = int(schedule.time / (seconds * one.row.calls) + 0.01)
+    one.rounds = min(max(affordable, 1), schedule.rounds)
 
 
 def _sample(one: Contestant, number: int, turn: int, peak: float) -> None:

@@ -37,9 +37,9 @@ from leanconv.kernels.inverted import InvertedSpec
 from leanconv.kernels.lanes import Lanes
 from leanconv.memory import arena_bytes
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
+from leanconv.planning.limits import resolve_limit
 from leanconv.problem import Problem, dense_strides
 from leanconv.program import Phase
-from leanconv.sizes import parse_bytes
 from leanconv.threads import get_num_threads
 
 NAMES = ("expand", "depthwise", "project")
@@ -118,7 +118,7 @@ def plan_inverted_residual(
         rule = f"must be False, the result has shape {project.out_shape} and the image {expand.x_shape}"
         raise ArgumentValueError("residual", residual, rule)
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
-    limit = parse_bytes(memory_limit, "memory_limit")
+    limit = resolve_limit(memory_limit)
     layers = (expand, depthwise, project)
     return BlockPlan(layers, NAMES, _lower(layers, this_host(), count, limit), count, limit, adds_image=residual)
 

@@ -29,9 +29,9 @@ from leanconv.kernels.image import Rows
 from leanconv.kernels.lanes import Lanes
 from leanconv.memory import Buffer
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
+from leanconv.planning.limits import resolve_limit
 from leanconv.problem import Problem
 from leanconv.program import Phase
-from leanconv.sizes import parse_bytes
 from leanconv.threads import get_num_threads
 
 NAMES = ("depthwise", "pointwise")
@@ -114,7 +114,7 @@ def plan_separable(
         residual_order=residual_order,
     )
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
-    limit = parse_bytes(memory_limit, "memory_limit")
+    limit = resolve_limit(memory_limit)
     layers = (depthwise, pointwise)
     return BlockPlan(layers, NAMES, _lower(*layers, this_host(), count, limit), count, limit)
 

@@ -37,7 +37,8 @@ class DenseSpec:
     thread's part of the buffer "scratch" first, where the core then reads; `fetch` asks for
     the lines of a tile of the output some tiles before it is stored (fields: `o_ahead`, bytes); `scattered` dimensions
     of an output whose pixels are not evenly spaced (0: they are); `tight`: the weights of the last panel are packed
-    without a gap.
+    without a gap; `bias_apart`: the bias is not at the head of panels but in a buffer of its own, without a gap either
+    (fields: `bias_g`, `bias_panel`, bytes).
     """
 
     target: Target
@@ -54,6 +55,7 @@ class DenseSpec:
     fetch: bool = False
     scattered: int = 0
     tight: bool = False
+    bias_apart: bool = False
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit this kernel into a module; returns the names of its fields in order."""
@@ -61,7 +63,7 @@ class DenseSpec:
 
 
 def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
-    """Emit the kernel; returns the names of its fields in order. Buffers: x, w (packed), out, residual."""
+    """Emit the kernel; returns the names of its fields in order. Buffers: x, w (packed), bias, out, residual."""
     kernel = KernelFunction(module, name)
     fn, fields = kernel.fn, kernel.fields
     index = {letter: kernel.index(letter) for letter in "ngbk"}
@@ -90,7 +92,12 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
         gap = spec.tight and valid < spec.target.lanes(spec.dtype)
         tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias, valid if gap else 0)
         w = fn.gep(weights, fn.mul(at, fields["w_panel"]))
-        panel_tiles(fn, fields, spec, tile, valid, x, w, out, residual, at, fn.i64(first), end, start)
+        parts = None
+        if spec.bias_apart:
+            of_group = fn.gep(fields.buffer("bias"), fn.mul(index["g"], fields["bias_g"]))
+            bias = fn.gep(of_group, fn.mul(at, fields["bias_panel"]))
+            parts = (lambda shape: Sum(fn, fields, shape, spec.reduction, head=bias), None)
+        panel_tiles(fn, fields, spec, tile, valid, x, w, out, residual, at, fn.i64(first), end, start, parts)
 
     each_panel(fn, fields, spec.panels, spec.target.lanes(spec.dtype), (panel0, panel1), panel)
     return kernel.finish()
@@ -110,7 +117,7 @@ def panel_tiles(
     first: Value,
     end: Value,
     start: list[Value],
-    parts: tuple[Callable[[Tile], Sum], Callable[[Tile], Output]] | None = None,
+    parts: tuple[Callable[[Tile], Sum], Callable[[Tile], Output] | None] | None = None,
 ) -> None:
     """All tiles of one panel over one block of pixels [first, end); `parts` make other sums and outputs than usual."""
 
@@ -118,7 +125,7 @@ def panel_tiles(
         return parts[0](shape) if parts else Sum(fn, fields, shape, spec.reduction)
 
     def outputs(shape: Tile) -> Output:
-        if parts:
+        if parts and parts[1]:
             return parts[1](shape)
         if spec.scattered:
             return ScatteredOutput(fn, fields, shape, spec.epilogue, valid, spec.columns, dims=spec.scattered)

@@ -61,6 +61,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     network.add_argument("layers", nargs="+", metavar="LAYERS", help="as for leanconv bench")
     network.add_argument("--chain", action="store_true", help="each layer reads what the one before wrote")
     network.add_argument("--frontier", action="store_true", help="show time against memory")
+    network.add_argument("--plot", metavar="PATH", help="draw time against memory into a PNG, SVG or PDF")
     network.add_argument(
         "--measure", action="store_true", help="time it at its least memory, at twice that, and without a limit"
     )
@@ -175,7 +176,8 @@ def _explain_layer(layer: Any, options: argparse.Namespace, algorithm: Any, thre
 
     if options.direction == "backward_weights":
         problem = replace(layer.problem(options.layout), direction=options.direction)
-        return explain_gradient(problem, algorithm, threads, limit, measure=options.measure, budget=60.0)
+        wishes = {"accuracy": options.accuracy, "measure": options.measure, "budget": 60.0}
+        return explain_gradient(problem, algorithm, threads, limit, **wishes)
     if options.direction == "forward":
         problem = layer.problem(options.layout, bias=True)
     else:
@@ -244,7 +246,6 @@ def _network(options: argparse.Namespace) -> int:
     from leanconv.bench.catalogue import in_order
     from leanconv.planning.figures import figures
     from leanconv.planning.network import frontier, plan_layers
-    from leanconv.planning.text import frontier_text
 
     algorithm, threads, limit = _arguments(options)
     layers = [(layer.name, layer.problem(options.layout, bias=True)) for layer in in_order(options.layers)]
@@ -253,9 +254,11 @@ def _network(options: argparse.Namespace) -> int:
         from leanconv.errors import ArgumentValueError
 
         raise ArgumentValueError("leaner", options.leaner, "must be from 0 to 1")
-    if options.frontier:
+    if options.frontier or options.plot:
         points = frontier(layers, threads, **wishes)
-        print(json.dumps(points) if options.json else frontier_text(points))
+        if options.plot:
+            points.plot(options.plot, " ".join(options.layers))
+        print(json.dumps(points) if options.json else points)
         return 0
     if options.measure:
         return _measure_network(layers, threads, limit, options, wishes)

@@ -17,6 +17,7 @@ from leanconv.classes import dataclass
 from leanconv.errors import ArgumentValueError, MemoryLimitError
 from leanconv.memory import Arena
 from leanconv.plan import Plan
+from leanconv.planning.frontier import Frontier
 from leanconv.planning.layer_choices import choice_within, conversion, leaner_choice, total_seconds
 from leanconv.planning.layer_options import LayerOption, in_layout, layer_options
 from leanconv.problem import BATCH_LAST, Problem
@@ -136,7 +137,7 @@ def plan_layers(
     return _network(layers, leaner_choice(rows, best[1], leaner * best[0]), first, chain)
 
 
-def frontier(layers: Sequence[tuple[str, Problem]], threads: int, **options: Any) -> list[tuple[int, float]]:
+def frontier(layers: Sequence[tuple[str, Problem]], threads: int, **options: Any) -> Frontier:
     """Time against memory: (bytes needed, seconds), fewest bytes first, each point faster than those before.
 
     Args:
@@ -160,7 +161,8 @@ def frontier(layers: Sequence[tuple[str, Problem]], threads: int, **options: Any
         limit = found.needed_bytes
         points.append((limit, found.predicted_seconds))
     points.reverse()
-    kept: list[tuple[int, float]] = []
+    kept = Frontier()
+    kept.threads = threads
     for nbytes, seconds in points:
         if not kept or seconds < kept[-1][1]:
             kept.append((nbytes, seconds))

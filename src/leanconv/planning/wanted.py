@@ -67,9 +67,14 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     return Wanted(kept, insisted, text, pick, refused)
 
 
-def named(algorithm: Any, automatic: tuple[str, ...]) -> tuple[tuple[str, ...], bool, str, Callable[..., Any] | None]:
-    """Names (of "auto": `automatic`), whether they are insisted on, the text for messages, the function that picks."""
-    known = REGISTRY.names
+def named(
+    algorithm: Any, automatic: tuple[str, ...], known: tuple[str, ...] | None = None
+) -> tuple[tuple[str, ...], bool, str, Callable[..., Any] | None]:
+    """Names (of "auto": `automatic`), whether they are insisted on, the text for messages, the function that picks.
+
+    `known`: all names there are, those of the registry if None.
+    """
+    known = known or REGISTRY.names
     if isinstance(algorithm, str) and not algorithm.startswith("!"):
         if one_of("algorithm", algorithm, ["auto", *known]) == "auto":
             return automatic, False, "auto", None

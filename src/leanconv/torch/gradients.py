@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from leanconv.backward import conv1d_backward_weights, conv2d_backward_weights, conv3d_backward_weights
-from leanconv.errors import ArgumentValueError, NotApplicableError
+from leanconv.backward.registry import WEIGHTS
+from leanconv.errors import ArgumentValueError, MemoryLimitError, NotApplicableError
 from leanconv.planning.limits import UNLIMITED
 from leanconv.problem import to_user
 from leanconv.torch import engine
@@ -77,6 +79,9 @@ def weight_gradient(
 ) -> Tensor:
     """The gradient with respect to weights of extents `kernel`; its bits do not depend on the number of threads.
 
+    The algorithm asked for computes it where there is one of that name and it can within the limit, else the fastest
+    that can.
+
     `last`: whether it is to be channels last.
 
     Raises:
@@ -93,7 +98,16 @@ def weight_gradient(
     layout = "NHWC" if is_channels_last(tuple(x.shape), tuple(x.stride())) else "NCHW"
     order = to_user(range(x.dim()), layout)
     limit = engine.limit_of(options)
-    _WEIGHTS[options.ndim - 1](
+    algorithm = _algorithm_for_weights(options.algorithm)
+    arguments: dict[str, Any] = {
+        "layout": layout,
+        "accuracy": "exact" if options.deterministic else options.accuracy,
+        "memory_limit": UNLIMITED if limit is None else limit,
+        "threads": options.threads or num_threads(),
+        "out": as_array(out),
+    }
+    call = functools.partial(
+        _WEIGHTS[options.ndim - 1],
         as_array(x).transpose(order),
         as_array(grad).transpose(order),
         shape,
@@ -101,9 +115,26 @@ def weight_gradient(
         options.pads,
         options.dilation,
         options.groups,
-        layout=layout,
-        memory_limit=UNLIMITED if limit is None else limit,
-        threads=options.threads or num_threads(),
-        out=as_array(out),
+        **arguments,
     )
+    try:
+        call(algorithm=algorithm)
+    except (MemoryLimitError, NotApplicableError):
+        call()
     return out
+
+
+@functools.lru_cache
+def _algorithm_for_weights(asked: Any) -> str | tuple[str, ...]:
+    """What was asked for, as far as there are such algorithms for gradients with respect to weights; else "auto"."""
+    if callable(asked):
+        return "auto"
+    words = (asked,) if isinstance(asked, str) else tuple(asked)
+    known = [entry.name for entry in WEIGHTS]
+    kept = tuple(
+        word
+        for word in words
+        if word in ("auto", *known)
+        or (word[:1] == "!" and any(f"{name}_".startswith(f"{word[1:]}_") for name in known))
+    )
+    return kept[0] if len(kept) == 1 else kept or "auto"

@@ -6,6 +6,10 @@ const { contestants, layers, sets } = data;
 const results = data.results.rows.map((row) => Object.fromEntries(data.results.fields.map((name, i) => [name, row[i]])));
 const scores = data.scores;
 
+// Where all layers are of one network its name is said once, not in each row, which a phone would cut.
+const oneSet = new Set(layers.map((layer) => layer.set)).size === 1;
+const layerName = (index) => (oneSet ? layers[index].short : layers[index].name);
+
 // What the controls choose; charts and tables draw it.
 const state = { threads: data.threads[0] ?? 1, set: "", hidden: new Set() };
 

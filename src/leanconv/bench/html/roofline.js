@@ -50,10 +50,10 @@ function drawRoofline(wide) {
       svg("text", { class: "unit", x: 0, y: 12 }, "GFLOP/s"),
       svg("text", { class: "unit", x: box.right, y: tall - 6, "text-anchor": "end" }, "FLOPs a byte of image, weights and output"),
       svg("path", { class: "roof", d: roof }),
-      svg("text", { class: "halo axis", ...text, "text-anchor": "end" }, roofText),
       ...points.map(({ r, x, y }) => withTip(
         svg("g", { transform: `translate(${x},${y})` }, svg("circle", { r: 9, class: "target" }), marker(r.contestant)),
         [...describe(r), `${digits(layers[r.layer].intensity, 3)} FLOPs a byte`], false)),
+      svg("text", { class: "halo axis", ...text, "text-anchor": "end" }, roofText), // above the points, to be read
       ...labels(order.map(({ r, x, y }) => ({ x, y, text: layers[r.layer].short })), [...points, ...guard],
         { ...box, right: wide })),
     el("figcaption", {}, bandwidth

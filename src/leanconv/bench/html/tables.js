@@ -103,7 +103,7 @@ function drawMatrix() {
       title: describe(r).join("\n") }, words(r[cellShown]) + (r.undecided ? " ?" : ""));
   };
   sortable(byId("matrix"), [
-    { name: "layer", text: true, value: (layer) => layer, cell: (layer) => el("th", { scope: "row", class: "text", title: layers[layer].shape }, layers[layer].name) },
+    { name: "layer", text: true, value: (layer) => layer, cell: (layer) => el("th", { scope: "row", class: "text", title: `${layers[layer].name}, ${layers[layer].shape}` }, layerName(layer)) },
     ...used.map((contestant) => ({ name: contestants[contestant].label, value: (layer) => value(layer, contestant), cell: (layer) => cell(layer, contestant),
       most: cellShown === "percent" })),
   ], rows, { caption: `Layer by layer: ${CELLS[cellShown][0]}`, name: "matrix" });
@@ -127,7 +127,7 @@ function drawRows() {
   const spread = (v, r) => (v === null ? "–" : `${(100 * v).toFixed(1)} %${r.undecided ? " ?" : ""}`);
   const error = (v) => (v === null ? "–" : v.toExponential(1));
   sortable(byId("rows"), [
-    { ...text("layer", (r) => layers[r.layer].name), cell: (r) => el("th", { scope: "row", class: "text", title: layers[r.layer].shape }, layers[r.layer].name) },
+    { ...text("layer", (r) => layers[r.layer].name), cell: (r) => el("th", { scope: "row", class: "text", title: `${layers[r.layer].name}, ${layers[r.layer].shape}` }, layerName(r.layer)) },
     { ...text("contestant", label), cell: (r) => el("td", { class: r.best ? "text best" : "text" }, badge(r.contestant), ` ${label(r)}`) },
     { name: "time", value: (r) => r.seconds, cell: (r) => (r.seconds === null
       ? el("td", { class: r.status === "not applicable" ? "none" : "bad" }, r.status) : el("td", {}, seconds(r.seconds))) },

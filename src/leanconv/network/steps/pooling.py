@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from leanconv.kernels.net_pool import MAX, MEAN, SUM, PoolSpec
+from leanconv.kernels.net_pool import MAX, MEAN, SUM, WRITTEN_OUT, PoolSpec
 from leanconv.network.graph import Node
 from leanconv.network.operators.pooling import pool_windows
 from leanconv.network.places import Place
@@ -91,7 +91,9 @@ def pool_phase(
     dims, item = len(window), x.item
     batch, channels = x.shape[:2]
     unit = all(p.strides[1] == 1 or channels == 1 for p in (x, out))
-    spec = PoolSpec(setting.host.target, x.dtype, dims, how, padded, unit)
+    sizes = tuple(size for size, *_ in window)
+    known = sizes if math.prod(sizes) <= WRITTEN_OUT else ()
+    spec = PoolSpec(setting.host.target, x.dtype, dims, how, padded, unit, known)
     rows = out.shape[2]
     wanted = CHUNKS * setting.threads
     per_row = -(-rows // max(1, min(rows, -(-wanted // batch))))
