@@ -14,6 +14,7 @@ from fake_engine import FakeEngine
 from leanconv import cli
 from leanconv.bench import agreement, check, report, run
 from leanconv.bench.benchdnn import parse
+from leanconv.bench.intervals import passes_interval, student
 from leanconv.bench.load import parse as parse_results
 from leanconv.bench.peers import PeerInfo, named
 from leanconv.bench.report import Row, Sample
@@ -135,8 +136,9 @@ def test_passes_are_added_to_earlier_results(tmp_path, capsys, monkeypatch):
     assert cli.main([*words, "--algorithms", "direct"]) == 2  # another comparison
     assert "settings.algorithms: is ['all'], and now ('direct',)" in capsys.readouterr().err
     assert parse_results(path.read_text(), "r") == found
-    assert cli.main(["bench", "mec", "--append"]) == 2
-    assert "--append" in capsys.readouterr().err
+    for refused in (["mec"], ["mec", "--scaling", "--threads", "1,2"], ["model.onnx"]):
+        assert cli.main(["bench", *refused, "--append"]) == 2
+        assert "--append" in capsys.readouterr().err
 
 
 def test_a_few_positions_are_compared_in_later_passes():
@@ -162,7 +164,25 @@ def test_the_interval_of_several_passes_is_students():
     low, middle, high = report.ratio_interval(slow, fast)
     assert middle == report.ratio(slow, fast) == 2.0
     deviation = np.std(np.log([2.0, 2.2, 1.8, 2.0]), ddof=1)
-    assert high == pytest.approx(2.0 * math.exp(3.182 * deviation / 2)) and low == pytest.approx(4.0 / high)
+    assert high == pytest.approx(2.0 * math.exp(3.182 * deviation / 2), rel=1e-4) and low == pytest.approx(4.0 / high)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "confidence", "wanted"),
+    [(1, 0.95, 12.706), (2, 0.95, 4.303), (3, 0.95, 3.182), (8, 0.95, 2.306), (8, 0.99, 3.355), (60, 0.9, 1.671)],
+)
+def test_students_quantiles_are_those_of_the_tables(freedom, confidence, wanted):
+    assert student(freedom, confidence) == pytest.approx(wanted, abs=6e-4)
+
+
+def test_two_runs_of_passes_are_compared_by_their_passes():
+    old, new = [[1.0, 1.0, 5.0], [1.1], [0.9] * 4], [[1.2], [1.3], [1.25]]
+    found = passes_interval(new, old, 0.95)
+    logs = [np.log([1.0, 1.1, 0.9]), np.log([1.2, 1.3, 1.25])]
+    error = math.sqrt((logs[0].var(ddof=1) + logs[1].var(ddof=1)) / 2 * (2 / 3))
+    assert found.ratio == pytest.approx(math.exp(logs[1].mean() - logs[0].mean()))
+    assert found.high == pytest.approx(found.ratio * math.exp(2.776 * error), rel=1e-4)
+    assert found.low == pytest.approx(found.ratio**2 / found.high)
 
 
 def test_steady_passes_do_not_hide_that_they_differ():

@@ -149,6 +149,14 @@ def test_peaks(percent, verdict):
     assert Peak(("a",), 95).judge(measured({"a": (1, 1)}, percents={"a": percent})).verdict == verdict
 
 
+def test_a_peak_that_is_not_reached_says_what_its_samples_do():
+    data = measured({"a": (1.1e-6, 2e-6)})  # 1000 operations, a peak of 1 GFLOP/s
+    row = data.report.rows[0]
+    row.samples = [replace(sample, seconds=sample.seconds + 1e-7 * sample.round) for sample in row.samples]
+    found = Peak(("a",), 95).judge(data)
+    assert found.verdict == NOT and found.why.endswith("; its samples reach 77 to 91 %")
+
+
 def with_workspace(**sizes):
     data = measured({name: (1.0, 1.0) for name in sizes})
     for row in data.report.rows:

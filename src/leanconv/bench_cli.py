@@ -128,7 +128,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         default=3,
         metavar="N",
         help="how often all layers are gone through, with everything prepared anew in new processes: a neighbour on a "
-        "shared machine, or where memory happens to lie, then weighs on one pass only (default: 3)",
+        "shared machine, or where memory happens to lie, then weighs on one pass only; ONNX files and --scaling have "
+        "one (default: 3)",
     )
     add(
         "--max-time",

@@ -16,9 +16,10 @@ Say what became faster or slower from one file of results to another.
 
 Rows that both files have (layer, algorithm, layout, threads) are compared by
 their times as parts of the FMA peak that was measured in the same rounds. The
-interval of each ratio follows from the order of the samples alone; a row is
-slower if all of its interval is beyond the threshold, and undecided if the
-interval reaches across it.
+interval of each ratio follows from how far the passes of each run lie apart,
+or of runs of one pass from the order of the samples alone; a row is slower if
+all of its interval is beyond the threshold, and undecided if the interval
+reaches across it.
 
 A last table says how far the two files agree as comparisons: by each
 contestant's time over that of one reference, which is not the machine's.

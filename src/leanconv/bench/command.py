@@ -45,6 +45,8 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
             return OK
         _check_algorithms(options.algorithms)
         _check_outputs(options)
+        if options.scaling and options.append:
+            raise ArgumentValueError("--append", True, "adds passes, which --scaling does not have")
         if options.scaling:
             return scaling.command(layers, options, engine)
         earlier = _earlier(options)

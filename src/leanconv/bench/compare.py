@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from leanconv.bench import agreement
 from leanconv.bench.grid import print_grid
-from leanconv.bench.intervals import Interval, factor_interval, mean_interval
+from leanconv.bench.intervals import Interval, factor_interval, mean_interval, passes_interval
 from leanconv.bench.load import ResultsError, load
 from leanconv.bench.report import OK, Report, Row, common_prefix
 from leanconv.bench.table import format_seconds
@@ -110,15 +111,22 @@ def _timed_or_failed(report: Report) -> dict[Key, Row]:
 def _change(old: Row, new: Row, threshold: float, confidence: float) -> Change:
     if new.status != OK:
         return Change(old, new, None, BROKEN)
-    interval = factor_interval(_normalised(new), _normalised(old), confidence)
+    after, before = _normalised(new), _normalised(old)
+    if len(after) > 1 and len(before) > 1:
+        interval = passes_interval(after, before, confidence)
+    else:
+        interval = factor_interval([*chain(*after)], [*chain(*before)], confidence)
     return Change(old, new, interval, _verdict(interval, threshold))
 
 
-def _normalised(row: Row) -> list[float]:
-    """Return the times in units of one operation at the peak of their round; equal work cancels out."""
-    if row.samples:
-        return [sample.seconds * sample.peak_gflops for sample in row.samples]
-    return [(row.seconds or math.nan) * (row.peak_gflops or math.nan)]
+def _normalised(row: Row) -> list[list[float]]:
+    """Return the times of each pass in units of one operation at the peak of their round; equal work cancels out."""
+    if not row.samples:
+        return [[(row.seconds or math.nan) * (row.peak_gflops or math.nan)]]
+    passes: dict[int, list[float]] = {}
+    for sample in row.samples:
+        passes.setdefault(sample.visit, []).append(sample.seconds * sample.peak_gflops)
+    return [*passes.values()]
 
 
 def _verdict(interval: Interval, threshold: float) -> str:

@@ -49,6 +49,37 @@ def factor_interval(new: Sequence[float], old: Sequence[float], confidence: floa
     return Interval(float(np.median(ratios)), low, high)
 
 
+def passes_interval(new: Sequence[Sequence[float]], old: Sequence[Sequence[float]], confidence: float) -> Interval:
+    """Return the ratio of times that were measured in passes, and its interval.
+
+    Times of one pass share where memory lies and who uses the machine beside, so it is the passes that are drawn anew:
+    the logarithms of their medians are compared by Student's interval for two samples.
+
+    Args:
+        new: times, all above 0, of each pass.
+        old: the same; three passes at least in all.
+        confidence: such as 0.95.
+    """
+    logs = [np.log([np.median(times) for times in passes]) for passes in (new, old)]
+    freedom = len(logs[0]) + len(logs[1]) - 2
+    ratio = float(np.exp(logs[0].mean() - logs[1].mean()))
+    variance = sum(float(((part - part.mean()) ** 2).sum()) for part in logs) / freedom
+    reach = math.exp(student(freedom, confidence) * math.sqrt(variance * (1 / len(logs[0]) + 1 / len(logs[1]))))
+    return Interval(ratio, ratio / reach, ratio * reach)
+
+
+@functools.cache
+def student(freedom: int, confidence: float) -> float:
+    """Return how many standard errors an interval of Student's distribution reaches to either side.
+
+    With t = sqrt(f) tan(a) the density is proportional to cos(a) to the power f - 1, which is summed up here.
+    """
+    angles = np.linspace(0, np.pi / 2, 20_001)
+    density = np.cos(angles) ** (freedom - 1)
+    total = np.concatenate([[0.0], np.cumsum((density[1:] + density[:-1]) / 2)])
+    return math.sqrt(freedom) * math.tan(float(np.interp(confidence * total[-1], total, angles)))
+
+
 def mean_interval(ratios: Sequence[float], confidence: float) -> Interval:
     """Return the geometric mean of ratios, and its interval by resampling them.
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from leanconv.bench.intervals import student
+
 # Raised when the meaning or the name of a field changes; new fields do not raise it.
 SCHEMA = 1
 
@@ -19,12 +21,6 @@ NOISY = 0.05
 
 # Of the interval of a ratio.
 CONFIDENCE = 0.95
-
-# Quantiles of Student's distribution for that confidence, by degrees of freedom from 1.
-_STUDENT = (
-    *(12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228),
-    *(2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086),
-)
 
 # Kinds of rows.
 OWN, PEER = "leanconv", "peer"
@@ -198,7 +194,7 @@ def ratio_interval(row: Row, best: Row) -> tuple[float, float, float] | None:
     if len(passes) > 1:
         middle = statistics.median(pooled)
         deviation = statistics.stdev(math.log(statistics.median(ratios)) for ratios in passes)
-        reach = math.exp(_STUDENT[min(len(passes) - 1, len(_STUDENT)) - 1] * deviation / math.sqrt(len(passes)))
+        reach = math.exp(student(len(passes) - 1, CONFIDENCE) * deviation / math.sqrt(len(passes)))
         return middle / reach, middle, middle * reach
     rank = _rank(len(pooled))
     return (pooled[rank], statistics.median(pooled), pooled[-1 - rank]) if rank >= 0 else None

@@ -63,6 +63,28 @@ class SharedCursor(Cursor):
         return [self._fn.i64(self._fn.add(self.state[0], self._fn.mul(self._stride, count)))]
 
 
+class PlaneCursor(Cursor):
+    """Pixels at fixed distances from one address that moves from channel to channel."""
+
+    def __init__(self, fn: Function, pixel: Value, apart: Sequence[Index], step: Index) -> None:
+        self._fn, self._apart, self._step = fn, apart, step
+        self.state = [pixel]
+
+    def at(self, state: list[Value]) -> PlaneCursor:
+        """The same walk at another channel."""
+        return PlaneCursor(self._fn, state[0], self._apart, self._step)
+
+    def addresses(self, count: int) -> Addresses:
+        """The pixels of some channels."""
+        fn = self._fn
+        planes = [fn.gep(self.state[0], fn.mul(self._step, u)) for u in range(count)]
+        return [([fn.gep(plane, apart) for apart in self._apart], 0) for plane in planes]
+
+    def advanced(self, count: int) -> list[Value]:
+        """The address `count` channels further on."""
+        return [self._fn.gep(self.state[0], self._fn.mul(self._step, count))]
+
+
 class PointerCursor(Cursor):
     """Every pixel has an address and a stride of its own: those outside the image stay on a block of zeros.
 

@@ -7,7 +7,7 @@ from typing import Protocol
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import I1, Function, Index, Value
 from leanconv.kernels.core import Sum
-from leanconv.kernels.cursor import Cursor, PointerCursor, SharedCursor
+from leanconv.kernels.cursor import Cursor, PlaneCursor, PointerCursor, SharedCursor
 from leanconv.kernels.epilogue import row_addresses
 from leanconv.kernels.fields import Fields
 
@@ -56,15 +56,19 @@ class Rows:
 
 
 def whole_windows(
-    sum_: Sum, pixels: list[Value], weights: Value, ranges: list[tuple[Index, Index]] | None = None
+    sum_: Sum,
+    pixels: list[Value],
+    weights: Value,
+    ranges: list[tuple[Index, Index]] | None = None,
+    apart: int | None = None,
 ) -> list[Value]:
     """Sum over windows that lie inside the image; `pixels` address the first taps.
 
     `ranges` are the taps [first, last) of each dimension but the innermost that do, where the others read nothing but
-    padding.
+    padding; `apart` the bytes from pixel to pixel, if the kernel is made for them.
     """
     fn, red = sum_.fn, sum_.reduction
-    pixels = [fn.opaque(pixel) for pixel in pixels]
+    pixels = [fn.opaque(pixel) for pixel in pixels[: 1 if apart is not None else None]]
     stride: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
 
     def taps(
@@ -73,7 +77,11 @@ def whole_windows(
         last = dim == len(red.kernel) - 1
         if dim == len(red.kernel) or (last and red.merged):
             count = None if red.channels is None else red.channels * (red.kernel[dim] if red.merged else 1)
-            return sum_.run(SharedCursor(fn, pixels, offset, stride), count, weights, accs, first=first)
+            cursor: Cursor = SharedCursor(fn, pixels, offset, stride)
+            if apart is not None:  # one address that moves, not one for each pixel and a common offset
+                steps = [i * apart for i in range(sum_.tile.rows)]
+                cursor = PlaneCursor(fn, fn.gep(pixels[0], offset), steps, stride)
+            return sum_.run(cursor, count, weights, accs, first=first)
         if red.kernel[dim] == 1 and ranges is None:
             return taps(dim + 1, offset, weights, accs, first=first)
         step = sum_.fields[f"tap{dim}"]
@@ -137,6 +145,11 @@ class Image:
         """Spatial dimensions."""
         return len(self.stride)
 
+    @property
+    def apart(self) -> int | None:
+        """Bytes between the evenly spaced pixels of a tile, if the kernel is made for them."""
+        return None if self.width_bytes is None else self.width_bytes * self.stride[-1]
+
     def start(self, fn: Function, fields: Fields, pixel: Index) -> list[Value]:
         """The output position of a pixel, first dimension first."""
         return position_of(fn, fields, pixel, self.dims)
@@ -197,7 +210,7 @@ class Image:
             return self.total(sum_, pixels, weights)
         return fn.if_(
             even,
-            lambda: whole_windows(sum_, evenly(), weights, self.ranges(sum_, state)),
+            lambda: whole_windows(sum_, evenly(), weights, self.ranges(sum_, state), self.apart),
             lambda: self._edge(sum_, base, weights, state),
             hint="even",
         )

@@ -14,12 +14,12 @@ address for each pixel and tap once, keep them in a table on the stack, and move
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from leanconv.classes import dataclass
-from leanconv.codegen.ir import I1, I64, PTR, Function, Index, Value
+from leanconv.codegen.ir import I1, I64, PTR, Index, Value
 from leanconv.kernels.core import Sum
-from leanconv.kernels.cursor import ZERO_BYTES, Addresses, Cursor, PointerCursor
+from leanconv.kernels.cursor import ZERO_BYTES, PlaneCursor, PointerCursor
 from leanconv.kernels.image import Image, mapped_position
 
 ENTRY = 8  # bytes of an address, of a step and of an offset in the table
@@ -184,25 +184,3 @@ class PlaneBlocks(Image):
             return fn.loop(0, kernel[dim], 1, [count], one, hint="edge")[0]
 
         return level(0, [0] * len(corners), [true] * len(corners), 0, fn.i64(0))
-
-
-class PlaneCursor(Cursor):
-    """Pixels at fixed distances from one address that moves from channel to channel."""
-
-    def __init__(self, fn: Function, pixel: Value, apart: Sequence[Index], step: Index) -> None:
-        self._fn, self._apart, self._step = fn, apart, step
-        self.state = [pixel]
-
-    def at(self, state: list[Value]) -> PlaneCursor:
-        """The same walk at another channel."""
-        return PlaneCursor(self._fn, state[0], self._apart, self._step)
-
-    def addresses(self, count: int) -> Addresses:
-        """The pixels of some channels."""
-        fn = self._fn
-        planes = [fn.gep(self.state[0], fn.mul(self._step, u)) for u in range(count)]
-        return [([fn.gep(plane, apart) for apart in self._apart], 0) for plane in planes]
-
-    def advanced(self, count: int) -> list[Value]:
-        """The address `count` channels further on."""
-        return [self._fn.gep(self.state[0], self._fn.mul(self._step, count))]

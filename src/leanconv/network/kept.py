@@ -45,7 +45,7 @@ def question(graph: Graph, setting: Setting, limit: int | None) -> str | None:
     from leanconv.cache import make_key
     from leanconv.compiled import generator_digest
     from leanconv.facts import digest_of_sources
-    from leanconv.planning.figures import figures
+    from leanconv.planning.figures import remembered_figures
     from leanconv.planning.records import machine_key
 
     nodes = [(n.op, n.name, n.inputs, n.outputs, n.version, _plain(n.attributes)) for n in graph.nodes]
@@ -55,7 +55,8 @@ def question(graph: Graph, setting: Setting, limit: int | None) -> str | None:
         machine_key(
             "network",
             code=generator_digest() + digest_of_sources(*_DECIDING),
-            figures=repr(figures()),
+            # Not measured again, as weighing might do: that takes 64 MiB.
+            figures=repr(remembered_figures()),
             graph=hashlib.sha256(text.encode()).hexdigest(),
             setting=repr(more),
         )

@@ -236,6 +236,10 @@ class Peak(Check):
         verdict = NOT if value < self.expected - 2 else EXCEEDED if value > self.expected + 2 else REPRODUCED
         means = statistics.geometric_mean(row.percent_of_peak or math.nan for row in rows)
         why = f"on {best.layer}, {best.layout}; geometric mean of {_count(rows)} {means:.0f} %"
+        if verdict == NOT and best.samples:
+            # Whether the kernel or the machine's other users keep it from the claim.
+            parts = [best.flops / sample.seconds / 1e9 / sample.peak_gflops for sample in best.samples]
+            why += f"; its samples reach {100 * min(parts):.0f} to {100 * max(parts):.0f} %"
         return Outcome(verdict, f"{value:.0f} %", why)
 
 
