@@ -31,9 +31,8 @@ from leanconv.program import Phase
 MOST_PRODUCTS = 64  # of a tile: all of them are straight-line code
 FEWEST, MOST_GROUPS = 8, 16  # channels of a group, and groups, for "auto"
 MOST_POINTS = 8  # along one axis
-SUMS = (
-    9 << 18
-)  # bytes of the sums of channels by outputs at one time, which stay in a near cache: 128 by 128 of 36 points
+# Bytes of the sums of channels by outputs at one time, which stay in a near cache: 128 by 128 of 36 points.
+SUMS = 9 << 18
 STAGED = 2 << 20  # bytes of windows and gradients at one time, likewise
 MOST_TURNS = 128  # in which parts are staged, and four times as many under a limit: a plan lists them all
 LEAST = 32  # channels, and outputs, below which a limit does not cut them: each part transforms the others' tiles anew

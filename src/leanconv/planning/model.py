@@ -47,9 +47,8 @@ READ = {"l2": 0.0118, "l3": 0.011, "memory": 0.0218}
 WRITTEN = {"l2": 0.136, "l3": 0.194, "memory": 0.385}
 """Slots of a byte written to a set that only this level holds."""
 
-BESIDE = (
-    1.6  # exponent of the sum of two times that overlap: 1 if one followed the other, infinity if the longer hid it
-)
+# Exponent of the sum of two times that overlap: 1 if one followed the other, infinity if the longer hid it.
+BESIDE = 1.6
 KEPT, LOST = 0.33, 0.8  # of the third level: a set up to the one stays there between calls, from the other on none
 CALL = 2.5e-6  # seconds from Python into the native code and back
 FORK = 8.0e-6  # seconds until other threads take part in a phase, and until all have ended
