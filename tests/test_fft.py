@@ -19,11 +19,12 @@ from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.fft import Fft
 from leanconv.algorithms.fft_windows import FOLDS, LONGEST, SIZES, extent, windows_along
 from leanconv.codegen import jit
-from leanconv.codegen.targets import TARGETS
+from leanconv.codegen.targets import TARGETS, Target
 from leanconv.errors import NotApplicableError
 from leanconv.kernels.fft_grid import Grid, Window
 from leanconv.kernels.fft_program import forward, inverse, reals, root
 from leanconv.kernels.linear import Linear
+from leanconv.kernels.winograd_products import most_rows
 from strategies import Case, Geometry, check_untouched, convolve
 from test_algorithms import ENGINE, run_every_way
 from test_assembly import lowered, multiplying, typical
@@ -367,10 +368,10 @@ FUSED = [target for target in TARGETS.values() if target.fma]
 
 @pytest.mark.parametrize("target", FUSED, ids=lambda target: target.name)
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
-def test_products_run_in_registers(layout: str, target: object) -> None:
+def test_products_run_in_registers(layout: str, target: Target) -> None:
     """The matrix products' inner loops are those of the core: whole tiles of every height, nothing spilled."""
     (spec,) = (s for phase, s in lowered(typical(64, 64, layout, 7), "fft", target) if phase == "fft")
-    most = spec._most_rows(2)
+    most = most_rows(target, 2)
     loops = {count_fused(loop): loop for loop in multiplying(spec)}
     assert not spills(loops[most * 2 * 4])
     for rows in range(1, most + 1):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from leanconv.algorithms import REGISTRY
+from leanconv.cache import ObjectCache
 from leanconv.errors import MemoryLimitError
 from leanconv.host import this_host
 from leanconv.network import kept
@@ -52,7 +54,9 @@ def test_a_choice_is_made_again_without_weighing(name: str, limited: bool, monke
         np.testing.assert_array_equal(array, found[key])
 
 
-def test_another_question_is_weighed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_question_is_weighed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectCache(tmp_path, folder="networks")  # other tests may have asked the same
+    monkeypatch.setattr(kept, "_disk", lambda: store)
     graph, _ = graph_of("residual")
     compile_graph(graph, threads=2)
     monkeypatch.setattr(convolution, "layer_options", refuse)

@@ -91,9 +91,12 @@ def write(key: str, blocks: Sequence[str], steps: Sequence[Any], made: str) -> N
 
 
 def recalled(key: str | None) -> Kept | None:
-    """What was written down under a key."""
+    """What was written down under a key; None if nothing was, or nothing that can be understood."""
     data = None if key is None else _disk().get(key)
-    return None if data is None else Kept(json.loads(data))
+    try:
+        return None if data is None else Kept(json.loads(data))
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 class Kept:
