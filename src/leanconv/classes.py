@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
-from operator import attrgetter
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter, itemgetter
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 __all__ = ["dataclass", "field_names", "replace"]
 
@@ -103,17 +103,41 @@ def _initializer(
     after = getattr(made, "__post_init__", None)
     count = len(names) if positional == names else -1
 
-    def bind(args: tuple[Any, ...], given: dict[str, Any]) -> list[Any]:
+    factories = {
+        name: found.default_factory
+        for name, found in defaults.items()
+        if isinstance(found, dataclasses.Field) and found.default_factory is not dataclasses.MISSING
+    }
+    usual = {
+        name: _default(found) for name, found in defaults.items() if found is not _MISSING and name not in factories
+    }
+    in_order = itemgetter(*names) if len(names) > 1 else lambda values: tuple([values[name] for name in names])
+
+    def bind(args: tuple[Any, ...], given: dict[str, Any]) -> Sequence[Any]:
         """A value for each field."""
+        values = dict(zip(positional, args, strict=False))
+        values.update(given)
+        if len(values) == len(args) + len(given):
+            complete = {**usual, **values}
+            for name, make in factories.items():
+                if name not in values:
+                    complete[name] = make()
+            if len(complete) == len(names):
+                try:
+                    found: Sequence[Any] = in_order(complete)
+                    return found
+                except KeyError:  # one is missing, and one too many
+                    pass
+        refuse(args, given)
+
+    def refuse(args: tuple[Any, ...], given: dict[str, Any]) -> NoReturn:
+        """Say what is wrong."""
         values = dict(zip(positional, args, strict=False))
         wrong = [name for name in given if name in values or name not in defaults]
         if len(args) > len(positional) or wrong:
             raise TypeError(f"{made.__qualname__} takes {', '.join(names)}; not {wrong or f'{len(args)} values'}")
-        values.update(given)
-        missing = [name for name in names if name not in values and defaults[name] is _MISSING]
-        if missing:
-            raise TypeError(f"{made.__qualname__} also needs {', '.join(missing)}")
-        return [values[name] if name in values else _default(defaults[name]) for name in names]
+        missing = [name for name in names if name not in {**values, **given} and defaults[name] is _MISSING]
+        raise TypeError(f"{made.__qualname__} also needs {', '.join(missing)}")
 
     def __init__(self: Any, /, *args: Any, **given: Any) -> None:
         complete = args if len(args) == count and not given else bind(args, given)
@@ -130,9 +154,7 @@ def _initializer(
 
 
 def _default(found: Any) -> Any:
-    if isinstance(found, dataclasses.Field):
-        return found.default if found.default_factory is dataclasses.MISSING else found.default_factory()
-    return found
+    return found.default if isinstance(found, dataclasses.Field) else found
 
 
 def _methods(names: tuple[str, ...], frozen: bool, slotted: bool) -> dict[str, Any]:

@@ -33,6 +33,13 @@ def _with_taps(problem: Problem) -> bool:
     return problem.taps > 1
 
 
+def _copied(problem: Problem) -> bool:
+    """Wherever a copy may lie better than the image does."""
+    from leanconv.algorithms.dense import is_matrix
+
+    return not is_matrix(problem)
+
+
 def _planes(problem: Problem) -> bool:
     """Channels apart, enough for a block of them, under several taps."""
     return problem.taps > 1 and problem.x_strides[1] != 1 and problem.group_in > 3
@@ -67,7 +74,7 @@ class Place(NamedTuple):
 PUBLISHED: dict[str, Place] = {
     "depthwise": Place("depthwise", "Depthwise", lambda problem: problem.group_in == 1),
     "grouped": Place("grouped", "Grouped", lambda problem: problem.groups > 1),
-    "direct_band": Place("band", "DirectBand", _anywhere),
+    "direct_band": Place("band", "DirectBand", _copied),
     "pointwise": Place("pointwise", "Pointwise", _with_one_tap),
     "direct": Place("direct", "Direct", _anywhere),
     "direct_blocks": Place("direct_blocks", "DirectBlocks", _planes),
@@ -91,7 +98,7 @@ PUBLISHED: dict[str, Place] = {
     "kn2col": Place("kn2", "Kn2col"),
     "kn2row": Place("kn2", "Kn2row"),
     "indirect": Place("indirect", "Indirect"),
-    "implicit_gemm": Place("implicit_gemm", "ImplicitGemm", _anywhere),
+    "implicit_gemm": Place("implicit_gemm", "ImplicitGemm", _copied),
     "im2col_scan": Place("copy_strategies", "Im2colScan"),
     "im2col_copy_self": Place("copy_strategies", "Im2colCopySelf"),
     "im2col_copy_long": Place("copy_strategies", "Im2colCopyLong"),

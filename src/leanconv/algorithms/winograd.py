@@ -30,7 +30,15 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles, tile_fields
-from leanconv.algorithms.winograd_fly import FILTER, WINDOW, BlocksOnTheFly, output_slots, panel_slots, pass_slots
+from leanconv.algorithms.winograd_fly import (
+    FILTER,
+    OUTPUT,
+    WINDOW,
+    BlocksOnTheFly,
+    output_slots,
+    panel_slots,
+    pass_slots,
+)
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.cost import Cost, issue_slots
@@ -110,6 +118,25 @@ class Winograd(Algorithm):
         axes = zip(tiling_of(problem, self.outputs).axes, problem.kernel, strict=True)
         sizes = (axis.transform.outputs - 1 + -(-taps // axis.stride) for axis, taps in axes)
         return super().error_bound(problem) * math.prod(ERROR_GROWTH[size] for size in sizes)
+
+    def least(self, problem: Problem, host: Host) -> Cost | None:
+        """What `cost` counts in one block of tiles that wait for nothing, with one transform of each window."""
+        p, tiling = problem, tiling_of(problem, self.outputs)
+        lanes, sizes, slots = host.target.lanes(p.dtype), tile_fields(p, tiling), pass_slots(len(tiling.active))
+        tiles = p.groups * sizes["tile_count"]
+        inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
+        kept = sum(number * part for number, part in tiling.counted(sizes))
+        vectors = tiles * (WINDOW * inner + OUTPUT * outer) * kept * slots
+        if p.group_in < lanes:
+            vectors *= _NARROW
+        weights = p.groups * p.group_in * p.group_out * p.itemsize
+        if self.transform:
+            vectors += p.groups * p.group_in * outer * FILTER * tiling.points * slots
+            weights, fetched = weights * p.taps, _FILTERS
+        else:
+            weights, fetched = weights * tiling.points, 1.0
+        counts = {"multiply": kept * tiles * p.group_in * outer, "vector": vectors}
+        return Cost(counts, streams=((fetched * weights, weights),))
 
     def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
         """Products, transforms, and weights that each block of tiles reads once."""
