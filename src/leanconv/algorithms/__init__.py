@@ -118,6 +118,9 @@ PUBLISHED: dict[str, Place] = {
 """The algorithms of this package, the one preferred where several apply first."""
 
 
+_LOOKED_AT = [(name, place.look) for name, place in PUBLISHED.items() if place.look is not _by_name]
+
+
 class Registry:
     """Every algorithm by name, in the order of preference; to walk through it is to load them all."""
 
@@ -150,8 +153,8 @@ class Registry:
 
     def weighed(self, problem: Problem) -> tuple[str, ...]:
         """The names of those that "auto" weighs for a problem."""
-        published = (name for name, place in PUBLISHED.items() if place.look(problem))
-        return (*published, *(name for name, added in self._added.items() if added.weighed(problem)))
+        published = [name for name, look in _LOOKED_AT if look(problem)]
+        return (*published, *[name for name, added in self._added.items() if added.weighed(problem)])
 
     def add(self, algorithm: Algorithm) -> None:
         """Add one, behind all others."""

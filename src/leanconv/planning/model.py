@@ -103,6 +103,7 @@ def least_seconds(problem: Problem, algorithm: Algorithm, threads: int) -> float
     return CALL + min(_phase(cost, count, host, figures()) for count in {threads, 1})
 
 
+@functools.lru_cache(maxsize=16)  # every algorithm asks
 def _products(problem: Problem) -> float:
     """Products of the definition without those with padding that is zero."""
     p = problem
@@ -129,9 +130,10 @@ def phases_seconds(phases: Iterable[Phase], threads: int) -> float:
 
 
 def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:
-    slower = _slower(known)
-    issued = sum(SLOTS[name] * count for name, count in cost.counts.items())
-    alone = memory = 0.0
+    slot, slower = _slots(known)
+    issued = alone = memory = 0.0
+    for name, count in cost.counts.items():
+        issued += SLOTS[name] * count
     for table, traffic in ((READ, cost.reads), (WRITTEN, cost.writes)):
         for nbytes, held in traffic:
             level = _level(held, host)
@@ -146,18 +148,18 @@ def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:
     chunks = cost.chunks or threads
     speed_up = chunks / math.ceil(chunks / min(threads, chunks)) if forked else 1.0
     readers = min(speed_up, READERS)
-    summed = issued / speed_up * known.slot
+    summed = issued / speed_up * slot
     if cost.streams:
         streamed = sum(_stream(*stream, speed_up, readers, host, known) for stream in cost.streams)
         summed = (summed**BESIDE + streamed**BESIDE) ** (1 / BESIDE)
-    return summed + (alone / speed_up + memory / readers) * known.slot + forked * FORK
+    return summed + (alone / speed_up + memory / readers) * slot + forked * FORK
 
 
 @functools.lru_cache(maxsize=4)
-def _slower(known: Figures) -> dict[str, float]:
-    """How much more slowly than the machine that the constants were fitted on this one reads from each level."""
+def _slots(known: Figures) -> tuple[float, dict[str, float]]:
+    """Seconds of a slot, and how much more slowly than where the constants were fitted each level is read."""
     usual = reference(known.gflops)
-    return {"l2": usual.l2 / known.l2, "l3": usual.l3 / known.l3, "memory": usual.memory / known.memory}
+    return known.slot, {"l2": usual.l2 / known.l2, "l3": usual.l3 / known.l3, "memory": usual.memory / known.memory}
 
 
 def _stream(nbytes: float, held: float, speed_up: float, readers: float, host: Host, known: Figures) -> float:
