@@ -149,9 +149,12 @@ class ObjectCache:
         if len(blob) > self.max_bytes:
             return False
         try:
-            for folder in (self.directory, self._objects, os.path.dirname(path)):
-                os.makedirs(folder, mode=0o700, exist_ok=True)
-            stored = self._trusted_folders(path)
+            try:
+                stored = self._trusted_folders(path)
+            except FileNotFoundError:
+                for folder in (self.directory, self._objects, os.path.dirname(path)):
+                    os.makedirs(folder, mode=0o700, exist_ok=True)
+                stored = self._trusted_folders(path)
             if stored:
                 _write(path, blob)
         except OSError:

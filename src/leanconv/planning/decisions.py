@@ -63,10 +63,16 @@ def _disk() -> ObjectCache:
 
 
 def _key(asked: Question) -> str:
-    from leanconv.cache import make_key
     from leanconv.planning.figures import figures
 
-    return make_key({"machine": _machine(figures()), "asked": repr(asked)})
+    return _digest(_machine(figures()), asked)
+
+
+@functools.lru_cache(maxsize=4)  # to keep what was not found is to ask for its key again
+def _digest(machine: str, asked: Question) -> str:
+    from leanconv.cache import make_key
+
+    return make_key({"machine": machine, "asked": repr(asked)})
 
 
 @functools.lru_cache(maxsize=1)
