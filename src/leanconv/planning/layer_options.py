@@ -8,7 +8,7 @@ from typing import Any
 
 from leanconv.classes import dataclass, replace
 from leanconv.errors import NotApplicableError
-from leanconv.planning.candidates import Candidate, algorithm_named, candidates, fits
+from leanconv.planning.candidates import Candidate, algorithm_named, candidates
 from leanconv.planning.wanted import wanted
 from leanconv.problem import Problem, dense_strides
 from leanconv.registry import forget_with
@@ -75,8 +75,8 @@ def _options(
             break
         entry: Candidate | None = None
         for budget in budgets:
-            if entry is not None and fits(entry, budget):
-                continue  # what fits already need not be smaller
+            if entry is not None and budget is not None and 2 * entry.needed_bytes <= budget:
+                continue  # what takes half of it already need not be smaller
             (entry,) = candidates(problem, (name,), threads, budget, bound=True)
             plan = entry.plan
             weights = max(0, plan.packed_weight_bytes - problem.w_bytes - bias)
