@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -215,6 +216,16 @@ class Session:
         with watched(self._progress):
             return self._compiled(key, types, values)
 
+    def _nearest(self, key: Key) -> CompiledNetwork | None:
+        """The network that is ready for inputs of the most similar size."""
+        with self._lock:
+            ready = list(self._ready.items())
+
+        def distance(other: Key) -> float:
+            return abs(math.log(max(1, _elements(key)) / max(1, _elements(other))))
+
+        return min(ready, key=lambda item: distance(item[0]), default=(key, None))[1]
+
     def _compiled(self, key: Key, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> CompiledNetwork:
         pinned = None if self._pinned is None else self._pinned.network(self._question(key))
         graph = self.graph(types, values)
@@ -230,6 +241,9 @@ class Session:
                 memory_limit=self.memory_limit,
                 accuracy=self.accuracy,
                 pinned=pinned,
+                shared=self._model.shared(graph),
+                like=self._nearest(key),
+                free=not all(port.fixed for port in self._model.inputs.values()),
             )
         except LeanconvError:
             raise
@@ -240,6 +254,10 @@ class Session:
         if needed > machine:
             raise MemoryLimitError(machine, needed, "the network, on a machine of so much memory,")
         return network
+
+
+def _elements(key: Key) -> int:
+    return sum(math.prod(shape) for _, shape in key[0])
 
 
 def load(
