@@ -9,12 +9,16 @@ from weakref import WeakValueDictionary
 import numpy as np
 
 from leanconv.arrays import Array
-from leanconv.errors import ArgumentTypeError, ArgumentValueError, ModelError
+from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError, ModelError
 from leanconv.memory import Block
 from leanconv.network.arrangement import CONSTANT
+from leanconv.network.ceiling import physical_memory
 from leanconv.network.constants import Constant, Constants
 from leanconv.network.graph import Graph, Node
 from leanconv.network.shared import SharedWeights
+
+BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
+"""Operators with graphs in them, and the attributes that hold these."""
 
 
 class NeedsValuesError(ModelError):
@@ -147,3 +151,14 @@ def check_shape(port: Port, shape: tuple[int, ...], sizes: dict[str, tuple[int, 
             if first != given:
                 rule = f"must have the extent {first} at axis {axis}, for {wanted} is that in {by!r}"
                 raise ArgumentValueError(argument, shape, rule)
+
+
+def check_memory(constants: Constants) -> None:
+    """Check that weights fit the machine's memory.
+
+    Raises:
+        MemoryLimitError: they do not.
+    """
+    machine = physical_memory()
+    if constants.nbytes > machine:
+        raise MemoryLimitError(machine, constants.nbytes, "the model's weights, on a machine of so much memory,")

@@ -83,7 +83,7 @@ def _option(call: Call, plan: BlockPlan, seconds: float, setting: Setting) -> Op
         plan.lowering.workspace,
         plan.packed_weight_bytes,
         max(0, plan.packed_weight_bytes - plan.plain_weight_bytes),
-        specs=_specs(plan),
+        specs=_specs(plan, setting),
         decided=Decided("", plan.threads, {}, plan.memory_limit, None, seconds),
     )
 
@@ -149,16 +149,16 @@ def _without_residual(node: Node) -> dict[str, Any]:
     return {name: value for name, value in node.attributes.items() if name != "residual"}
 
 
-def _specs(plan: BlockPlan) -> tuple[KernelSpec, ...]:
+def _specs(plan: BlockPlan, setting: Setting) -> tuple[KernelSpec, ...]:
     packings = (phase for _, packing in plan.lowering.packings for phase in packing.phases)
-    return tuple(phase.spec for phase in (*packings, *plan.lowering.phases))
+    return tuple(phase.spec for phase in (*packings, *setting.serving(plan.lowering.phases)))
 
 
 def _built(plan: BlockPlan, call: Call, places: dict[str, Place | Memory | int], setting: Setting) -> Built:
     roles = dict(places)
     for (name, packing), (weights, bias) in zip(plan.lowering.packings, _operands(call), strict=True):
         roles[name] = setting.share([weights, bias])(packing, partial(_packed, packing, weights, bias, plan.threads))
-    return Built(plan.lowering.phases, roles)
+    return Built(setting.serving(plan.lowering.phases), roles)
 
 
 def _packed(packing: WeightPacking, weights: Operand, bias: Operand | None, threads: int) -> memory.Block:
