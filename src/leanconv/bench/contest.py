@@ -29,7 +29,7 @@ from leanconv.blas import blas_threads
 from leanconv.errors import LeanconvError, NotApplicableError
 from leanconv.layouts import channels_first
 from leanconv.memory import trim_arenas
-from leanconv.outputs import empty
+from leanconv.outputs import empty, release_outputs
 
 # Named by `all` if they apply, except the one that is there to be right and not to be fast.
 _NOT_IN_ALL = ("reference",)
@@ -143,6 +143,7 @@ class Contest:
     def _again(self, trial: Trial, clients: Clients, chosen: Sequence[Row]) -> list[Contestant]:
         """Prepare rows anew, check them, and return those that can be timed."""
         trim_arenas()
+        release_outputs()
         contestants: list[Contestant] = []
         arrays = {row.layout: self._arrays(trial, row.layout) for row in chosen if row.kind != PEER}
         for row in chosen:
