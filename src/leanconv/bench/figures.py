@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leanconv.bench.digest import EVERY, Digest, Result, digest, pareto
-from leanconv.bench.plot import check
+from leanconv.bench.plot import check, save
 from leanconv.bench.report import Report
 from leanconv.bench.table import format_seconds
 from leanconv.sizes import format_bytes
@@ -41,7 +41,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
     for name, figure in _figures(found):
         paths.append(folder / f"{name}.png")
         figure.supxlabel(_conditions(report), fontsize="small", color=_GREY)
-        figure.savefig(paths[-1], dpi=120)
+        save(figure, paths[-1])
     return paths
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,9 @@ from leanconv.sizes import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from matplotlib.figure import Figure
+
+_DPI = 120
 FORMATS = (".png", ".svg", ".pdf")
 
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; with the markers they name many series.
@@ -21,7 +25,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 
 
 class PlotError(LeanconvError):
-    """A plot cannot be drawn: matplotlib is missing, or the file's format is none of `FORMATS`."""
+    """A plot cannot be drawn: matplotlib is missing, the format is none of `FORMATS`, or the disk refuses the file."""
 
 
 def check(path: Path) -> None:
@@ -32,6 +36,20 @@ def check(path: Path) -> None:
         raise PlotError(f"{path}: there is no folder {path.parent}")
     if importlib.util.find_spec("matplotlib") is None:
         raise PlotError("plots need matplotlib: pip install leanconv[plot]")
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a picture; what cannot be written whole leaves no file.
+
+    Raises:
+        PlotError: the disk does not take it.
+    """
+    try:
+        figure.savefig(path, dpi=_DPI)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            Path(path).unlink()
+        raise PlotError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def draw(report: Report, path: Path) -> None:
@@ -56,7 +74,7 @@ def draw(report: Report, path: Path) -> None:
     prefix = f"{network[:-1]}, " if (network := common_prefix(layers)) else ""
     dtype, cpu = report.settings["dtype"], report.machine.get("cpu", "")
     figure.supxlabel(f"{prefix}{dtype}, {cpu}", fontsize="small", color="0.4")
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def _percent_of_peak(axes: Any, report: Report, layers: list[str]) -> None:
