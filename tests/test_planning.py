@@ -185,6 +185,10 @@ def test_sums_of_one_order_have_the_same_bits(case: Case) -> None:
     first = results["direct"].tobytes()
     assert all(result.tobytes() == first for result in results.values()), list(results)
     assert case.plan("auto", case.threads, deterministic=True).algorithm in SAME_ORDER
+    # Nor do they depend on the batch, whose last image is alone here, on other threads and under a limit.
+    last = {name: value[-1:] if name in ("x", "residual") else value for name, value in case.values.items()}
+    alone = convolve(case, last, threads=3 - min(case.threads, 2), memory_limit=0, deterministic=True)
+    assert alone.tobytes() == results["direct"][-1:].tobytes()
 
 
 # -- the model ---------------------------------------------------------------------------------------------------
