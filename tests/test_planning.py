@@ -456,6 +456,14 @@ def test_networks_share_one_workspace() -> None:
         leanconv.plan_network(["layer"])  # type: ignore[list-item]
 
 
+def test_a_network_of_one_layer_uses_its_limit_as_the_layer_does() -> None:
+    layer = {"x_shape": (1, 28, 28, 64), "w_shape": (64, 64, 3, 3), "padding": 1, "layout": "NHWC", "threads": 1}
+    for limit in (1000, 60_000, 100_000, 256_000, 700_000, 1 << 21):
+        alone = leanconv.plan(**layer, memory_limit=limit)
+        together = leanconv.plan_network([alone], threads=1, memory_limit=limit)
+        assert together.needed_bytes <= limit and together.predicted_seconds <= model.seconds(alone)
+
+
 def test_the_path_through_a_chain_is_the_shortest() -> None:
     """Against all combinations, with random times."""
     draw = random.Random(0)

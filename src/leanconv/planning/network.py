@@ -187,7 +187,7 @@ def _options(
         row: list[LayerOption] = []
         for problem in [in_layout(given, layout) for layout in LAYOUTS] if chain else [given]:
             if problem not in known:
-                known[problem] = layer_options(problem, threads, limit, requirements)
+                known[problem] = layer_options(problem, threads, limit, requirements, limit)
             row += known[problem]
         result.append(row)
     return result
