@@ -14,6 +14,7 @@ call of a bound plan: weights are rearranged before, and that memory is reported
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -66,6 +67,7 @@ def run(
     if earlier is not None:
         _go_on(report, earlier, layers, [contest for group in contests for contest in group])
     going = _Run(report, settings, contests, progress, save)
+    gc.freeze()  # collections, one for each measurement of memory, need not look at what was imported before
     try:
         if settings.bandwidth and not report.bandwidth:
             for threads in settings.threads:
@@ -76,6 +78,8 @@ def run(
         report.interrupted = True
         for contest in going.contests:
             contest.settle()
+    finally:
+        gc.unfreeze()
     if progress:
         progress("", going.steps, going.steps)
     report.finished = _now()

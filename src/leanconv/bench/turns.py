@@ -90,7 +90,6 @@ def take_turns(
 def _calibrate(one: Contestant, schedule: Schedule) -> None:
     """Choose how many calls make a sample, and how many samples fit into the time; both as in an earlier pass."""
     if one.row.samples:
-        one.sample(1)  # what is fresh is out of the ordinary
         usual = statistics.median(sample.seconds for sample in one.row.samples) * one.row.calls
         one.rounds = min(max(round(schedule.time / usual), 1), schedule.rounds)
         return
