@@ -158,8 +158,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
     add(
         "--append",
         action="store_true",
-        help="go on with the results that the file of --json holds, if there is one: further passes of the same "
-        "comparison, now or hours later",
+        help="go on with the results that the file of --json holds, if there is one: what an interrupt left out, then "
+        "further passes of the same comparison, now or hours later",
     )
     add("--plot", metavar="PATH", help="draw a PNG, SVG or PDF; needs pip install leanconv[plot]")
     _add_models(bench)
