@@ -6,12 +6,13 @@ import contextlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from leanconv.bench import onnx_models, onnx_runtimes
+from leanconv.bench import conversions, onnx_models, onnx_runtimes
 from leanconv.cli import main
 
 onnx = pytest.importorskip("onnx")
@@ -89,6 +90,46 @@ def test_what_is_measured_is_kept_and_files_are_converted_once(
     assert [row["threads"] for row in report] == [1, 2]
     lines = onnx_models.summary(report)
     assert len(lines) == 2 and lines[0].endswith("geometric mean 0.50, highest 0.50 (one)")
+
+
+def test_what_converters_make_is_kept(model: str, tmp_path: Path, monkeypatch: Any) -> None:
+    calls: list[str] = []
+
+    def convert(request: onnx_runtimes.Request, folder: Path) -> str:
+        calls.append(request.path)
+        if len(calls) == 1:
+            raise ValueError("no such operator")
+        target = folder / "made.bin"
+        target.write_bytes(b"model")
+        return str(target)
+
+    @contextlib.contextmanager
+    def here(life: Any, runtime: str, request: Any, folder: Path) -> Any:
+        # The converter in this process, its answer as that of the pipe.
+        answers: list[Any] = []
+        life(SimpleNamespace(send=answers.append), runtime, request, folder)
+        yield SimpleNamespace(recv=answers.pop)
+
+    fake = onnx_runtimes.Runtime("numpy", onnx_runtimes.RUNTIMES["leanconv"].start, convert)
+    monkeypatch.setitem(onnx_runtimes.RUNTIMES, "fake", fake)
+    monkeypatch.setattr(conversions, "process", here)
+    monkeypatch.setattr(conversions, "silenced", lambda: None)
+    keep = tmp_path / "kept"
+    request = onnx_runtimes.Request(model, {"x": np.zeros((1, 3, 8, 8), np.float32)}, ("y",), 1)
+
+    def prepared(request: Any, keep: Path | None = keep) -> tuple[Any, str]:
+        with contextlib.ExitStack() as stack:
+            entry = onnx_models.Contestant("fake")
+            found = conversions.Conversions(stack, keep).prepared(entry, request)
+            return found and Path(found.path).read_bytes(), entry.reason
+
+    assert prepared(request) == (None, "ValueError: no such operator") and not list(keep.iterdir())
+    assert prepared(request) == (b"model", "") and prepared(request) == (b"model", "") and len(calls) == 2
+    # Another model under the same name, and other shapes, are other conversions; no folder keeps nothing.
+    assert prepared(replace(request, inputs={"x": np.zeros((2, 3, 8, 8), np.float32)}))[0] and len(calls) == 3
+    Path(model).write_bytes(Path(model).read_bytes() + b" ")
+    assert prepared(request)[0] and len(calls) == 4 and len(list(keep.iterdir())) == 3
+    assert prepared(request, None)[0] and len(calls) == 5 and len(list(keep.iterdir())) == 3
 
 
 def test_a_runtime_that_fails_is_a_row(model: str) -> None:

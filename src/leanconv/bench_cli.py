@@ -183,6 +183,11 @@ def _add_models(bench: argparse.ArgumentParser) -> None:
         metavar="NAME=1x3x224x224",
         help="of an input that the model leaves free",
     )
+    group.add_argument(
+        "--converted",
+        metavar="FOLDER",
+        help="keep there what converters make of the models for some peers, and take it from there the next time",
+    )
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -13,13 +13,11 @@ import contextlib
 import importlib
 import json
 import math
-import multiprocessing
 import statistics
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -27,70 +25,15 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.bench.ceilings import LEAST, least_ceiling
+from leanconv.bench.conversions import Contestant, Conversions, ask, process
 from leanconv.bench.intervals import factor_interval
-from leanconv.bench.onnx_runtimes import OURS, RUNTIMES, Inputs, Request, silenced
+from leanconv.bench.onnx_runtimes import OURS, RUNTIMES, Inputs, Request
 from leanconv.bench.process_memory import PeakMemory
 from leanconv.errors import ArgumentValueError, LeanconvError
 
 SETTLE = 0.25  # seconds; idle threads of the runtime whose turn it was spin for up to 0.2
 DIFFERENT = 1e-3
 """Difference of outputs, relative to the largest, that means another network."""
-
-
-@dataclass(slots=True)
-class Contestant:
-    """What one runtime did with a model.
-
-    Attributes:
-        runtime: its name; see `onnx_runtimes.py`.
-        load_seconds: from the file to the first result.
-        peak_bytes: see the module; None if the system does not tell.
-        difference: the largest from leanconv's outputs, relative to the largest output.
-        seconds: of each timed run.
-        reason: why there are no times, or "".
-    """
-
-    runtime: str
-    load_seconds: float = math.nan
-    peak_bytes: int | None = None
-    difference: float = math.nan
-    seconds: list[float] = field(default_factory=list)
-    reason: str = ""
-
-
-class Conversions:
-    """The files that runtimes read in the place of a model, each made once, in folders that a stack takes away."""
-
-    def __init__(self, stack: contextlib.ExitStack) -> None:
-        """Nothing is made yet."""
-        self._stack = stack
-        self._made: dict[tuple[str, int], tuple[str | None, str]] = {}
-
-    def prepared(self, entry: Contestant, request: Request) -> Request | None:
-        """What a runtime is asked for, its own file made; None, and the reason noted, if that is not possible."""
-        runtime = RUNTIMES[entry.runtime]
-        entry.reason = runtime.missing
-        if entry.reason or runtime.convert is None:
-            return None if entry.reason else request
-        key = entry.runtime, request.threads if runtime.each_threads else 0
-        if key not in self._made:
-            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="leanconv-")))
-            with _process(_convert, entry.runtime, request, folder) as pipe:
-                answer = _ask(pipe, entry)
-            self._made[key] = (None if answer is None else answer[0]), entry.reason
-        path, entry.reason = self._made[key]
-        return None if path is None else replace(request, path=path)
-
-
-def _convert(pipe: Any, runtime: str, request: Request, folder: Path) -> None:
-    """The life of a process that makes what a runtime reads."""
-    convert = RUNTIMES[runtime].convert
-    assert convert is not None
-    try:
-        silenced()
-        pipe.send((convert(request, folder),))
-    except Exception as error:
-        pipe.send(f"{type(error).__name__}: {error}"[:500])
 
 
 def _serve(pipe: Any, runtime: str, request: Request) -> None:
@@ -118,34 +61,6 @@ def _serve(pipe: Any, runtime: str, request: Request) -> None:
         pipe.send(f"{type(error).__name__}: {error}"[:500])
 
 
-@contextlib.contextmanager
-def _process(life: Callable[..., None], *arguments: Any) -> Iterator[Any]:
-    """The pipe to a process, which ends with the block."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=life, args=(there, *arguments))
-    process.start()
-    there.close()
-    try:
-        yield here
-    finally:
-        here.close()
-        process.join(5)
-        process.kill()
-
-
-def _ask(pipe: Any, contestant: Contestant) -> Any:
-    """The process's answer; None, and the reason noted, if it has none to give."""
-    try:
-        answer = pipe.recv()
-    except EOFError:
-        answer = "its process ended"
-    if isinstance(answer, str):
-        contestant.reason = answer
-        return None
-    return answer
-
-
 def compare(
     path: str,
     runtimes: Sequence[str],
@@ -166,8 +81,8 @@ def compare(
             mine = made.prepared(entry, request)
             if mine is None:
                 continue
-            pipe = stack.enter_context(_process(_serve, entry.runtime, mine))
-            answer = _ask(pipe, entry)
+            pipe = stack.enter_context(process(_serve, entry.runtime, mine))
+            answer = ask(pipe, entry)
             if answer is None:
                 continue
             entry.load_seconds, entry.peak_bytes, outputs = answer
@@ -181,7 +96,7 @@ def compare(
             for entry in contestants:
                 if entry.runtime in pipes and not entry.reason:
                     pipes[entry.runtime].send(True)
-                    seconds = _ask(pipes[entry.runtime], entry)
+                    seconds = ask(pipes[entry.runtime], entry)
                     entry.seconds += [] if seconds is None else [seconds]
     return contestants
 
@@ -287,7 +202,7 @@ def run(options: argparse.Namespace) -> int:
         for path in options.layers:
             inputs = random_inputs(path, options.shape)
             with contextlib.ExitStack() as stack:
-                made = Conversions(stack)
+                made = Conversions(stack, Path(options.converted) if options.converted else None)
                 for threads in options.threads:
                     limit = options.memory_limit
                     ceiling = least_ceiling(path, inputs, threads) if limit == LEAST else None

@@ -54,8 +54,8 @@ class Runtime:
     Attributes:
         module: imported before memory is measured.
         start: loads a model.
-        convert: makes the file that it reads from the ONNX file, in a given folder; neither time nor memory of it is
-            counted. None if it reads ONNX.
+        convert: makes the file that it reads from the ONNX file, in a given folder, or fills the cache on disk of a
+            compiler; neither time nor memory of it is counted. None if it needs neither.
         needs: further modules, of the converter.
         each_threads: whether what is made is for one number of threads.
     """
@@ -211,8 +211,14 @@ def _torch_compile(request: Request) -> Run:
     return run
 
 
+def _compiled(request: Request, folder: Path) -> str:
+    """Fill leanconv's cache of kernels on disk, as its first process does."""
+    _leanconv(request)(request.inputs)
+    return request.path
+
+
 def _warm(request: Request, folder: Path) -> str:
-    """Fill the compiler's cache on disk, as leanconv's is filled by its first process."""
+    """Fill the compiler's cache on disk."""
     _torch_compile(request)
     return request.path
 
@@ -250,7 +256,7 @@ def _made(path: Path, tool: str) -> str:
 
 OURS = "leanconv"
 RUNTIMES = {
-    OURS: Runtime("leanconv.onnx.session", _leanconv),
+    OURS: Runtime("leanconv.onnx.session", _leanconv, _compiled, each_threads=True),
     "onnxruntime": Runtime("onnxruntime", _onnxruntime),
     "openvino": Runtime("openvino", _openvino),
     "mnn": Runtime("MNN.nn", _mnn, _to_mnn),
