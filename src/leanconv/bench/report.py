@@ -185,7 +185,7 @@ def ratio_interval(row: Row, best: Row) -> tuple[float, float, float] | None:
     statistics), so that nothing is assumed of how the ratios are distributed. None below six rounds, which cannot say
     that much.
 
-    Rounds of one pass share where memory lies and who the neighbours are, so they say nothing of what another pass
+    Rounds of one pass share who uses the machine beside, so they say nothing of what another pass
     would. Of several passes the ends follow from how far apart their medians lie, as logarithms, by Student's
     distribution (the method of batch means; Law, Simulation Modeling and Analysis).
     """
