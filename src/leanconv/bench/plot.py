@@ -21,6 +21,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; with the markers they name many series.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+PALE = 0.3  # opacity of what is undecided
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 
 
@@ -107,9 +108,10 @@ def _time_against_workspace(axes: Any, report: Report) -> None:
     peers = any(row.kind == PEER for row in report.rows)
     nbytes = {id(row): _memory(row, peers=peers) for row in report.rows}
     for _, style, rows in _series(report.rows):
-        known = [row for row in rows if nbytes[id(row)] is not None]
-        times = [ratio(row, best[row.layer, row.threads] or row) for row in known]
-        axes.plot([nbytes[id(row)] for row in known], times, **style, ls="")
+        for undecided, paint in ((False, style), (True, style | {"alpha": PALE})):
+            known = [row for row in rows if nbytes[id(row)] is not None and row.undecided == undecided]
+            times = [ratio(row, best[row.layer, row.threads] or row) for row in known]
+            axes.plot([nbytes[id(row)] for row in known], times, **paint, ls="")
     # Linear below 1 KiB, because the best workspace is none.
     axes.set_xscale("symlog", base=2, linthresh=1024, linscale=0.5)
     most = max(value or 0 for value in nbytes.values())
@@ -121,7 +123,8 @@ def _time_against_workspace(axes: Any, report: Report) -> None:
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value in (2, 3, 5, 20, 50) else "")
     ours = "workspace and packed weights" if peers else "workspace of a call"
     axes.set_xlabel(f"{ours}; of peers the measured extra peak" if peers else ours)
-    axes.set_ylabel("time / time of the fastest")
+    pale = "; pale: undecided" if any(row.undecided for row in report.rows) else ""
+    axes.set_ylabel(f"time / time of the fastest{pale}")
     axes.grid(color="0.92", zorder=-1)
     axes.set_axisbelow(True)
 
