@@ -15,8 +15,8 @@ from typing import ClassVar
 
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines
 from leanconv.host import Host
-from leanconv.kernels.core import SECTION
 from leanconv.kernels.cost import issue_slots
+from leanconv.kernels.reduction import SECTION
 from leanconv.kernels.winograd_tiles import Tiling
 from leanconv.problem import Problem
 
