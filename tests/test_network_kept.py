@@ -80,7 +80,7 @@ def test_what_does_not_hold_is_planned_anew() -> None:
     for change in ({"algorithm": "im2row", "limit": None}, {"algorithm": "no such"}, {"threads": 1, "limit": 1}):
         wrong = [*steps[:first], {**steps[first], **change}, *steps[first + 1 :]]
         for other in (wrong, steps[:-1], [*steps[:-1], 99]):
-            kept.write(key, known.blocks, other, known.made)
+            kept.write(key, known.blocks, other, known.made, tight=False)
             again = plan_network(graph, setting, None)[1]
             assert [o and o.name for o in again.options] == [o and o.name for o in wanted.options]
     check(compile_graph(graph, threads=2).run(inputs), reference(graph, inputs))

@@ -81,12 +81,12 @@ def keep(key: str, found: Arrangement, rows: Sequence[Sequence[Option]], chosen:
         else:
             steps.append(asdict(option.decided))
     blocks = [step.name for step in found.steps if step.op in (SEPARABLE, INVERTED)]
-    write(key, blocks, steps, _made(found, chosen))
+    write(key, blocks, steps, _made(found, chosen), tight=bool(found.shrunk))
 
 
-def write(key: str, blocks: Sequence[str], steps: Sequence[Any], made: str) -> None:
-    """Write a record: names of blocks, the way of each step, and the digest of what is made of it."""
-    record = {"blocks": list(blocks), "steps": list(steps), "made": made}
+def write(key: str, blocks: Sequence[str], steps: Sequence[Any], made: str, *, tight: bool) -> None:
+    """Write a record: names of blocks, the way of each step, the digest of what is made of it, how it was arranged."""
+    record = {"blocks": list(blocks), "steps": list(steps), "made": made, "tight": tight}
     _disk().put(key, json.dumps(record).encode(), {"about": f"a network of {len(steps)} steps"})
 
 
@@ -106,6 +106,7 @@ class Kept:
         blocks: names of the steps that are blocks of layers.
         steps: for each step a `Decided`, the number of its option, or None if it has none.
         made: a digest of the options that were chosen.
+        tight: whether values were arranged for the least memory.
     """
 
     def __init__(self, record: dict[str, Any]) -> None:
@@ -113,6 +114,7 @@ class Kept:
         self.blocks: list[str] = record["blocks"]
         self.steps: list[Any] = record["steps"]
         self.made: str = record["made"]
+        self.tight: bool = record["tight"]
 
     def decided(self, found: Arrangement) -> list[Decided | None]:
         """The way of each step, where others are not even made.

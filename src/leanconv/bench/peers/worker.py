@@ -20,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
+from leanconv.allocation import trim_heap
 from leanconv.bench.layers import Layer
 from leanconv.bench.peers.base import Arrays, Peer
 from leanconv.bench.peers.protocol import FAILED, OK, REFUSED, UNLOAD, Load, Ready, Time
-from leanconv.bench.process_memory import PeakMemory, trim_heap
+from leanconv.bench.process_memory import PeakMemory
 from leanconv.bench.sampling import sample, settle
 from leanconv.errors import NotApplicableError
 
