@@ -162,8 +162,11 @@ def _best_of(
     keep_threads: bool,
 ) -> Candidate:
     """One algorithm on as many threads as fit the limit and are worth it."""
-    from leanconv.planning.model import FORK, least_seconds
+    from leanconv.planning.model import FORK, least_bytes, least_seconds, seconds
 
+    if limit is not None and least_bytes(problem, algorithm) > limit:  # what comes nearest, at once
+        plan = Plan(problem, algorithm, 1, limit, parameters, staging=0)
+        return Candidate(plan, seconds(plan, bound=bound), _needs(plan, bound))
     best, count = candidate(problem, algorithm, threads, limit, bound=bound, parameters=parameters), threads
     while count > 1 and limit is not None and best.needed_bytes > limit:
         count //= 2
