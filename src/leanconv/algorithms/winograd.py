@@ -5,8 +5,8 @@ Idea        F(m, r) computes m outputs of r taps with m + r - 1 products, along 
             matrices; blocks of tiles go through all steps while they are in the cache; a stride makes several
             interleaved filters of one, a dilation several interleaved images
 Workspace   a thread: points * block * (C/g + NR) elements, where points is the product of the m + r - 1 and block
-            the tiles staged at one time; with weights on the fly points * (block * (c + NR) + c * NR), where c are the
-            input channels staged at one time
+            the tiles staged at one time; with weights on the fly points * block * (c + NR) + (row + taps) * c * NR,
+            where c are the input channels staged at one time, and row the points but for those of the first axis
 Weights     points / taps times as large as plain ones (4 times for F(4, 3)); or plain ones, transformed anew for each
             block, some channels after others
 Good for    3x3 and 5x5, stride 1, many channels in and out
@@ -37,7 +37,6 @@ from leanconv.algorithms.winograd_fly import (
     WINDOW,
     BlocksOnTheFly,
     output_slots,
-    panel_slots,
     pass_slots,
 )
 from leanconv.host import Host
@@ -185,10 +184,8 @@ class Winograd(Algorithm):
             counts["vector"] *= _NARROW
         weights = p.groups * p.group_in * p.group_out * p.itemsize
         if self.transform:
-            fields = lowering.phases[-1].fields
-            far = panel_slots(points * fields["u_point"], host)
             filters = p.groups * blocks * p.group_in * outer
-            counts["vector"] += filters * FILTER * far * points * pass_slots(len(tiling.active))
+            counts["vector"] += filters * FILTER * points * pass_slots(len(tiling.active))
             weights, fetched = weights * p.taps, _FILTERS
         else:
             weights, fetched = weights * points, 1.0

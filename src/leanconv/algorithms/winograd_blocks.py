@@ -63,9 +63,11 @@ class BlocksOfTiles:
     least: ClassVar[int] = 16  # tiles a block
     transform: ClassVar[bool] = False
     splits: int = 1
+    row_points: int = 0  # whose weights are transformed at one time, if they are transformed on the fly
 
     def __init__(self, problem: Problem, host: Host, tiling: Tiling) -> None:
         self.problem, self.host, self.tiling = problem, host, tiling
+        self.points = tiling.points
         self.lanes = host.target.lanes(problem.dtype)
         self.panels = panels_of(problem, host)
         self.width = max(self.panels.vectors if self.panels.count else 1, self.panels.last) * host.target.vector_bytes
@@ -105,7 +107,7 @@ class BlocksOfTiles:
 
     def panel_bytes(self, width: int) -> int:
         """Transformed weights and biases of a panel `width` bytes wide."""
-        return self.tiling.points * self.point_bytes(width) + self.problem.has_bias * width
+        return self.points * self.point_bytes(width) + self.problem.has_bias * width
 
     def point_bytes(self, width: int) -> int:
         """Bytes of one point's weights in such a panel."""
@@ -121,18 +123,20 @@ class BlocksOfTiles:
         row = self.section * self.problem.itemsize
         fields = {"v_point": point, "m_point": product, "v_row": row, "v_section": tiles * row, "v_at": 0}
         fields["section_channels"] = self.section
-        fields["m_at"] = end = self.tiling.points * point
-        fields["zero_at"] = end = end + self.tiling.points * product
+        fields["m_at"] = end = self.points * point
+        fields["zero_at"] = end = end + self.points * product
         if self.padded and self.adjacent:
             end += -(-self.row // ALIGNMENT) * ALIGNMENT
         fields["u_at"] = end
         if self.transform:
-            end += self.panel_bytes(self.width)
+            end += self.row_points * self.point_bytes(self.width)
+            fields["t_at"] = end
+            end += (self.row // self.problem.itemsize * self.problem.taps + self.problem.has_bias) * self.width
         return fields, end
 
     def block(self, threads: int, workspace: int | None, wanted: int | None) -> int:
         """Tiles a block: what the second-level cache holds, and enough that weights are not all that is read."""
-        tile = self.tiling.points * (self.row + self.width)
+        tile = self.points * (self.row + self.width)
         total = max(1, self.fields["tile_count"])
         least = 48 if self.heavy else self.least
         tiles = min(wanted or max(self.host.l2 * 3 // 4 // tile, least), total)
@@ -150,7 +154,7 @@ class BlocksOfTiles:
     def fitting(self, tiles: int, threads: int, workspace: int) -> int:
         """At most so many tiles whose scratch fits, or one."""
         free = workspace // threads - self.scratch(0)[1]
-        tiles = max(1, min(tiles, free // (self.tiling.points * (self.row + self.width))))
+        tiles = max(1, min(tiles, free // (self.points * (self.row + self.width))))
         while tiles > 1 and arena_bytes((self.buffer(tiles),), threads) > workspace:
             tiles -= 1
         return tiles
@@ -240,7 +244,7 @@ class BlocksOfTiles:
             }
         chunks = blocks * p.groups * parts if p.batch else 0
         sizes = "x".join(str(axis.transform.outputs) for axis in self.tiling.axes)
-        points = self.tiling.points
+        points = self.points
         return Lowering(
             (Phase(self.phase, self.spec(tiles), fields, chunks),),
             (self.buffer(tiles),),
@@ -260,7 +264,7 @@ class BlocksOfTiles:
     def steps(self, tiles: int) -> tuple[str, ...]:
         """What runs, in words."""
         sizes = "x".join(str(axis.transform.outputs) for axis in self.tiling.axes)
-        points = self.tiling.points
+        points = self.points
         return (
             f"transform the windows of {tiles} tiles of {sizes} outputs to {points} points",
             f"{points} matrix products for each panel of output channels",

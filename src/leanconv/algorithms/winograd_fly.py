@@ -1,9 +1,10 @@
 """Winograd with weights transformed on the fly: how many tiles and input channels go through all steps at once.
 
-A thread's scratch holds V [point][tile][channel], U [point][channel][NR] and M [point][tile][NR].  Each weight is
-transformed once for each block of tiles, and each product is transformed back once for each block of channels, whose
-outputs are added up in the output itself.  So many tiles are good for weights, many channels for products, and what
-the scratch may hold is shared between them so that both together cost least:
+A thread's scratch holds V [point][tile][channel] and M [point][tile][NR], and of one panel of weights the taps
+[channel][tap][NR] and a row of points U [point][channel][NR].  Each weight is transformed once for each block of tiles,
+and each product is transformed back once for each block of channels, whose outputs are added up in the output itself.
+So many tiles are good for weights, many channels for products, and what the scratch may hold is shared between them so
+that both together cost least:
 
     slots of a tile = points * (products * tiles' rows + windows * C / 8 + weights * C * K / 8 / tiles
                                 + outputs * splits * K / 8)                                            for 8 lanes
@@ -11,6 +12,7 @@ the scratch may hold is shared between them so that both together cost least:
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines
@@ -22,11 +24,11 @@ from leanconv.problem import Problem
 
 # Slots of a point of a vector in two dimensions, measured: of a window, of a filter, of a product with its way back
 # to pixels, and of one that is added to outputs, which are read from farther away.
-WINDOW, FILTER, OUTPUT, ADDED = 9.7, 6.0, 12.0, 20.0
+WINDOW, FILTER, OUTPUT, ADDED = 9.7, 8.0, 12.0, 10.0
 _PASS, _MOVE = 0.3, 0.4  # the parts of them that each axis takes, and loads and stores
 
 _FEWEST = 16  # channels of a block: with fewer, products are not worth their way to memory and back
-MOST_TILES = _MOST_TILES = 64  # of a block, if memory is no matter: weights are no longer what takes the time
+MOST_TILES = 64  # of a block, if memory is no matter: weights are no longer what takes the time
 
 
 def pass_slots(axes: int) -> float:
@@ -37,11 +39,6 @@ def pass_slots(axes: int) -> float:
 def output_slots(splits: int) -> float:
     """What the products of all blocks of input channels take on their way back to pixels."""
     return OUTPUT + ADDED * (splits - 1)
-
-
-def panel_slots(nbytes: int, host: Host) -> float:
-    """How much longer filters take if so many bytes of a panel share the second-level cache with the windows."""
-    return 1.0 if nbytes <= host.l2 // 4 else 1.7
 
 
 class BlocksOnTheFly(BlocksOfTiles):
@@ -59,40 +56,72 @@ class BlocksOnTheFly(BlocksOfTiles):
         wanted: int | None,
     ) -> None:
         super().__init__(problem, host, tiling)
-        possible = self._possible()
+        active = tiling.active
+        self.row_points = self.points // tiling.sizes[active[0]]
+        self._passes = pass_slots(len(active))
+        self.budget = 3 * host.l2 // 2
+        if workspace is not None:
+            self.budget = min(self.budget, workspace // threads)
         if wanted is not None:
+            possible = self._possible()
             self.splits = min((count for count in possible if count >= wanted), default=possible[-1])
         else:
-            self.splits = min(possible, key=lambda count: self._slots(count, threads, workspace))
+            self.splits = min(self._promising(), key=self._slots)
+
+    @property
+    def _whole(self) -> bool:
+        """Whether channels cannot be split: those that are not whole vectors, or whose sum is activated before more."""
+        p = self.problem
+        return p.group_in % self.lanes != 0 or (p.residual == "after" and p.activation is not None)
 
     def _possible(self) -> list[int]:
         """Numbers of blocks of channels: all of them whole vectors, and none too short or longer than a section."""
-        p = self.problem
-        late = p.residual == "after" and p.activation is not None  # a sum is not to be activated with it
-        if p.group_in % self.lanes or late:
+        if self._whole:
             return [1]
-        vectors = p.group_in // self.lanes
-        fewest = max(1, _FEWEST // self.lanes)
+        vectors, fewest = self.problem.group_in // self.lanes, max(1, _FEWEST // self.lanes)
         counts = sorted({-(-vectors // size) for size in range(fewest, vectors)})
         return [1, *(n for n in counts if vectors // n >= fewest and -(-vectors // n) * self.lanes <= SECTION)]
 
-    def _slots(self, splits: int, threads: int, workspace: int | None) -> tuple[bool, float]:
-        """Whether not even a tile fits, and what a tile takes if the channels are split so."""
-        self.splits = splits
-        tiles = self.block(threads if workspace is not None else 1, workspace, None)
-        inner, outer = (
-            self.problem.group_in / self.lanes,
-            self.panels.total * self.width / self.host.target.vector_bytes,
-        )
-        rows = self.host.target.tile_rows(self.panels.vectors)
-        tall = -(-tiles // rows)
+    def _promising(self) -> list[int]:
+        """One block of channels, the most that there can be, and those near the optimum of filters and sums.
+
+        If t tiles and c channels of a panel n wide share D = (t + k) (c + n), filters / t + added / c is least where
+        t + k is near the root of D * filters / added.
+        """
+        p = self.problem
+        vectors, fewest = p.group_in // self.lanes, max(1, _FEWEST // self.lanes)
+        most = vectors // fewest
+        if self._whole or most < 2:
+            return [1]
+        wide = self.width // p.itemsize
+        k = wide * (self.row_points + p.taps) / self.points
+        shared = self.budget / (self.points * p.itemsize) + k * wide
+        best = math.sqrt(shared * FILTER / ADDED)
+        least = -(-vectors // max(1, SECTION // self.lanes))  # of blocks, none of which is longer than a section
+        counts = {1, most}
+        for high in (0.7 * best, best, 1.4 * best, MOST_TILES + k):
+            channels = shared / max(high, k + 1) - wide
+            count = math.ceil(p.group_in / max(channels, self.lanes))
+            size = -(-vectors // min(most, max(count, least, 2)))
+            counts.add(-(-vectors // size))  # no more blocks than of that size
+        return sorted(counts)
+
+    def _slots(self, splits: int) -> tuple[bool, float]:
+        """Whether not even a tile fits, and what one takes if the channels are split so (or how many must be held)."""
+        p, target, points = self.problem, self.host.target, self.points
+        vectors = -(-p.group_in // self.lanes)
+        channels = -(-vectors // splits) * self.lanes
+        free = self.budget - channels * self.width * (self.row_points + p.taps)
+        tiles = free // (points * (channels * p.itemsize + self.width))
+        if tiles < 1:
+            return True, channels
+        total = max(1, self.fields["tile_count"])
+        tiles = min(tiles, MOST_TILES, total)
+        tiles = -(-total // -(-total // tiles))
+        tall = -(-tiles // target.tile_rows(self.panels.vectors))
         issued = tall * issue_slots(tiles / tall, self.panels.vectors) / self.panels.vectors
-        products = issued / tiles * self.problem.group_in * outer
-        filters = FILTER * panel_slots(self.panel_bytes(self.width), self.host) / tiles * self.problem.group_in
-        moved = WINDOW * inner + (filters + output_slots(splits)) * outer
-        slots = products + moved * pass_slots(len(self.tiling.active))
-        over = workspace is not None and tiles == 1 and self.scratch(1)[1] * threads > workspace
-        return over, slots
+        filters = (issued + FILTER * self._passes) / tiles * p.group_in
+        return False, filters + output_slots(splits) * self._passes
 
     def point_bytes(self, width: int) -> int:
         """Bytes of one point's weights in a panel `width` bytes wide."""

@@ -65,6 +65,17 @@ class Module:
             self._constants.append(line)
         return Value(f"@{name}", PTR)
 
+    def table(self, numbers: Sequence[float], scalar: str) -> Value:
+        """A constant block of floating-point numbers, aligned to a cache line."""
+        text = ", ".join(f"{scalar} {literal(number, scalar)}" for number in numbers)
+        body = f"private unnamed_addr constant [{len(numbers)} x {scalar}] [{text}], align 64"
+        for line in self._constants:
+            if line.endswith(body):
+                return Value(line.split(" ", 1)[0], PTR)
+        name = f"@table{len(self._constants)}"
+        self._constants.append(f"{name} = {body}")
+        return Value(name, PTR)
+
     def loop_note(self, align: int) -> str:
         """Metadata for the branch that closes a loop, asking for its alignment in bytes."""
         self._notes.append(align)

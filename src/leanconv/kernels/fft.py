@@ -10,7 +10,8 @@ from __future__ import annotations
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Value
 from leanconv.kernels.fields import Fields
-from leanconv.kernels.winograd import WinogradSpec
+from leanconv.kernels.winograd import Chunk, WinogradSpec
+from leanconv.kernels.winograd_fly import FlyStep
 from leanconv.kernels.winograd_products import Heights, Products
 from leanconv.kernels.winograd_tiles import Bits
 
@@ -26,11 +27,11 @@ class FftSpec(WinogradSpec):
         self,
         fn: Function,
         fields: Fields,
+        chunk: Chunk,
         product: Products,
         heights: dict[Bits, Heights],
-        source: Value,
-        weights: Value,
-        products: Value,
+        begin: list[Value],
+        fly: FlyStep | None,
     ) -> None:
         """The matrix product of every point: tiles are all of one class."""
         steps = [fields["v_point"], self._point_bytes(fields, product.vectors), fields["m_point"]]
@@ -40,7 +41,7 @@ class FftSpec(WinogradSpec):
             product.point(fn, fields, height, state, self._ahead)
             return [fn.gep(pointer, step) for pointer, step in zip(state, steps, strict=True)]
 
-        fn.loop(0, self.tiling.points, 1, [source, weights, products], point, hint="point")
+        fn.loop(0, self.tiling.points, 1, begin, point, hint="point")
 
     def _ahead(self, fn: Function, fields: Fields, rows: list[Value]) -> None:
         """Ask for the same rows of the next point: points are many, and lie apart further than one is guessed."""

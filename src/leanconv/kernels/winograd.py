@@ -8,8 +8,8 @@ A chunk is one (block of tiles, group, group of panels):
         products    V times the panel's weights, a matrix product a point, on the register-tiled core  ->  M
         output step M [point][tile][NR]  ->  pixels, bias, residual, activation
 
-V and M are a thread's own.  With `transform` the panel's weights are transformed here as well, each time, into a third
-block, instead of beforehand.
+V and M are a thread's own.  With `transform` the panel's weights are transformed here as well, each time, a row of
+points before its products (`winograd_fly.py`), instead of beforehand.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction, Overlaid
 from leanconv.kernels.panels import PanelShape
 from leanconv.kernels.reduction import Reduction
+from leanconv.kernels.winograd_fly import FlyStep
 from leanconv.kernels.winograd_products import Heights, Products
 from leanconv.kernels.winograd_tiles import Bits, Counters, Place, Tiling
 from leanconv.kernels.winograd_weights import WeightStep, copy_bias
@@ -93,9 +94,9 @@ class WinogradSpec:
 
     Fields besides those of the steps: `b_* g_* k_*` for the chunk; `tile_count` tiles, `b_count` blocks of them;
     `panels` a chunk, `panel_count`; `x_g o_g r_g` bytes between groups; `w_g w_panel` bytes of weights a group and
-    whole panel; `u_point u_last` from point to point in whole panels and the last; `v_at m_at u_at zero_at` where in
-    the scratch V, M, transformed weights and zeros are.  With `split`: `c_count` blocks of the `c_vectors` whole
-    vectors of input channels.  `sections` and `asked` are those of `Products`.
+    whole panel; `u_point u_last` from point to point in whole panels and the last; `v_at m_at u_at t_at zero_at` where
+    in the scratch V, M, transformed weights, biases with taps, and zeros are.  With `split`: `c_count` blocks of the
+    `c_vectors` whole vectors of input channels.  `sections` and `asked` are those of `Products`.
     """
 
     target: Target
@@ -177,7 +178,8 @@ class WinogradSpec:
 
             def panel(at: Value) -> None:
                 bias, weights = self._weights(fn, fields, chunk, at, before, vectors, valid)
-                self._products(fn, fields, product, heights, source, weights, products)
+                fly = self._fly(vectors, valid) if self.transform else None
+                self._products(fn, fields, chunk, product, heights, [source, weights, products], fly)
                 channel = fn.mul(at, self.panels.vectors * self.lanes)
                 each(lambda place, rows: writer.tile(place, rows, channel, bias))
 
@@ -215,7 +217,7 @@ class WinogradSpec:
     def _weights(
         self, fn: Function, fields: Fields, chunk: Chunk, panel: Value, before: Index, vectors: int, valid: int
     ) -> tuple[Value, Value]:
-        """Where the biases and the transformed weights of a panel are."""
+        """Where the biases of a panel are, and its transformed weights, or the taps that they are made from."""
         width = vectors * self.lanes
         row = width * self.item
         if not self.transform:
@@ -223,21 +225,25 @@ class WinogradSpec:
             bias = fn.gep(bias, fn.mul(panel, fields["w_panel"]))
             weights = fn.gep(bias, row) if self.write.bias else bias
             return self._bias(fn, fields, bias, row), fn.gep(weights, fn.mul(before, row))
-        step = WeightStep(self.target, self.dtype, self.tiling)
-        count = (vectors - 1) * self.lanes + valid
+        fly = self._fly(vectors, valid)
         channel = fn.mul(panel, self.panels.vectors * self.lanes)
-        bias = fn.gep(chunk.scratch, fields["u_at"])
+        bias = fn.gep(chunk.scratch, fields["t_at"])
         weights = bias
         if self.write.bias:
             shift = fn.gep(fields.buffer("bias"), fn.mul(chunk.group, fields["bias_g"]))
-            copy_bias(fn, step, fn.gep(shift, fn.mul(channel, self.item)), bias, width, count)
+            copy_bias(fn, fly.step, fn.gep(shift, fn.mul(channel, self.item)), bias, width, fly.count)
             weights = fn.gep(bias, row)
         filters = fn.gep(fields.buffer("weights"), fn.mul(chunk.group, fields["w_g"]))
         filters = fn.gep(filters, fn.mul(channel, fields["w_k"]))
         if self.split:
             filters = fn.gep(filters, fn.mul(before, fields["w_c"]))
-        step.emit(fn, fields, filters, weights, self._point_bytes(fields, vectors), width, count)
+        fly.take(fn, fields, filters, weights)
         return self._bias(fn, fields, bias, row), weights
+
+    def _fly(self, vectors: int, valid: int) -> FlyStep:
+        """How the weights of a panel are transformed on the fly."""
+        step = WeightStep(self.target, self.dtype, self.tiling)
+        return FlyStep(step, vectors * self.lanes, (vectors - 1) * self.lanes + valid)
 
     def _bias(self, fn: Function, fields: Fields, bias: Value, row: int) -> Value:
         """The biases: of all blocks of input channels the first one adds them, the others zeros."""
@@ -253,13 +259,13 @@ class WinogradSpec:
         self,
         fn: Function,
         fields: Fields,
+        chunk: Chunk,
         product: Products,
         heights: dict[Bits, Heights],
-        source: Value,
-        weights: Value,
-        products: Value,
+        begin: list[Value],
+        fly: FlyStep | None,
     ) -> None:
-        """The matrix product of every point."""
+        """The matrix product of every point, whose V, U and M `begin` there; with `fly` taps in place of U."""
         steps = [fields["v_point"], self._point_bytes(fields, product.vectors), fields["m_point"]]
 
         def axis(d: int, table: dict[Bits, Heights], state: list[Value]) -> list[Value]:
@@ -278,10 +284,14 @@ class WinogradSpec:
                         bits: Heights(*(fn.select(dropped, b, a) for a, b in zip(value, others[bits], strict=True)))
                         for bits, value in kept.items()
                     }
-                return axis(d + 1, kept, state)
+                if fly is None or d != self.tiling.active[0]:
+                    return axis(d + 1, kept, state)
+                fresh = fn.gep(chunk.scratch, fields["u_at"])
+                fly.row(fn, fields, begin[1], fresh, self._point_bytes(fields, product.vectors), point)
+                return axis(d + 1, kept, [state[0], fresh, state[2]])
 
             if here.transform.size == 1:
                 return turn(fn.i64(0), state)
             return fn.loop(0, here.transform.size, 1, state, turn, hint="point")
 
-        axis(0, heights, [source, weights, products])
+        axis(0, heights, begin)

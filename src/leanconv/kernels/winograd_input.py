@@ -55,6 +55,12 @@ class InputStep:
         """Bytes of an element."""
         return 8 if self.dtype == "float64" else 4
 
+    @property
+    def _zero_bytes(self) -> int:
+        """What is read of zeros: a row of a window, or a pixel."""
+        row = self.tiling.sizes[-1] * self.item if self.runs else 0
+        return -(-max(row, ZERO_BYTES) // LINE) * LINE
+
     def emit(self, fn: Function, fields: Fields, x: Value, zeros: Value | None, target: Value) -> InputEmitter:
         """An emitter of the step; `zeros` a row of channels that are zero, `target` the matrices."""
         points, width = self.tiling.points, self.target.vector_bytes
@@ -65,7 +71,7 @@ class InputStep:
             fn,
             fields,
             x,
-            zeros if zeros is not None else fn.module.zeros(ZERO_BYTES),
+            zeros if zeros is not None else fn.module.zeros(self._zero_bytes),
             target,
             fn.alloca(8 * points),
             fn.alloca(8 * points) if self.padded and not self.adjacent else None,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
@@ -17,6 +17,9 @@ from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.linear import linear
 from leanconv.kernels.panels import PanelShape
 from leanconv.kernels.winograd_tiles import Tiling, Turns, over, row_major
+
+OneFilter = Callable[[Value, Value, Value, int], None]
+"""What is done to a vector of filters: where they are, where to write, whether their taps are dense, how many exist."""
 
 _TOGETHER = 8  # input channels whose points, and the filters of one vector of output channels, are in the first cache
 
@@ -62,18 +65,28 @@ class WeightStep:
         sets of the first-level cache (512 channels of 3x3 taps are 4.5 pages).
         """
         stack = fn.alloca(self.tiling.points * self.target.vector_bytes)
+
+        def one(source: Value, target: Value, dense: Value, exist: int) -> None:
+            self._one(fn, fields, source, target, stack, dense, point, exist)
+
+        self.each_filter(fn, fields, [source, target], width * self.item, width, count, one)
+
+    def each_filter(
+        self, fn: Function, fields: Fields, state: list[Value], move: Index, width: int, count: int, one: OneFilter
+    ) -> None:
+        """Run `one` for every vector of filters; what it writes is `move` bytes further on for the next channel."""
         dense = fn.cmp("eq", 0, 0)  # the taps of a filter lie one behind the other
         for d, step in enumerate(row_major(self.taps)):
             if self.taps[d] > 1:
                 dense = fn.both(dense, fn.cmp("eq", fields[f"w_{d}"], step * self.item))
-        moves: list[Index] = [fields["w_c"], width * self.item]
+        moves: list[Index] = [fields["w_c"], move]
 
         def some(first: Value, state: list[Value]) -> list[Value]:
             number = fn.smin(fn.sub(fields["channels"], first), _TOGETHER)
 
             def vector_of(state: list[Value], exist: int) -> None:
                 def channel(_: Value, inner: list[Value]) -> list[Value]:
-                    self._one(fn, fields, inner[0], inner[1], stack, dense, point, exist)
+                    one(inner[0], inner[1], dense, exist)
                     return [fn.gep(pointer, move) for pointer, move in zip(inner, moves, strict=True)]
 
                 fn.loop(0, number, 1, state, channel, hint="channel")
@@ -91,7 +104,7 @@ class WeightStep:
                 behind = [behind[0], fn.gep(behind[1], self.target.vector_bytes)]
             return [fn.gep(pointer, fn.mul(move, _TOGETHER)) for pointer, move in zip(state, moves, strict=True)]
 
-        fn.loop(0, fields["channels"], _TOGETHER, [source, target], some, hint="some")
+        fn.loop(0, fields["channels"], _TOGETHER, state, some, hint="some")
 
     def _one(
         self,
@@ -106,13 +119,11 @@ class WeightStep:
     ) -> None:
         """A vector of filters of one input channel, of which the first `exist` are there."""
         if len(self.tiling.active) > 2:
-            self._take(fn, fields, source, stack, dense, exist)
+            near = [self.target.vector_bytes * n for n in row_major(self.tiling.sizes)]
+            self.take(fn, fields, source, stack, near, dense, exist)
             self._transform(fn, stack, target, point)
             return
-        ahead = fn.gep(source, fn.mul(fields["w_c"], 2 * _TOGETHER))
-        for _ in range(exist):  # too many rows at one time for the hardware: 64 to 384 channels, 1.05 to 1.18 times
-            fn.prefetch(ahead)
-            ahead = fn.gep(ahead, fields["w_k"])
+        self.ask(fn, fields, source, exist)
         kind, places = self.kind, list(itertools.product(*map(range, self.taps)))
 
         def apart() -> list[Value]:
@@ -127,28 +138,24 @@ class WeightStep:
         taps = fn.if_(
             dense, lambda: load_runs(fn, kind, source, fields["w_k"], len(places), exist), apart, hint="dense"
         )
-        self._points(fn, taps, target, point)
+        store_points(fn, self, self.tiling.active, taps, target, point)
 
-    def _points(self, fn: Function, taps: list[Value], target: Value, point: Index) -> None:
-        """All points of one or two axes, row by row: what two rows share stays in registers."""
-        programs = [linear(self.tiling.axes[d].transform.weights()) for d in self.tiling.active]
-        wide = self.taps[self.tiling.active[-1]]
-        columns = [programs[0].lazily(fn, taps[j::wide], fused=self.target.fma) for j in range(wide)]
-        size = self.tiling.sizes[self.tiling.active[-1]]
-        for i in range(self.tiling.points // size):
-            row = [column(i) for column in columns] if len(programs) > 1 else taps
-            for j, value in enumerate(programs[-1].emit(fn, row, fused=self.target.fma)):
-                fn.store(value, fn.gep(target, fn.mul(point, j)))
-            target = fn.gep(target, fn.mul(point, size))
+    def ask(self, fn: Function, fields: Fields, source: Value, exist: int) -> None:
+        """Ask for filters that are soon to be read."""
+        ahead = fn.gep(source, fn.mul(fields["w_c"], 2 * _TOGETHER))
+        for _ in range(exist):  # too many rows at one time for the hardware: 64 to 384 channels, 1.05 to 1.18 times
+            fn.prefetch(ahead)
+            ahead = fn.gep(ahead, fields["w_k"])
 
-    def _take(self, fn: Function, fields: Fields, source: Value, stack: Value, dense: Value, count: int) -> None:
-        """The taps of a vector of filters, each at the place of its points."""
-        near = [self.target.vector_bytes * n for n in row_major(self.tiling.sizes)]
+    def take(
+        self, fn: Function, fields: Fields, source: Value, to: Value, near: Sequence[int], dense: Value, count: int
+    ) -> None:
+        """Store the taps of a vector of filters, so many bytes apart along each axis."""
 
         def runs() -> list[Value]:
             values = load_runs(fn, self.kind, source, fields["w_k"], math.prod(self.taps), count)
             for at, value in zip(itertools.product(*map(range, self.taps)), values, strict=True):
-                fn.store(value, stack, sum(i * step for i, step in zip(at, near, strict=True)))
+                fn.store(value, to, sum(i * step for i, step in zip(at, near, strict=True)))
             return []
 
         def one(state: list[Value], _: tuple[int, ...]) -> None:
@@ -156,7 +163,7 @@ class WeightStep:
 
         def apart() -> list[Value]:
             loops = [Turns([(n, 0)], [fields[f"w_{d}"], near[d]]) for d, n in enumerate(self.taps)]
-            over(fn, loops, [source, stack], one)
+            over(fn, loops, [source, to], one)
             return []
 
         fn.if_(dense, runs, apart, hint="dense")
@@ -185,6 +192,27 @@ class WeightStep:
 
         for d in active:
             along(d, d == active[-1])
+
+
+def store_points(
+    fn: Function, step: WeightStep, axes: Sequence[int], taps: list[Value], target: Value, point: Index
+) -> None:
+    """Transform taps along at most two axes and store their points, `point` bytes apart.
+
+    Row by row: what two rows share stays in registers.
+    """
+    if not axes:
+        fn.store(taps[0], target)
+        return
+    fused, tiling = step.target.fma, step.tiling
+    programs = [linear(tiling.axes[d].transform.weights()) for d in axes]
+    wide, size = step.taps[axes[-1]], tiling.sizes[axes[-1]]
+    columns = [programs[0].lazily(fn, taps[j::wide], fused=fused) for j in range(wide)]
+    for i in range(math.prod(tiling.sizes[d] for d in axes) // size):
+        row = [column(i) for column in columns] if len(programs) > 1 else taps
+        for j, value in enumerate(programs[-1].emit(fn, row, fused=fused)):
+            fn.store(value, fn.gep(target, fn.mul(point, j)))
+        target = fn.gep(target, fn.mul(point, size))
 
 
 @dataclass(frozen=True, slots=True)
