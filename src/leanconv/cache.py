@@ -152,8 +152,7 @@ class ObjectCache:
             try:
                 stored = self._trusted_folders(path)
             except FileNotFoundError:
-                for folder in (self.directory, self._objects, os.path.dirname(path)):
-                    os.makedirs(folder, mode=0o700, exist_ok=True)
+                _make_folders(self.directory, self._objects, os.path.dirname(path))
                 stored = self._trusted_folders(path)
             if stored:
                 _write(path, blob)
@@ -321,6 +320,17 @@ def _write(path: str, blob: bytes) -> None:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _make_folders(*folders: str) -> None:
+    """Make the last of these folders, and those before it if they are missing; others may do so at the same time."""
+    try:
+        os.mkdir(folders[-1], 0o700)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        for folder in folders:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
 
 
 def _remove(path: str) -> bool:
