@@ -203,6 +203,9 @@ def test_every_plan_has_a_time(case: Case) -> None:
             assert 0 < entry.predicted_seconds < 10 and math.isfinite(entry.predicted_seconds)
             least = model.least_seconds(case.problem, algorithm_named(entry.name), case.threads)
             assert least <= entry.predicted_seconds * (1 + 1e-9), entry.name
+            assert model.least_bytes(case.problem, algorithm_named(entry.name)) <= entry.needed_bytes
+    for entry in candidates(case.problem, names, case.threads, 0, bound=True):
+        assert model.least_bytes(case.problem, algorithm_named(entry.name)) <= entry.needed_bytes
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])

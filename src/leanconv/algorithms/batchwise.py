@@ -9,8 +9,8 @@ from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.blocking import wanted_chunks
 from leanconv.classes import replace
 from leanconv.host import Host
-from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.reduction import Reduction, reduction_fields
 from leanconv.problem import BATCH_LAST, Problem
 from leanconv.program import Phase
 

@@ -10,12 +10,12 @@ from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
 from leanconv.classes import dataclass
 from leanconv.host import Host
-from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Image, Rows, Source
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.panels import Panels
+from leanconv.kernels.reduction import Reduction, reduction_fields
 from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
 from leanconv.program import Phase

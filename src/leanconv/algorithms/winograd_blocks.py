@@ -7,8 +7,8 @@ from typing import ClassVar
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import panels_of
 from leanconv.host import Host
-from leanconv.kernels.core import SECTION, UNROLL, Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.reduction import SECTION, UNROLL, Reduction, reduction_fields
 from leanconv.kernels.winograd import WinogradSpec
 from leanconv.kernels.winograd_input import InputStep
 from leanconv.kernels.winograd_output import OutputStep

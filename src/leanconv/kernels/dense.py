@@ -17,12 +17,13 @@ from collections.abc import Callable
 from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import Function, Index, Module, Value
 from leanconv.codegen.targets import Target
-from leanconv.kernels.core import Reduction, Sum, Tile
+from leanconv.kernels.core import Sum, Tile
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import Source
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape, each_panel
+from leanconv.kernels.reduction import Reduction
 from leanconv.kernels.scatter import ScatteredOutput
 from leanconv.kernels.stage import Stage
 

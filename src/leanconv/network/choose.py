@@ -42,10 +42,14 @@ as the plain ones."""
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The options chosen (None for steps of NumPy), and the arena that results."""
+    """The options chosen (None for steps of NumPy), and the arena that results.
+
+    `pressed`: a limit asked for others than the fastest ones.
+    """
 
     options: tuple[Option | None, ...]
     arena: ArenaPlan
+    pressed: bool = False
 
     def without_recipes(self) -> Choice:
         """The same choice, once all steps are built: recipes keep weights in memory."""
@@ -108,7 +112,8 @@ def plan_network(
             taken = [block for block in blocks if block.node.name in known.blocks]
             found = arrange(with_blocks(graph, taken), tight=known.tight)
             chosen = known.pick(found, options_of(found, setting, known.decided(found)))
-            return found, _within_limit(_choice(found, chosen, setting.threads), limit)
+            choice = _within_limit(_choice(found, chosen, setting.threads), limit)
+            return found, replace(choice, pressed=known.pressed)
     joined = [block for block in blocks if block.middle_bytes(graph) > 2 * setting.host.l2]
     if like is not None:
         with contextlib.suppress(LeanconvError):  # a limit that asks for other ways
@@ -130,7 +135,7 @@ def plan_network(
             try:
                 choice = choose(found, rows, setting.threads, limit)
                 if key is not None:
-                    keep(key, found, rows, choice.options)
+                    keep(key, found, rows, choice.options, pressed=choice.pressed)
                 return found, choice
             except MemoryLimitError as error:
                 least = error if least is None or error.needed < least.needed else least
@@ -205,9 +210,9 @@ def choose(found: Arrangement, rows: Sequence[Sequence[Option]], threads: int, l
         if least is None or smallest.needed_bytes < least.needed_bytes:
             least = smallest
         if least.needed_bytes <= limit:
-            return least
+            return replace(least, pressed=True)
         raise MemoryLimitError(limit, least.needed_bytes, f"the network of {len(rows)} steps")
-    return best
+    return replace(best, pressed=True)
 
 
 def _within(rows: Sequence[Sequence[Option]], rooms: Sequence[int], kept: int, threads: int) -> list[Option | None]:

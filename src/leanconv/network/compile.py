@@ -177,9 +177,9 @@ class CompiledNetwork:
         return decisions(self._found, self._choice.options)
 
     @property
-    def ways(self) -> Ways:
-        """How it is computed, for the same network at another size."""
-        return Ways.of(self._found, self._choice.options)
+    def ways(self) -> Ways | None:
+        """How it is computed, for the same network at another size; None if a limit asked for slower ways."""
+        return None if self._choice.pressed else Ways.of(self._found, self._choice.options)
 
     @property
     def activation_bytes(self) -> int:
