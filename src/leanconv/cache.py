@@ -143,13 +143,18 @@ class ObjectCache:
             Whether it is stored: not so unless the mode is rw, and if the disk did not allow it.
         """
         path = self._path(key)
+        if self.mode != "rw":
+            return False
         blob = _pack(key, data, note)
-        if self.mode != "rw" or len(blob) > self.max_bytes:
+        if len(blob) > self.max_bytes:
             return False
         try:
-            for folder in (self.directory, self._objects, os.path.dirname(path)):
-                os.makedirs(folder, mode=0o700, exist_ok=True)
-            stored = self._trusted_folders(path)
+            try:
+                stored = self._trusted_folders(path)
+            except FileNotFoundError:
+                for folder in (self.directory, self._objects, os.path.dirname(path)):
+                    os.makedirs(folder, mode=0o700, exist_ok=True)
+                stored = self._trusted_folders(path)
             if stored:
                 _write(path, blob)
         except OSError:

@@ -26,7 +26,7 @@ WINDOW, FILTER, OUTPUT, ADDED = 9.7, 6.0, 12.0, 20.0
 _PASS, _MOVE = 0.3, 0.4  # the parts of them that each axis takes, and loads and stores
 
 _FEWEST = 16  # channels of a block: with fewer, products are not worth their way to memory and back
-_MOST_TILES = 64  # of a block, if memory is no matter: weights are no longer what takes the time
+MOST_TILES = 64  # of a block, if memory is no matter: weights are no longer what takes the time
 
 
 def pass_slots(axes: int) -> float:
@@ -107,7 +107,7 @@ class BlocksOnTheFly(BlocksOfTiles):
     def block(self, threads: int, workspace: int | None, wanted: int | None) -> int:
         """Tiles a block: as many as fit, and in any case so few that the scratch stays near."""
         total = max(1, self.fields["tile_count"])
-        tiles = min(wanted or _MOST_TILES, total)
+        tiles = min(wanted or MOST_TILES, total)
         if wanted is None:
             tiles = self.fitting(tiles, 1, 3 * self.host.l2 // 2)
             if threads > 1:

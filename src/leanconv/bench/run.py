@@ -122,14 +122,10 @@ class _Run:
     def all_passes(self) -> None:
         """Go through the layers, then through those again where something is uncertain."""
         everything: Pairs = [[(contest, None) for contest in group] for group in self._layers]
-        clients = Clients(self._settings.peer_timeout)
+        clients = Clients(self._settings.peer_timeout)  # for all passes: a library that is imported anew is as fast
         try:
             begin = 1 + max((sample.visit for row in self._report.rows for sample in row.samples), default=-1)
             for number in range(begin, begin + self._settings.passes):
-                if number > begin:
-                    # Processes that were just started: where their memory lies is drawn anew.
-                    clients.close()
-                    clients = Clients(self._settings.peer_timeout)
                 self._pass(everything, clients, number)
             while self._settings.passes > 1:
                 number += 1

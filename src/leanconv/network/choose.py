@@ -25,6 +25,7 @@ from leanconv.network.graph import Graph
 from leanconv.network.kept import keep, question, recalled
 from leanconv.network.lock import pinned_blocks, pinned_options
 from leanconv.network.native import workspace_region
+from leanconv.network.nearby import Ways
 from leanconv.network.steps.base import Built, Decided, Option, Setting
 
 SHARES = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
@@ -72,12 +73,17 @@ def _spent() -> Built:
 
 
 def plan_network(
-    graph: Graph, setting: Setting, limit: int | None, pinned: Mapping[str, Any] | None = None
+    graph: Graph,
+    setting: Setting,
+    limit: int | None,
+    pinned: Mapping[str, Any] | None = None,
+    like: Ways | None = None,
 ) -> tuple[Arrangement, Choice]:
     """Places and ways for a whole network.
 
     Blocks of layers are one step where what lies between the layers would not stay in the cache, and where the limit
-    asks for it.  With `pinned`, which `lock.decisions` made, all is as it says.
+    asks for it.  With `pinned`, which `lock.decisions` made, all is as it says; with `like`, the ways of the same
+    network at another size, layers of a similar size are computed as there.
 
     Raises:
         MemoryLimitError: nothing fits the limit; says the least that would do.
@@ -96,6 +102,15 @@ def plan_network(
             chosen = known.pick(found, options_of(found, setting, known.decided(found)))
             return found, _within_limit(_choice(found, chosen, setting.threads), limit)
     joined = [block for block in blocks if block.middle_bytes(graph) > 2 * setting.host.l2]
+    if like is not None:
+        with contextlib.suppress(LeanconvError):  # a limit that asks for other ways
+            taken = [
+                block for block in blocks if block in joined or (limit is not None and block.node.name in like.steps)
+            ]
+            found = arrange(with_blocks(graph, taken))
+            rows = options_of(found, setting, like.decided(found))
+            # Not kept: a process that begins with this size shall weigh it.
+            return found, choose(found, rows, setting.threads, limit)
     least: MemoryLimitError | None = None
     while True:
         found = arrange(with_blocks(graph, joined))

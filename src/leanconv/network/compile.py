@@ -24,6 +24,8 @@ from leanconv.network.choose import Choice, plan_network
 from leanconv.network.graph import Graph, ValueType
 from leanconv.network.lock import decisions
 from leanconv.network.native import ABSOLUTE, Linked, LinkedStep, NativeJob, NumpyStep, link_step, prepare_steps
+from leanconv.network.nearby import Ways
+from leanconv.network.shared import SharedWeights
 from leanconv.network.steps.base import Setting
 from leanconv.outputs import new_output
 from leanconv.planning.wanted import ACCURACIES
@@ -47,6 +49,9 @@ def compile_graph(
     accuracy: str = "standard",
     deterministic: bool = False,
     pinned: Mapping[str, Any] | None = None,
+    shared: SharedWeights | None = None,
+    like: CompiledNetwork | None = None,
+    free: bool = False,
 ) -> CompiledNetwork:
     """Compile a graph.
 
@@ -60,6 +65,9 @@ def compile_graph(
         accuracy: see there.
         deterministic: see there; results are then the same bits for any number of threads.
         pinned: `CompiledNetwork.decisions` of an earlier one, which is to be computed in the same way.
+        shared: packed weights that other networks have or will have as well; None to share none.
+        like: the same network at another size: layers of a similar size are computed as there, without weighing.
+        free: whether other sizes will be wanted: kernels then serve any of them where that costs nothing that matters.
 
     Returns:
         A network to run; `peak_bytes` and all other sizes are known.
@@ -75,9 +83,11 @@ def compile_graph(
     one_of("accuracy", accuracy, ACCURACIES)
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
     limit = parse_bytes(memory_limit, "memory_limit")
-    setting = Setting(this_host(), count, limit is not None, algorithm, accuracy, deterministic)
+    setting = Setting(
+        this_host(), count, limit is not None, algorithm, accuracy, deterministic, shared=shared, free=free
+    )
     report("plan", 0, 1)
-    found, choice = plan_network(graph, setting, limit, pinned)
+    found, choice = plan_network(graph, setting, limit, pinned, None if like is None else like.ways)
     report("plan", 1, 1)
     return CompiledNetwork(graph, found, choice, count, limit)
 
@@ -160,6 +170,11 @@ class CompiledNetwork:
     def decisions(self) -> dict[str, Any]:
         """How it is computed, as JSON's types; `compile_graph` takes it as `pinned`."""
         return decisions(self._found, self._choice.options)
+
+    @property
+    def ways(self) -> Ways:
+        """How it is computed, for the same network at another size."""
+        return Ways.of(self._found, self._choice.options)
 
     @property
     def activation_bytes(self) -> int:

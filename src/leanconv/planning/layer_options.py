@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
 from leanconv.classes import dataclass, replace
 from leanconv.errors import NotApplicableError
-from leanconv.planning.candidates import Candidate, algorithm_named, candidates
+from leanconv.planning.candidates import Candidate, algorithm_named, candidates, fits
 from leanconv.planning.wanted import wanted
 from leanconv.problem import Problem, dense_strides
 from leanconv.registry import forget_with
@@ -55,30 +56,45 @@ def layer_options(
     if not names:
         name, reason = next(iter(reasons.items()))
         raise NotApplicableError(name, f"{reason} ({problem.describe()})")
-    budgets = (None,) if limit is None else BUDGETS
-    bias = problem.out_channels * problem.itemsize if problem.has_bias else 0
-    found: dict[tuple[str, int, int], LayerOption] = {}
-    for budget in budgets:
-        for entry in _candidates(problem, tuple(names), threads, budget):
-            plan = entry.plan
-            weights = max(0, plan.packed_weight_bytes - problem.w_bytes - bias)
-            option = LayerOption(entry, problem.layout, plan.workspace_bytes, weights, entry.predicted_seconds)
-            found.setdefault((entry.name, option.workspace, weights), option)
-    # What is slower and larger than another can never be chosen; of equals the first is kept.
-    kept: list[LayerOption] = []
-    for option in sorted(found.values(), key=lambda option: (option.seconds, option.workspace, option.weights)):
-        if not any(other.workspace <= option.workspace and other.weights <= option.weights for other in kept):
-            kept.append(option)
-    return kept
+    return list(_options(problem, tuple(names), threads, (None,) if limit is None else BUDGETS))
 
 
 @lru_cache(maxsize=4096)
-def _candidates(problem: Problem, names: tuple[str, ...], threads: int, budget: int | None) -> list[Candidate]:
-    """Kept, because a frontier asks again and again."""
-    return candidates(problem, names, threads, budget, bound=True)
+def _options(
+    problem: Problem, names: tuple[str, ...], threads: int, budgets: tuple[int | None, ...]
+) -> tuple[LayerOption, ...]:
+    """The ways of these algorithms within each budget; kept, because a frontier asks again and again."""
+    from leanconv.planning.model import least_seconds
+
+    bias = problem.out_channels * problem.itemsize if problem.has_bias else 0
+    least = {name: least_seconds(problem, algorithm_named(name), threads) for name in names}
+    found: list[LayerOption] = []
+    free = math.inf  # seconds of the fastest way that takes no bytes
+    for name in sorted(names, key=least.__getitem__):
+        if least[name] > free:  # slower, and no smaller
+            break
+        entry: Candidate | None = None
+        for budget in budgets:
+            if entry is not None and fits(entry, budget):
+                continue  # what fits already need not be smaller
+            (entry,) = candidates(problem, (name,), threads, budget, bound=True)
+            plan = entry.plan
+            weights = max(0, plan.packed_weight_bytes - problem.w_bytes - bias)
+            option = LayerOption(entry, problem.layout, plan.workspace_bytes, weights, entry.predicted_seconds)
+            found.append(option)
+            if not option.workspace and not weights:
+                free = min(free, option.seconds)
+    # What is slower and larger than another can never be chosen; of equals the first of the registry is kept.
+    places = {name: place for place, name in enumerate(names)}
+    found.sort(key=lambda o: (o.seconds, o.workspace, o.weights, places[o.candidate.name]))
+    kept: list[LayerOption] = []
+    for option in found:
+        if not any(other.workspace <= option.workspace and other.weights <= option.weights for other in kept):
+            kept.append(option)
+    return tuple(kept)
 
 
-forget_with(_candidates.cache_clear)
+forget_with(_options.cache_clear)
 
 
 def in_layout(problem: Problem, layout: str) -> Problem:
