@@ -50,9 +50,15 @@ def test_scattered_times_are_marked():
     assert scattered.undecided and not steady.undecided and not fast.undecided
 
 
-def test_the_fastest_is_as_uncertain_as_the_next():
+def test_the_fastest_is_undecided_if_another_may_be_as_fast():
     (fast, second), _ = take([contestant("fast", [0.01]), contestant("second", [0.011, 0.013, 0.012])])
+    assert second.undecided and not fast.undecided
+    (fast, second), _ = take([contestant("fast", [0.01]), contestant("second", [0.009, 0.013, 0.012])])
     assert second.undecided and fast.undecided
+    few = Schedule(time=0.05, rounds=5, longest=0.0, precision=0.03)  # too few for an interval
+    for seconds, undecided in ((0.015, True), (0.03, False)):
+        (fast, second), _ = take([contestant("fast", [0.01]), contestant("second", [seconds])], few)
+        assert second.undecided and fast.undecided == undecided
 
 
 def test_the_uncertain_go_on_with_the_fastest_until_they_are_certain():

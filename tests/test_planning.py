@@ -185,6 +185,10 @@ def test_sums_of_one_order_have_the_same_bits(case: Case) -> None:
     first = results["direct"].tobytes()
     assert all(result.tobytes() == first for result in results.values()), list(results)
     assert case.plan("auto", case.threads, deterministic=True).algorithm in SAME_ORDER
+    # Nor do they depend on the batch, whose last image is alone here, on other threads and under a limit.
+    last = {name: value[-1:] if name in ("x", "residual") else value for name, value in case.values.items()}
+    alone = convolve(case, last, threads=3 - min(case.threads, 2), memory_limit=0, deterministic=True)
+    assert alone.tobytes() == results["direct"][-1:].tobytes()
 
 
 # -- the model ---------------------------------------------------------------------------------------------------
@@ -199,6 +203,9 @@ def test_every_plan_has_a_time(case: Case) -> None:
             assert 0 < entry.predicted_seconds < 10 and math.isfinite(entry.predicted_seconds)
             least = model.least_seconds(case.problem, algorithm_named(entry.name), case.threads)
             assert least <= entry.predicted_seconds * (1 + 1e-9), entry.name
+            assert model.least_bytes(case.problem, algorithm_named(entry.name)) <= entry.needed_bytes
+    for entry in candidates(case.problem, names, case.threads, 0, bound=True):
+        assert model.least_bytes(case.problem, algorithm_named(entry.name)) <= entry.needed_bytes
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
@@ -450,6 +457,14 @@ def test_networks_share_one_workspace() -> None:
     assert leanconv.plan_network([]).steps == ()
     with pytest.raises(ArgumentTypeError):
         leanconv.plan_network(["layer"])  # type: ignore[list-item]
+
+
+def test_a_network_of_one_layer_uses_its_limit_as_the_layer_does() -> None:
+    layer = {"x_shape": (1, 28, 28, 64), "w_shape": (64, 64, 3, 3), "padding": 1, "layout": "NHWC", "threads": 1}
+    for limit in (1000, 60_000, 100_000, 256_000, 700_000, 1 << 21):
+        alone = leanconv.plan(**layer, memory_limit=limit)
+        together = leanconv.plan_network([alone], threads=1, memory_limit=limit)
+        assert together.needed_bytes <= limit and together.predicted_seconds <= model.seconds(alone)
 
 
 def test_the_path_through_a_chain_is_the_shortest() -> None:

@@ -112,13 +112,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         type=_seconds,
         metavar="S",
         help="seconds for each algorithm and peer on each layer, in all passes; one that takes longer for a call is "
-        "timed once in each pass (default: 0.1; 0.2 in a single pass)",
+        "timed once in each pass (default: 0.08; 0.2 in a single pass)",
     )
     add(
         "--rounds",
         type=_positive,
         metavar="N",
-        help="how often the algorithms take turns in a pass (default: 4; 10 in a single pass)",
+        help="how often the algorithms take turns in a pass (default: 3; 10 in a single pass)",
     )
     add(
         "--passes",
@@ -158,8 +158,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
     add(
         "--append",
         action="store_true",
-        help="go on with the results that the file of --json holds, if there is one: further passes of the same "
-        "comparison, now or hours later",
+        help="go on with the results that the file of --json holds, if there is one: what an interrupt left out, then "
+        "further passes of the same comparison, now or hours later",
     )
     add("--plot", metavar="PATH", help="draw a PNG, SVG or PDF; needs pip install leanconv[plot]")
     _add_models(bench)
@@ -229,8 +229,8 @@ def run(options: argparse.Namespace, words: list[str]) -> int:
     """Run it; `words` are the arguments of the command line."""
     models = any(word.endswith(".onnx") for word in options.layers)
     single = options.passes == 1 or options.scaling or models
-    options.time = options.time or (0.2 if single else 0.1)
-    options.rounds = options.rounds or (10 if single else 4)
+    options.time = options.time or (0.2 if single else 0.08)
+    options.rounds = options.rounds or (10 if single else 3)
     if models:
         from leanconv.bench import onnx_models
 

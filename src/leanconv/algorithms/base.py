@@ -126,6 +126,10 @@ class Algorithm(ABC):
         """
         return None
 
+    def least_bytes(self, problem: Problem, host: Host) -> int:
+        """What counts against a memory limit at least, of a problem that is not refused, however little is staged."""
+        return 0
+
     def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
         """What the phases of a lowering do, for the cost model; None to have each phase counted by its kernel."""
         return None

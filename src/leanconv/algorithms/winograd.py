@@ -45,6 +45,7 @@ from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.cost import Cost, issue_slots
 from leanconv.kernels.polyphase import Strided
 from leanconv.kernels.winograd_tiles import Axis, Tiling
+from leanconv.memory import ALIGNMENT
 from leanconv.problem import Problem
 
 MOST_POINTS = 8  # along one axis: with more, rounding errors pass 1e-4 of the largest output
@@ -153,6 +154,12 @@ class Winograd(Algorithm):
             weights, fetched = weights * points, 1.0
         counts = {"multiply": kept * tiles * p.group_in * outer, "vector": vectors}
         return Cost(counts, streams=((fetched * weights, weights),))
+
+    def least_bytes(self, problem: Problem, host: Host) -> int:
+        """A scratch, and transformed weights beyond the plain ones."""
+        p, points = problem, tiling_of(problem, self.outputs).points
+        beyond = 0 if self.transform else (points - p.taps) * p.group_in - p.has_bias
+        return ALIGNMENT + max(0, beyond) * p.out_channels * p.itemsize
 
     def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
         """Products, transforms, and weights that each block of tiles reads once."""

@@ -26,7 +26,7 @@ WINDOW, FILTER, OUTPUT, ADDED = 9.7, 6.0, 12.0, 20.0
 _PASS, _MOVE = 0.3, 0.4  # the parts of them that each axis takes, and loads and stores
 
 _FEWEST = 16  # channels of a block: with fewer, products are not worth their way to memory and back
-MOST_TILES = 64  # of a block, if memory is no matter: weights are no longer what takes the time
+MOST_TILES = _MOST_TILES = 64  # of a block, if memory is no matter: weights are no longer what takes the time
 
 
 def pass_slots(axes: int) -> float:

@@ -25,7 +25,7 @@ from leanconv.bench.process_memory import PeakMemory
 from leanconv.bench.report import FAILED, NOT_APPLICABLE, OK, PEER, WRONG, Row, fastest, ratio
 from leanconv.bench.sampling import sample
 from leanconv.bench.settings import ALL, LIMITED, Engine, Settings
-from leanconv.bench.turns import Schedule, mark, take_turns
+from leanconv.bench.turns import CLOSE, Schedule, mark, take_turns
 from leanconv.blas import blas_threads
 from leanconv.errors import LeanconvError, NotApplicableError
 from leanconv.layouts import channels_first
@@ -34,7 +34,6 @@ from leanconv.outputs import empty, release_outputs
 
 # Named by `all` if they apply, except the one that is there to be right and not to be fast.
 _NOT_IN_ALL = ("reference",)
-_CLOSE = 2.0  # times the fastest; whoever is slower has lost, and goes on in no further passes to say by how much
 _PEAK_SECONDS = 0.005  # of each round, to measure the peak in
 
 
@@ -94,7 +93,7 @@ class Contest:
         best = fastest(self.timed)
         if best is None or not self._may_go_on(best):
             return []
-        close = [row for row in self.timed if row is not best and row.undecided and ratio(row, best) < _CLOSE]
+        close = [row for row in self.timed if row is not best and row.undecided and ratio(row, best) < CLOSE]
         others = [row for row in close if self._may_go_on(row)]
         return [best, *others] if others else []
 

@@ -42,10 +42,14 @@ as the plain ones."""
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The options chosen (None for steps of NumPy), and the arena that results."""
+    """The options chosen (None for steps of NumPy), and the arena that results.
+
+    `pressed`: a limit asked for others than the fastest ones.
+    """
 
     options: tuple[Option | None, ...]
     arena: ArenaPlan
+    pressed: bool = False
 
     def without_recipes(self) -> Choice:
         """The same choice, once all steps are built: recipes keep weights in memory."""
@@ -90,17 +94,26 @@ def plan_network(
         CacheError: what is pinned is not for this network, or cannot be carried out here.
     """
     blocks = find_blocks(graph) if setting.algorithm == "auto" else []
+    rows: list[list[Option]] = []
     if pinned is not None:
-        found = arrange(with_blocks(graph, pinned_blocks(blocks, pinned)))
-        rows = pinned_options(found, options_of(found, setting), pinned)
-        return found, choose(found, rows, setting.threads, limit)
+        whole = with_blocks(graph, pinned_blocks(blocks, pinned))
+        for tight in (False, True):
+            found = arrange(whole, tight=tight)
+            rows = pinned_options(found, options_of(found, setting), pinned)
+            try:
+                return found, choose(found, rows, setting.threads, limit)
+            except MemoryLimitError:
+                if tight:
+                    raise
     key = question(graph, setting, limit)
     known = recalled(key)
     if known is not None:
         with contextlib.suppress(LeanconvError):
-            found = arrange(with_blocks(graph, [block for block in blocks if block.node.name in known.blocks]))
+            taken = [block for block in blocks if block.node.name in known.blocks]
+            found = arrange(with_blocks(graph, taken), tight=known.tight)
             chosen = known.pick(found, options_of(found, setting, known.decided(found)))
-            return found, _within_limit(_choice(found, chosen, setting.threads), limit)
+            choice = _within_limit(_choice(found, chosen, setting.threads), limit)
+            return found, replace(choice, pressed=known.pressed)
     joined = [block for block in blocks if block.middle_bytes(graph) > 2 * setting.host.l2]
     if like is not None:
         with contextlib.suppress(LeanconvError):  # a limit that asks for other ways
@@ -113,15 +126,19 @@ def plan_network(
             return found, choose(found, rows, setting.threads, limit)
     least: MemoryLimitError | None = None
     while True:
-        found = arrange(with_blocks(graph, joined))
-        rows = options_of(found, setting)
-        try:
-            choice = choose(found, rows, setting.threads, limit)
-            if key is not None:
-                keep(key, found, rows, choice.options)
-            return found, choice
-        except MemoryLimitError as error:
-            least = error if least is None or error.needed < least.needed else least
+        whole = with_blocks(graph, joined)
+        for tight in (False, True):
+            found = arrange(whole, tight=tight)
+            if tight and not found.shrunk:
+                break
+            rows = options_of(found, setting)
+            try:
+                choice = choose(found, rows, setting.threads, limit)
+                if key is not None:
+                    keep(key, found, rows, choice.options, pressed=choice.pressed)
+                return found, choice
+            except MemoryLimitError as error:
+                least = error if least is None or error.needed < least.needed else least
         # The blocks with a step that runs when most is alive; if there is none, all that are left.
         smallest = [min((o.workspace_bytes(setting.threads) for o in row), default=0) for row in rows]
         levels = [a + b for a, b in zip(live(found), smallest, strict=True)]
@@ -130,6 +147,7 @@ def plan_network(
         left: list[FoundBlock] = [block for block in blocks if block not in joined]
         more = [block for block in left if any(node.name in names for node in block.nodes)] or left
         if not more:
+            assert least is not None
             raise least
         joined += more
 
@@ -192,9 +210,9 @@ def choose(found: Arrangement, rows: Sequence[Sequence[Option]], threads: int, l
         if least is None or smallest.needed_bytes < least.needed_bytes:
             least = smallest
         if least.needed_bytes <= limit:
-            return least
+            return replace(least, pressed=True)
         raise MemoryLimitError(limit, least.needed_bytes, f"the network of {len(rows)} steps")
-    return best
+    return replace(best, pressed=True)
 
 
 def _within(rows: Sequence[Sequence[Option]], rooms: Sequence[int], kept: int, threads: int) -> list[Option | None]:
@@ -260,7 +278,9 @@ def _choice(found: Arrangement, options: Sequence[Option | None], threads: int) 
 def regions_of(found: Arrangement, options: Sequence[Option | None], threads: int) -> list[Region]:
     """All that lies in the arena: storages, and the workspaces of the steps."""
     alive = lifetimes(found)
-    regions = [Region(name, found.sizes[name], first, last) for name, (first, last) in alive.items()]
+    regions = [
+        Region(name, found.sizes[name], first, last, found.shrunk.get(name)) for name, (first, last) in alive.items()
+    ]
     for number, option in enumerate(options):
         nbytes = 0 if option is None else option.workspace_bytes(threads)
         if nbytes:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +146,10 @@ class CompiledNetwork:
             most = max(1, (memory_limit - self.extra_bytes) // self.peak_bytes)
         self._most = most
         self._room = None if most is None else Room(most)
+        if memory_limit is not None:
+            # Planning leaves megabytes of holes, which a run would have beside its arena.
+            gc.collect()
+            allocation.trim_heap()
 
     def _cut(self, steps: Sequence[LinkedStep | NumpyStep]) -> list[Linked | NumpyStep]:
         """Runs of native steps as programs."""
@@ -172,9 +177,9 @@ class CompiledNetwork:
         return decisions(self._found, self._choice.options)
 
     @property
-    def ways(self) -> Ways:
-        """How it is computed, for the same network at another size."""
-        return Ways.of(self._found, self._choice.options)
+    def ways(self) -> Ways | None:
+        """How it is computed, for the same network at another size; None if a limit asked for slower ways."""
+        return None if self._choice.pressed else Ways.of(self._found, self._choice.options)
 
     @property
     def activation_bytes(self) -> int:

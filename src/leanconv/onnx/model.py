@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import dataclass
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError, ModelError
 from leanconv.memory import Block
 from leanconv.network.arrangement import CONSTANT

@@ -235,6 +235,7 @@ class Session:
     def _compiled(self, key: Key, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> CompiledNetwork:
         pinned = None if self._pinned is None else self._pinned.network(self._question(key))
         graph = self.graph(types, values)
+        free = not all(port.fixed for port in self._model.inputs.values())
         machine = physical_memory()
         # Better an error now than a machine that swaps, or a process that is killed.
         alone = max((type_.nbytes for type_ in graph.types.values()), default=0)
@@ -247,9 +248,9 @@ class Session:
                 memory_limit=self.memory_limit,
                 accuracy=self.accuracy,
                 pinned=pinned,
-                shared=self._model.shared(graph),
+                shared=self._model.shared(graph) if free else None,
                 like=self._nearest(key),
-                free=not all(port.fixed for port in self._model.inputs.values()),
+                free=free,
             )
         except LeanconvError:
             raise

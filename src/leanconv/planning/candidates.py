@@ -128,8 +128,9 @@ def fastest_candidate(
     """The first of `candidates`, if it fits; None if nothing does.
 
     Those whose least time is longer than what another one takes are not lowered: most, where their sums take the time.
+    Nor are those whose least bytes are too many.
     """
-    from leanconv.planning.model import least_seconds
+    from leanconv.planning.model import least_bytes, least_seconds
 
     places = {name: place for place, name in enumerate(names)}
     # Without a second one there is nothing to compare.
@@ -138,6 +139,8 @@ def fastest_candidate(
     for name in sorted(names, key=least.__getitem__):
         if best is not None and least[name] > best.predicted_seconds * _ROUNDED:
             break
+        if limit is not None and least_bytes(problem, algorithm_named(name)) > limit:
+            continue
         entry = _best_of(problem, algorithm_named(name), threads, limit, bound, parameters, keep_threads)
         if fits(entry, limit) and (best is None or _before(entry, best, places)):
             best = entry
@@ -159,8 +162,11 @@ def _best_of(
     keep_threads: bool,
 ) -> Candidate:
     """One algorithm on as many threads as fit the limit and are worth it."""
-    from leanconv.planning.model import FORK, least_seconds
+    from leanconv.planning.model import FORK, least_bytes, least_seconds, seconds
 
+    if limit is not None and least_bytes(problem, algorithm) > limit:  # what comes nearest, at once
+        plan = Plan(problem, algorithm, 1, limit, parameters, staging=0)
+        return Candidate(plan, seconds(plan, bound=bound), _needs(plan, bound))
     best, count = candidate(problem, algorithm, threads, limit, bound=bound, parameters=parameters), threads
     while count > 1 and limit is not None and best.needed_bytes > limit:
         count //= 2

@@ -8,7 +8,7 @@ from typing import Any
 
 from leanconv.classes import dataclass, replace
 from leanconv.errors import NotApplicableError
-from leanconv.planning.candidates import Candidate, algorithm_named, candidates, fits
+from leanconv.planning.candidates import Candidate, algorithm_named, candidates
 from leanconv.planning.wanted import wanted
 from leanconv.problem import Problem, dense_strides
 from leanconv.registry import forget_with
@@ -37,7 +37,11 @@ class LayerOption:
 
 
 def layer_options(
-    problem: Problem, threads: int, limit: int | None, requirements: tuple[Any, str, bool]
+    problem: Problem,
+    threads: int,
+    limit: int | None,
+    requirements: tuple[Any, str, bool],
+    most: int | None = None,
 ) -> list[LayerOption]:
     """The ways to compute a layer of which none is both slower and larger than another.
 
@@ -46,6 +50,7 @@ def layer_options(
         threads: the most threads.
         limit: bytes, or None; with any limit, ways that stage less are among them.
         requirements: algorithm, accuracy and deterministic, as in `plan_layers`.
+        most: bytes that no layer may pass by itself, if there are such.
 
     Raises:
         NotApplicableError: no algorithm that may run can compute it.
@@ -56,33 +61,32 @@ def layer_options(
     if not names:
         name, reason = next(iter(reasons.items()))
         raise NotApplicableError(name, f"{reason} ({problem.describe()})")
-    return list(_options(problem, tuple(names), threads, (None,) if limit is None else BUDGETS))
+    budgets: tuple[int | None, ...] = (None,) if limit is None else BUDGETS
+    if most is not None:
+        budgets = (most, *(budget for budget in BUDGETS if budget is not None and budget < most))
+    return list(_options(problem, tuple(names), threads, budgets))
 
 
 @lru_cache(maxsize=4096)
 def _options(
     problem: Problem, names: tuple[str, ...], threads: int, budgets: tuple[int | None, ...]
 ) -> tuple[LayerOption, ...]:
-    """The ways of these algorithms within each budget; kept, because a frontier asks again and again."""
+    """The ways of these algorithms within each budget."""
     from leanconv.planning.model import least_seconds
 
-    bias = problem.out_channels * problem.itemsize if problem.has_bias else 0
     least = {name: least_seconds(problem, algorithm_named(name), threads) for name in names}
     found: list[LayerOption] = []
     free = math.inf  # seconds of the fastest way that takes no bytes
     for name in sorted(names, key=least.__getitem__):
         if least[name] > free:  # slower, and no smaller
             break
-        entry: Candidate | None = None
+        option: LayerOption | None = None
         for budget in budgets:
-            if entry is not None and fits(entry, budget):
-                continue  # what fits already need not be smaller
-            (entry,) = candidates(problem, (name,), threads, budget, bound=True)
-            plan = entry.plan
-            weights = max(0, plan.packed_weight_bytes - problem.w_bytes - bias)
-            option = LayerOption(entry, problem.layout, plan.workspace_bytes, weights, entry.predicted_seconds)
+            if option is not None and budget is not None and 2 * option.candidate.needed_bytes <= budget:
+                continue  # what takes half of it already need not be smaller
+            option = _option(problem, name, threads, budget)
             found.append(option)
-            if not option.workspace and not weights:
+            if not option.workspace and not option.weights:
                 free = min(free, option.seconds)
     # What is slower and larger than another can never be chosen; of equals the first of the registry is kept.
     places = {name: place for place, name in enumerate(names)}
@@ -94,7 +98,17 @@ def _options(
     return tuple(kept)
 
 
+@lru_cache(maxsize=8192)
+def _option(problem: Problem, name: str, threads: int, budget: int | None) -> LayerOption:
+    """One algorithm within one budget; kept, because a frontier asks again and again."""
+    (entry,) = candidates(problem, (name,), threads, budget, bound=True)
+    bias = problem.out_channels * problem.itemsize if problem.has_bias else 0
+    weights = max(0, entry.plan.packed_weight_bytes - problem.w_bytes - bias)
+    return LayerOption(entry, problem.layout, entry.plan.workspace_bytes, weights, entry.predicted_seconds)
+
+
 forget_with(_options.cache_clear)
+forget_with(_option.cache_clear)
 
 
 def in_layout(problem: Problem, layout: str) -> Problem:

@@ -92,8 +92,8 @@ def least_seconds(problem: Problem, algorithm: Algorithm, threads: int) -> float
 
     It is far from tight where little is multiplied, and 0 for what a program added.
     """
-    if not problem.batch or problem.direction != "forward" or algorithm.refusal(problem) is not None:
-        return 0.0  # of several convolutions, or with copies around it
+    if not problem.batch or not _as_it_is(problem, algorithm):
+        return 0.0
     host = this_host()
     cost = algorithm.least(problem, host)
     if cost is None:
@@ -101,6 +101,16 @@ def least_seconds(problem: Problem, algorithm: Algorithm, threads: int) -> float
             return 0.0
         cost = Cost({"multiply": _products(problem) / host.target.lanes(problem.dtype)})
     return CALL + min(_phase(cost, count, host, figures()) for count in {threads, 1})
+
+
+def least_bytes(problem: Problem, algorithm: Algorithm) -> int:
+    """What an algorithm takes of a memory limit at least, found without lowering it."""
+    return algorithm.least_bytes(problem, this_host()) if _as_it_is(problem, algorithm) else 0
+
+
+def _as_it_is(problem: Problem, algorithm: Algorithm) -> bool:
+    """Whether an algorithm computes a problem itself: not as several ones, or with copies around it."""
+    return problem.direction == "forward" and algorithm.refusal(problem) is None
 
 
 @functools.lru_cache(maxsize=16)  # every algorithm asks

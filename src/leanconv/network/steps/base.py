@@ -227,6 +227,10 @@ class Placer:
         """Whether the output may be written there; if not, it is written as `accepts` says, and copied."""
         return True
 
+    def overwrites(self, node: Node, place: Place, out: ValueType) -> bool:
+        """Whether a smaller output may be written over the beginning of the first input, which nobody else reads."""
+        return False
+
     def order(self, node: Node, first: Place | None, rank: int) -> tuple[int, ...]:
         """The order of axes in memory that suits the output best."""
         if self.image:
