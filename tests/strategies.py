@@ -19,7 +19,7 @@ from guard import POISON, Flush, GuardedBlock, check_canaries, guarded_copy
 from leanconv import oracle
 from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.direct import Direct
-from leanconv.kernels.core import SECTION
+from leanconv.kernels.reduction import SECTION
 from leanconv.problem import Problem, to_user
 from leanconv.staging import refusal
 

@@ -15,8 +15,10 @@ from leanconv import cli
 from leanconv.bench import agreement, check, report, run
 from leanconv.bench.benchdnn import parse
 from leanconv.bench.intervals import passes_interval, student
+from leanconv.bench.load import ResultsError
 from leanconv.bench.load import parse as parse_results
 from leanconv.bench.peers import PeerInfo, named
+from leanconv.bench.peers.client import Client
 from leanconv.bench.report import Row, Sample
 
 SMALL = parse("mb1ic4ih6oc6kh3ph1nsmall")
@@ -55,31 +57,33 @@ def test_each_pass_goes_through_all_layers_and_prepares_anew(monkeypatch):
         assert row.seconds == pytest.approx(np.median([sample.seconds for sample in row.samples]))
 
 
-def test_each_pass_has_processes_of_its_own(monkeypatch):
+def test_peers_load_anew_in_each_pass_and_keep_their_processes(monkeypatch):
     monkeypatch.setattr(run, "named", lambda words: named(words, (FAKE,)))
-    made = []
-
-    class Counted(run.Clients):
-        def __init__(self, timeout):
-            made.append(self)
-            super().__init__(timeout)
-
-    monkeypatch.setattr(run, "Clients", Counted)
+    made, loaded = [], []
+    start, load = Client.__init__, Client.load
+    monkeypatch.setattr(Client, "__init__", lambda *args: made.append(1) or start(*args))
+    monkeypatch.setattr(Client, "load", lambda self, layer, trial: loaded.append(layer) or load(self, layer, trial))
     settings = replace(QUICK, passes=2, peers=("fake",), algorithms=("direct",))
     result = run.run([SMALL, OTHER], settings, engine=FakeEngine())
     peer = next(row for row in result.rows if row.kind == "peer")
-    assert len(made) == 2 and [sample.visit for sample in peer.samples] == [0, 0, 1, 1]
+    assert len(made) == 1 and loaded == [SMALL, OTHER] * 2
+    assert [sample.visit for sample in peer.samples] == [0, 0, 1, 1]
     assert peer.error < 1e-6 and peer.extra_peak_bytes is not None
 
 
 def test_uncertain_rows_take_part_in_further_passes():
-    engine = FakeEngine({"direct": 0.001, "im2col": 0.002})
+    engine = FakeEngine({"direct": 0.001, "im2col": 0.0015})
     settings = replace(QUICK, longest=0.15, precision=1e-9)
     result = run.run([SMALL], settings, engine=engine)
     for row in result.rows:
         visits = {sample.visit for sample in row.samples}
-        assert visits == set(range(len(visits))) and len(visits) > 3 and row.undecided
+        assert visits == set(range(len(visits))) and len(visits) > 3
         assert sum(sample.seconds for sample in row.samples) * row.calls < 0.15 * 1.5
+    assert [row.undecided for row in result.rows] == [False, True]
+    far = FakeEngine({"direct": 0.001, "im2col": 0.003})
+    lost = run.run([SMALL], settings, engine=far)
+    assert {sample.visit for row in lost.rows for sample in row.samples} == {0, 1, 2}
+    assert [row.undecided for row in lost.rows] == [False, True]
     certain = run.run([SMALL], replace(settings, precision=10.0), engine=engine)
     assert {sample.visit for row in certain.rows for sample in row.samples} == {0, 1, 2}
     assert not any(row.undecided for row in certain.rows)
@@ -111,6 +115,23 @@ def test_an_interrupt_in_a_later_pass_keeps_what_there_is():
     assert result.interrupted and len(result.layers) == 2 and len(result.rows) == 4
     assert [len(row.samples) for row in result.rows] == [4, 4, 2, 2]
     assert all(row.status == "ok" and row.seconds for row in result.rows)
+
+
+def test_what_an_interrupt_left_out_is_measured_first():
+    def progress(name, done, total):
+        if name.startswith("other") and done == 3:
+            raise KeyboardInterrupt
+
+    settings, engine = replace(QUICK, passes=2, threads=(1, 2)), FakeEngine()
+    begun = run.run([SMALL, OTHER], settings, engine=engine, progress=progress)
+    assert begun.interrupted and len(begun.rows) == 6 and len(begun.layers) == 2
+    steps = []
+    result = run.run([SMALL, OTHER], settings, engine=engine, progress=lambda *step: steps.append(step), earlier=begun)
+    assert steps[0] == ("other, pass 1", 0, 9) and steps[-1] == ("", 9, 9) and not result.interrupted
+    assert [layer["name"] for layer in result.layers] == ["small", "other"] and len(result.rows) == 8
+    assert all([sample.visit for sample in row.samples] == [0, 0, 1, 1, 2, 2] for row in result.rows)
+    with pytest.raises(ResultsError, match="layers: is"):
+        run.run([OTHER, SMALL], settings, engine=engine, earlier=begun)
 
 
 def test_results_are_kept_while_it_runs():

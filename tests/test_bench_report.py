@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import io
 import json
 import math
 import re
@@ -11,13 +12,15 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import results
 from leanconv import cli
 from leanconv.bench import markdown
 from leanconv.bench.digest import EVERY, UNNAMED, digest, pareto
 from leanconv.bench.page import SCRIPTS, embed, render
-from leanconv.bench.report import Report, Row, Sample
+from leanconv.bench.report import Report, Row, Sample, undecided_words
+from leanconv.bench.table import show
 
 REPORT = results.results(("mec", "resnet18"), layouts=("NHWC", "NCHW"))
 FOUND = digest(REPORT)
@@ -170,6 +173,23 @@ def test_markdown_of_odd_names():
     text = markdown.tables(report)
     assert "a\\|b \\_c\\_ \\[d\\](e) \\<f\\>" in text
     assert "```leanconv 'a`b' '``'```" in text
+
+
+def test_what_is_undecided_is_said():
+    report = results.results(("mec",), most=2, threads=(1,), peers=False)
+    timed = [row for row in report.rows if row.seconds]
+    for row in timed:
+        row.undecided = False
+    assert "undecided" not in markdown.tables(report) and undecided_words(report) == ""
+    timed[0].undecided = timed[3].undecided = True
+    report.settings["precision"] = 0.08
+    words = undecided_words(report)
+    assert words.startswith(f"2 of {len(timed)} rows are undecided: the 95 % interval")
+    assert "more than 8 % to a side" in words
+    assert words in markdown.tables(report).splitlines()[0] and words in render(report)
+    shown = io.StringIO()
+    show(report, Console(file=shown, width=400))
+    assert words in shown.getvalue() and shown.getvalue().count("? ") >= 2
 
 
 def test_markdown_goes_between_the_marks(tmp_path):

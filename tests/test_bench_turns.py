@@ -50,9 +50,15 @@ def test_scattered_times_are_marked():
     assert scattered.undecided and not steady.undecided and not fast.undecided
 
 
-def test_the_fastest_is_as_uncertain_as_the_next():
+def test_the_fastest_is_undecided_if_another_may_be_as_fast():
     (fast, second), _ = take([contestant("fast", [0.01]), contestant("second", [0.011, 0.013, 0.012])])
+    assert second.undecided and not fast.undecided
+    (fast, second), _ = take([contestant("fast", [0.01]), contestant("second", [0.009, 0.013, 0.012])])
     assert second.undecided and fast.undecided
+    few = Schedule(time=0.05, rounds=5, longest=0.0, precision=0.03)  # too few for an interval
+    for seconds, undecided in ((0.015, True), (0.03, False)):
+        (fast, second), _ = take([contestant("fast", [0.01]), contestant("second", [seconds])], few)
+        assert second.undecided and fast.undecided == undecided
 
 
 def test_the_uncertain_go_on_with_the_fastest_until_they_are_certain():
@@ -129,28 +135,45 @@ def test_few_rounds_have_no_interval():
 
 
 def test_a_sample_that_waited_for_a_cpu_is_taken_again(monkeypatch):
-    clock, queue = itertools.count(), iter([0.0, 0.5, 0.5, 0.9, 0.9, 1.5])
-    monkeypatch.setattr(sampling.time, "perf_counter", lambda: float(next(clock)) / 10)
+    clock, queue = itertools.count(), iter([0.0, 0.0, 0.0, 0.5, 0.5, 0.9, 0.9, 1.5])
+    monkeypatch.setattr(sampling.time, "perf_counter", lambda: float(next(clock)) / 100)
     monkeypatch.setattr(sampling, "_queued", lambda: next(queue))
     monkeypatch.setattr(sampling, "settle", lambda: None)
-    durations = iter([0, 2, 1])
+    durations = iter([0, 9, 29, 19])
 
     def call():
         for _ in range(next(durations)):
             next(clock)
 
-    # The three samples take 0.1, 0.3 and 0.2 s and lose 0.5, 0.4 and 0.6 s: relatively least is the second.
+    # After the first, which is not counted, samples take 0.1, 0.3 and 0.2 s and lose 0.5, 0.4 and 0.6 s: relatively
+    # least is the second.
     assert sampling.sample(call, 1) == pytest.approx(0.3)
     assert next(queue, None) is None
 
 
-def test_an_undisturbed_sample_is_taken_once(monkeypatch):
+@pytest.mark.parametrize("calls", [1, 3, 4])
+def test_an_undisturbed_sample_is_taken_once_after_calls_that_are_not_timed(monkeypatch, calls):
+    clock = itertools.count()
+    monkeypatch.setattr(sampling.time, "perf_counter", lambda: float(next(clock)) / 100)
+    monkeypatch.setattr(sampling, "_queued", lambda: 0.0)
+    monkeypatch.setattr(sampling, "settle", lambda: None)
+    monkeypatch.setattr(sampling, "_WARM", 0.2)
+    durations = iter([8] + [1] * (2 + calls))  # the first finds what it needs in no cache
+
+    def call():
+        for _ in range(next(durations)):
+            next(clock)
+
+    assert sampling.sample(call, calls) == pytest.approx((calls + 1) / 100 / calls)
+    assert next(durations, None) is None
+
+
+def test_a_single_long_call_is_timed_at_once(monkeypatch):
+    monkeypatch.setattr(sampling, "_NOTICES", 0.0)
     monkeypatch.setattr(sampling, "_queued", lambda: 0.0)
     calls = []
-    assert sampling.sample(lambda: calls.append(1), 3) > 0
-    assert len(calls) == 3
-    sampling.sample(lambda: calls.append(1), 4)
-    assert len(calls) == 3 + 1 + 4  # one to warm up
+    assert sampling.sample(lambda: calls.append(1), 1) > 0
+    assert len(calls) == 1
 
 
 def test_settling_waits_for_threads_that_spin(monkeypatch):

@@ -86,14 +86,14 @@ def test_links_and_special_files_are_not_followed(store: ObjectCache, file: Path
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-@pytest.mark.parametrize("step", ["write", "replace", "open", "makedirs"])
+@pytest.mark.parametrize("step", ["write", "replace", "open", "mkdir"])
 def test_a_failing_disk_is_counted_and_leaves_the_old_entry(
     store: ObjectCache, file: Path, monkeypatch: pytest.MonkeyPatch, code: int, step: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(code, os.strerror(code))
 
-    key = OTHER if step == "makedirs" else KEY
+    key = OTHER if step == "mkdir" else KEY
     with monkeypatch.context() as patch:
         if step == "write":
             patch.setattr(os, "fdopen", lambda descriptor, *_: Full(descriptor, code))

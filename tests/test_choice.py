@@ -333,6 +333,9 @@ def test_a_picture_of_a_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert ".bmp" in capsys.readouterr().err
     assert main(["explain", "resnet18", "--plot", str(file)]) == 2
     assert "--plot draws one layer" in capsys.readouterr().err
+    (tmp_path / "taken.svg").mkdir()  # stands for a disk that is full
+    assert main(["network", TINY, "--plot", str(tmp_path / "taken.svg")]) == 1
+    assert "taken.svg cannot be written: Is a directory" in capsys.readouterr().err
 
 
 def test_a_picture_of_the_lesson(tmp_path: Path) -> None:

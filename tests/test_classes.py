@@ -20,6 +20,12 @@ REPLACE: tuple[Callable[..., Any], ...] = (dataclasses.replace, classes.replace)
 ours: Callable[..., Any] = classes.dataclass  # to the type checker it is the other
 
 
+@pytest.fixture(autouse=True, params=[1, 1 << 30])
+def written(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `__init__` that all objects but the first have, or that of the first."""
+    monkeypatch.setattr(classes, "SEVERAL", request.param)
+
+
 def family(dataclass: Callable[..., Any]) -> dict[str, Any]:
     """The same classes, made by one or the other."""
 

@@ -317,3 +317,13 @@ def test_cache(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("LEANCONV_CACHE", "maybe")
     code, _, err = outcome(capsys, "cache", "info")
     assert code == 1 and "must be off, ro or rw" in err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no device that is always full")
+def test_output_that_no_disk_takes():
+    command = [sys.executable, "-m", "leanconv", "cache", "path"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": SOURCES}
+        )
+    assert (done.returncode, done.stderr) == (1, "leanconv: the output cannot be written: No space left on device\n")

@@ -17,8 +17,8 @@ from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
 from leanconv.codegen.targets import TARGETS, Target
 from leanconv.host import Host
-from leanconv.kernels.core import SECTION
 from leanconv.kernels.lanes import Lanes
+from leanconv.kernels.reduction import SECTION
 from leanconv.kernels.taporder import LONGEST, TapOrder
 from leanconv.options import make_problem
 from leanconv.problem import to_user

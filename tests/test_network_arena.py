@@ -12,8 +12,8 @@ from leanconv.network.places import Place, dense, order_of, reshaped, strides_in
 
 ENGINE = settings(settings.get_profile("engine"), max_examples=200)
 REGIONS = st.lists(
-    st.tuples(st.integers(0, 5000), st.integers(0, 12), st.integers(0, 5)).map(
-        lambda t: Region("", t[0], t[1], t[1] + t[2])
+    st.tuples(st.integers(0, 5000), st.integers(0, 12), st.integers(0, 5), st.none() | st.integers(0, 5)).map(
+        lambda t: Region("", t[0], t[1], t[1] + t[2], None if t[3] is None else (t[1] + t[3], t[0] // 3))
     ),
     max_size=25,
 )
@@ -29,8 +29,10 @@ def test_nothing_overlaps(regions: list[Region]) -> None:
     for i, a in enumerate(regions):
         for j in range(i):
             b = regions[j]
-            if a.nbytes and b.nbytes and a.first <= b.last and b.first <= a.last:
-                assert ends[i] <= plan.offsets[j] or ends[j] <= plan.offsets[i]
+            for step in range(max(a.first, b.first), min(a.last, b.last) + 1):
+                m, n = (r.nbytes if r.shrunk is None or step <= r.shrunk[0] else r.shrunk[1] for r in (a, b))
+                starts = plan.offsets[i], plan.offsets[j]
+                assert not m or not n or starts[0] + m <= starts[1] or starts[1] + n <= starts[0]
 
 
 def test_a_chain_is_planned_to_the_bound() -> None:
@@ -38,6 +40,11 @@ def test_a_chain_is_planned_to_the_bound() -> None:
     regions = [Region("", n, i, i + 1) for i, n in enumerate(sizes)]
     plan = plan_arena(regions)
     assert plan.nbytes == plan.bound == 12800 + 1280
+
+
+def test_what_shrinks_leaves_room() -> None:
+    plan = plan_arena([Region("", 6400, 0, 3, (1, 1280)), Region("", 5120, 2, 3), Region("", 64, 1, 1)])
+    assert plan.nbytes == plan.bound == 6464
 
 
 @ENGINE

@@ -115,6 +115,28 @@ def test_a_part_that_lives_long_is_copied_where_that_takes_less_memory() -> None
     assert [step for step in network.steps if step.op == "leanconv.Copy"]
 
 
+@pytest.mark.parametrize(
+    ("kernel", "stride", "pad", "dilation", "channels", "over"),
+    [(3, 2, 1, 1, 64, True), (2, 2, 0, 1, 9, True), (3, 2, 1, 2, 20, True), (3, 1, 1, 1, 16, False)],
+)
+def test_a_pool_over_its_image(kernel: int, stride: int, pad: int, dilation: int, channels: int, over: bool) -> None:
+    b = Builder(kernel)
+    y = b.conv(b.input(1, 4, 21, 30), channels, activation=("relu",))
+    window = {"kernel_shape": (kernel,) * 2, "strides": (stride,) * 2, "pads": (pad,) * 4, "dilations": (dilation,) * 2}
+    y = b.conv(b.add("MaxPool", y, **window), 8, 1)
+    graph, inputs = b.graph(y), b.arrays()
+    with pytest.raises(MemoryLimitError) as caught:
+        compile_graph(graph, threads=2, memory_limit=1)
+    network = compile_graph(graph, threads=2, memory_limit=caught.value.needed)
+    first, second = (step.live_bytes for step in network.steps[:2])
+    assert (first == second == 21 * 30 * channels * 4) == over
+    check(guarded_run(network, inputs), reference(graph, inputs))
+    pinned = compile_graph(
+        graph, threads=2, memory_limit=network.peak_bytes + network.extra_bytes, pinned=network.decisions
+    )
+    check(pinned.run(inputs), reference(graph, inputs))
+
+
 def test_several_threads_call_one_network() -> None:
     graph, inputs = build("fire")
     free = compile_graph(graph, threads=2)

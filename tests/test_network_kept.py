@@ -16,6 +16,7 @@ from leanconv.network import kept
 from leanconv.network.choose import plan_network
 from leanconv.network.compile import compile_graph
 from leanconv.network.graph import Graph
+from leanconv.network.nearby import Ways
 from leanconv.network.steps import blocks, convolution
 from leanconv.network.steps.base import Setting
 from leanconv.planning import layer_options
@@ -80,7 +81,7 @@ def test_what_does_not_hold_is_planned_anew() -> None:
     for change in ({"algorithm": "im2row", "limit": None}, {"algorithm": "no such"}, {"threads": 1, "limit": 1}):
         wrong = [*steps[:first], {**steps[first], **change}, *steps[first + 1 :]]
         for other in (wrong, steps[:-1], [*steps[:-1], 99]):
-            kept.write(key, known.blocks, other, known.made)
+            kept.write(key, known.blocks, other, known.made, tight=False)
             again = plan_network(graph, setting, None)[1]
             assert [o and o.name for o in again.options] == [o and o.name for o in wanted.options]
     check(compile_graph(graph, threads=2).run(inputs), reference(graph, inputs))
@@ -95,3 +96,23 @@ def test_blocks_are_kept_too() -> None:
     known = kept.recalled(kept.question(graph, setting, limit))
     assert known is not None and known.blocks
     assert choice.needed_bytes <= limit
+
+
+def test_other_sizes_take_over_what_no_limit_asked_for() -> None:
+    graph, _ = graph_of("residual")
+    free = compile_graph(graph, threads=2)
+    assert free.ways is not None
+    convolutions = [step.name for step in free.steps if step.op == "leanconv.Conv"]
+    assert set(convolutions) <= set(free.ways.steps)
+    limit = least(graph)
+    for _ in range(2):  # weighed, and recalled
+        assert compile_graph(graph, threads=2, memory_limit=limit).ways is None
+    found, _ = plan_network(graph, Setting(this_host(), 2), None, None)
+    halved, far = (
+        Ways({name: (op, (times * shape[0], *shape[1:]), d) for name, (op, shape, d) in free.ways.steps.items()})
+        for times in (2, 3)
+    )
+    for step, once, half, none in zip(found.steps, *(w.decided(found) for w in (free.ways, halved, far)), strict=True):
+        if step.name in free.ways.steps:
+            assert once == free.ways.steps[step.name][2] and none is None
+            assert half is not None and half.seconds == once.seconds / 2

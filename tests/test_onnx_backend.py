@@ -26,8 +26,8 @@ from leanconv.errors import ArgumentValueError, LeanconvError, UnsupportedModelE
 from leanconv.network.graph import ValueType  # noqa: E402
 from leanconv.network.operators import NodeError, evaluate_node, infer_node, operator  # noqa: E402
 from leanconv.onnx import Backend  # noqa: E402
-from leanconv.onnx.reader import read  # noqa: E402
-from leanconv.onnx.subgraphs import BODIES  # noqa: E402
+from leanconv.onnx.model import BODIES  # noqa: E402
+from leanconv.onnx.source import read  # noqa: E402
 
 # What is not supported, each with a reason; every test of every other operator must pass.
 UNSUPPORTED = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -244,3 +245,28 @@ def test_external_data(tmp_path) -> None:
     np.testing.assert_array_equal(leanconv.onnx.load(proto, folder=tmp_path).run({"x": x})["y"], weights + 1)
     with pytest.raises(ModelError, match="give the folder"):
         leanconv.onnx.load(proto)
+
+
+def test_sizes_share_packed_weights_and_ways(network: object) -> None:
+    session = leanconv.onnx.load(network, threads=1)
+    first = session.prepare({"x": (1, 3, 32, 32)})
+    before = dict(session.model.packed)
+    assert len(before) >= 3  # two convolutions and the classifier
+    second = session.prepare({"x": (1, 3, 32, 36)})
+    assert [step.how for step in second.steps] == [step.how for step in first.steps]
+    # What is in the same order is there once; only tiles of Winograd may ask for another.
+    assert sum(block is session.model.packed.get(key) for key, block in before.items()) == len(before)
+    del before, first
+    alone = leanconv.onnx.load(network, threads=1)
+    x = _image(1, 3, 32, 36)
+    np.testing.assert_allclose(session.run({"x": x})["y"], alone.run({"x": x})["y"], atol=1e-5)
+
+
+def test_packed_weights_go_with_the_networks(network: object) -> None:
+    session = leanconv.onnx.load(network, threads=1)
+    model = session.model
+    session.prepare({"x": (1, 3, 8, 8)})
+    assert model.packed
+    del session
+    gc.collect()
+    assert not model.packed

@@ -22,7 +22,7 @@ from leanconv.errors import (
     NotApplicableError,
 )
 from leanconv.planning import choice, decisions, figures, layer_choices, model, network
-from leanconv.planning.candidates import algorithm_named, candidates
+from leanconv.planning.candidates import algorithm_named, candidates, fastest_candidate
 from leanconv.planning.limits import resolve_limit
 from strategies import Case, cases, convolve
 
@@ -185,6 +185,10 @@ def test_sums_of_one_order_have_the_same_bits(case: Case) -> None:
     first = results["direct"].tobytes()
     assert all(result.tobytes() == first for result in results.values()), list(results)
     assert case.plan("auto", case.threads, deterministic=True).algorithm in SAME_ORDER
+    # Nor do they depend on the batch, whose last image is alone here, on other threads and under a limit.
+    last = {name: value[-1:] if name in ("x", "residual") else value for name, value in case.values.items()}
+    alone = convolve(case, last, threads=3 - min(case.threads, 2), memory_limit=0, deterministic=True)
+    assert alone.tobytes() == results["direct"][-1:].tobytes()
 
 
 # -- the model ---------------------------------------------------------------------------------------------------
@@ -197,6 +201,50 @@ def test_every_plan_has_a_time(case: Case) -> None:
     for bound in (True, False):
         for entry in candidates(case.problem, names, case.threads, None, bound=bound):
             assert 0 < entry.predicted_seconds < 10 and math.isfinite(entry.predicted_seconds)
+            least = model.least_seconds(case.problem, algorithm_named(entry.name), case.threads)
+            assert least <= entry.predicted_seconds * (1 + 1e-9), entry.name
+            assert model.least_bytes(case.problem, algorithm_named(entry.name)) <= entry.needed_bytes
+    for entry in candidates(case.problem, names, case.threads, 0, bound=True):
+        assert model.least_bytes(case.problem, algorithm_named(entry.name)) <= entry.needed_bytes
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_what_is_not_lowered_could_not_win(layout: str) -> None:
+    # Winograd's and plain sums on either side, one thread faster than two or not, padding, strides, groups, the batch.
+    layers: list[dict[str, Any]] = [
+        {},
+        {"size": 7, "channels": 256, "outputs": 256},
+        {"size": 112, "channels": 3, "taps": 7, "stride": 2, "padding": 3},
+        {"size": 14, "channels": 96, "outputs": 24, "taps": 1, "padding": 0},
+        {"size": 14, "channels": 96, "groups": 96, "outputs": 96},
+        {"size": 13, "channels": 24, "groups": 2, "taps": 5, "padding": 2, "batch": 3},
+        {"size": 5, "channels": 8, "dilation": 2, "padding": 2, "batch": 9},
+    ]
+    for changes in layers:
+        at = {"size": 28, "channels": 64, "outputs": 64, "taps": 3, "stride": 1, "padding": 1, "groups": 1, **changes}
+        x_shape = (at.get("batch", 1), at["channels"], at["size"], at["size"])
+        options = {name: at[name] for name in ("stride", "padding", "groups", "dilation") if name in at}
+        asked = leanconv.plan(
+            x_shape if layout == "NCHW" else (*x_shape[:1], *x_shape[2:], x_shape[1]),
+            (at["outputs"], at["channels"] // at["groups"], at["taps"], at["taps"]),
+            layout=layout,
+            algorithm="direct",
+            **options,
+        ).problem
+        names = [name for name in REGISTRY.weighed(asked) if algorithm_named(name).refusal(asked) is None]
+        assert len(names) > 1
+        for threads, limit in ((1, None), (2, 1 << 18), (8, None), (1, 0)):
+            every = candidates(asked, names, threads, limit, bound=True)
+            first = fastest_candidate(asked, names, threads, limit, bound=True)
+            assert first is not None
+            assert (first.name, first.threads, first.needed_bytes) == (
+                every[0].name,
+                every[0].threads,
+                every[0].needed_bytes,
+            )
+            for entry in every:
+                least = model.least_seconds(asked, algorithm_named(entry.name), threads)
+                assert least <= entry.predicted_seconds * (1 + 1e-9), entry.name
 
 
 def test_the_model_sees_what_costs_time() -> None:
@@ -271,7 +319,8 @@ def test_figures_that_look_slow_are_measured_again(monkeypatch: pytest.MonkeyPat
 
 def test_choices_of_the_model_are_quick_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
     first = leanconv.plan(**LAYER, threads=2)
-    monkeypatch.setattr(choice, "candidates", lambda *a, **k: pytest.fail("asked again"))
+    for weighing in ("candidates", "fastest_candidate"):
+        monkeypatch.setattr(choice, weighing, lambda *a, **k: pytest.fail("asked again"))
     again = leanconv.plan(**LAYER, threads=2)
     assert (again.algorithm, again.threads) == (first.algorithm, first.threads) and again is not first
 
@@ -408,6 +457,14 @@ def test_networks_share_one_workspace() -> None:
     assert leanconv.plan_network([]).steps == ()
     with pytest.raises(ArgumentTypeError):
         leanconv.plan_network(["layer"])  # type: ignore[list-item]
+
+
+def test_a_network_of_one_layer_uses_its_limit_as_the_layer_does() -> None:
+    layer = {"x_shape": (1, 28, 28, 64), "w_shape": (64, 64, 3, 3), "padding": 1, "layout": "NHWC", "threads": 1}
+    for limit in (1000, 60_000, 100_000, 256_000, 700_000, 1 << 21):
+        alone = leanconv.plan(**layer, memory_limit=limit)
+        together = leanconv.plan_network([alone], threads=1, memory_limit=limit)
+        assert together.needed_bytes <= limit and together.predicted_seconds <= model.seconds(alone)
 
 
 def test_the_path_through_a_chain_is_the_shortest() -> None:

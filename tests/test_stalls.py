@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from leanconv.kernels import runtime, stalls
+from leanconv.kernels import offsets, stalls
 from leanconv.memory import AlignedBlock
 from leanconv.threads import LIMITS, Pool
 
@@ -32,8 +32,8 @@ def word(pool: Pool, offset: int) -> ctypes.c_int64:
 def run(pool: Pool, *phases: tuple[int, Body]) -> list[list[int]]:
     """Run a job of so many chunks of each body, which gets its thread; returns who took the chunks of each phase."""
     taken: list[list[int]] = [[] for _ in phases]
-    block = AlignedBlock(runtime.JOB_RECORDS + runtime.RECORD_BYTES * len(phases))
-    ctypes.memset(block.address, 0, runtime.JOB_RECORDS + runtime.RECORD_BYTES * len(phases))
+    block = AlignedBlock(offsets.JOB_RECORDS + offsets.RECORD_BYTES * len(phases))
+    ctypes.memset(block.address, 0, offsets.JOB_RECORDS + offsets.RECORD_BYTES * len(phases))
 
     def put(offset: int, value: int | None) -> None:
         ctypes.c_void_p.from_address(block.address + offset).value = value
@@ -46,11 +46,11 @@ def run(pool: Pool, *phases: tuple[int, Body]) -> list[list[int]]:
         return CHUNK(chunk)
 
     functions = [made(i, body) for i, (_, body) in enumerate(phases)]
-    put(runtime.JOB_PHASES, len(phases))
+    put(offsets.JOB_PHASES, len(phases))
     for i, (chunks, _) in enumerate(phases):
-        record = runtime.JOB_RECORDS + runtime.RECORD_BYTES * i
-        put(record + runtime.RECORD_FUNCTION, ctypes.cast(functions[i], ctypes.c_void_p).value)  # type: ignore[arg-type]
-        put(record + runtime.RECORD_CHUNKS, chunks)
+        record = offsets.JOB_RECORDS + offsets.RECORD_BYTES * i
+        put(record + offsets.RECORD_FUNCTION, ctypes.cast(functions[i], ctypes.c_void_p).value)  # type: ignore[arg-type]
+        put(record + offsets.RECORD_CHUNKS, chunks)
     pool.run(block.address, 2)
     return taken
 
@@ -84,13 +84,13 @@ def test_who_keeps_the_caller_waiting_rests(pool: Pool) -> None:
     assert word(pool, stalls.REST).value == 2 * word(pool, stalls.SHORTEST).value
 
     word(pool, stalls.REST_UNTIL).value = 1 << 62
-    last = word(pool, runtime.LAST).value
+    last = word(pool, offsets.LAST).value
     assert run(pool, (40, lambda thread: None)) == [[0] * 40]
-    assert word(pool, runtime.LAST).value == last, "nobody was asked to help"
+    assert word(pool, offsets.LAST).value == last, "nobody was asked to help"
 
     word(pool, stalls.REST_UNTIL).value = 0
     assert sorted(run(pool, (2, meeting()))[0]) == [0, 1]
-    assert word(pool, runtime.LAST).value > last
+    assert word(pool, offsets.LAST).value > last
 
 
 def test_what_was_saved_pays_for_a_stall(pool: Pool) -> None:

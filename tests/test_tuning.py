@@ -288,6 +288,20 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str], store: Rec
     assert len(list(store)) == len(json.loads(path.read_text())["records"]) > 0
 
 
+def test_tuning_says_what_is_not_remembered(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    for store, said in (
+        (Records(tmp_path, "ro"), "no time is remembered (LEANCONV_CACHE=ro)"),
+        (Records(tmp_path / "file", "rw"), f"not all times are remembered: {tmp_path / 'file'} cannot be written"),
+    ):
+        monkeypatch.setattr(tuning, "records", lambda made=store: made)
+        monkeypatch.setattr(records_module, "records", lambda made=store: made)
+        assert main(["tune", TINY, "--threads", "1", "--budget", "0.05"]) == 0
+        assert capsys.readouterr().err == f"leanconv: {said}\n"
+
+
 def test_commands_that_cannot_be_done(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     for words in (
         ["explain"],

@@ -35,6 +35,13 @@ def _system_allocate(nbytes: int, alignment: int) -> int:
     return 0 if _libc.posix_memalign(ctypes.byref(pointer), alignment, nbytes) else pointer.value or 0
 
 
+def trim_heap() -> None:
+    """Return free pages of the C library's heap to the system, if it can (glibc)."""
+    trim = getattr(_libc, "malloc_trim", None) if sys.platform != "win32" else None
+    if trim is not None:
+        trim(0)
+
+
 class Block:
     """`nbytes` bytes at `address`, which a subclass owns and gives back when the block is collected."""
 

@@ -110,40 +110,38 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
     add(
         "--time",
         type=_seconds,
-        default=0.2,
         metavar="S",
         help="seconds for each algorithm and peer on each layer, in all passes; one that takes longer for a call is "
-        "timed once in each pass (default: 0.2)",
+        "timed once in each pass (default: 0.08; 0.2 in a single pass)",
     )
     add(
         "--rounds",
         type=_positive,
-        default=10,
         metavar="N",
-        help="how often the algorithms take turns in a pass (default: 10)",
+        help="how often the algorithms take turns in a pass (default: 3; 10 in a single pass)",
     )
     add(
         "--passes",
         type=_positive,
-        default=3,
+        default=5,
         metavar="N",
-        help="how often all layers are gone through, with everything prepared anew in new processes: a neighbour on a "
-        "shared machine, or where memory happens to lie, then weighs on one pass only; ONNX files and --scaling have "
-        "one (default: 3)",
+        help="how often all layers are gone through, with everything prepared anew: a neighbour on a shared machine "
+        "then weighs on one pass only; ONNX files and --scaling have one (default: 5)",
     )
     add(
         "--max-time",
         type=_seconds,
         metavar="S",
-        help="seconds for those whose ratio to the fastest is still uncertain after the rounds: they take more turns "
-        "with it, in further passes (default: 2 times --time)",
+        help="seconds for those within twice the time of the fastest whose ratio to it is still uncertain after the "
+        "passes: they take more turns with it, in further passes (default: 2 times --time)",
     )
     add(
         "--precision",
         type=_seconds,
-        default=5.0,
+        default=8.0,
         metavar="PERCENT",
-        help="a ratio is certain if its interval of 95 %% confidence reaches at most so far from it (default: 5)",
+        help="a ratio is certain if its interval of 95 %% confidence reaches at most so far from it; others are marked "
+        "? (default: 8)",
     )
     add(
         "--peer-timeout",
@@ -160,8 +158,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
     add(
         "--append",
         action="store_true",
-        help="go on with the results that the file of --json holds, if there is one: further passes of the same "
-        "comparison, now or hours later",
+        help="go on with the results that the file of --json holds, if there is one: what an interrupt left out, then "
+        "further passes of the same comparison, now or hours later",
     )
     add("--plot", metavar="PATH", help="draw a PNG, SVG or PDF; needs pip install leanconv[plot]")
     _add_models(bench)
@@ -229,7 +227,11 @@ def _seconds(text: str) -> float:
 
 def run(options: argparse.Namespace, words: list[str]) -> int:
     """Run it; `words` are the arguments of the command line."""
-    if any(word.endswith(".onnx") for word in options.layers):
+    models = any(word.endswith(".onnx") for word in options.layers)
+    single = options.passes == 1 or options.scaling or models
+    options.time = options.time or (0.2 if single else 0.08)
+    options.rounds = options.rounds or (10 if single else 3)
+    if models:
         from leanconv.bench import onnx_models
 
         return onnx_models.run(options)

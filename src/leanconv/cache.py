@@ -143,13 +143,17 @@ class ObjectCache:
             Whether it is stored: not so unless the mode is rw, and if the disk did not allow it.
         """
         path = self._path(key)
+        if self.mode != "rw":
+            return False
         blob = _pack(key, data, note)
-        if self.mode != "rw" or len(blob) > self.max_bytes:
+        if len(blob) > self.max_bytes:
             return False
         try:
-            for folder in (self.directory, self._objects, os.path.dirname(path)):
-                os.makedirs(folder, mode=0o700, exist_ok=True)
-            stored = self._trusted_folders(path)
+            try:
+                stored = self._trusted_folders(path)
+            except FileNotFoundError:
+                _make_folders(self.directory, self._objects, os.path.dirname(path))
+                stored = self._trusted_folders(path)
             if stored:
                 _write(path, blob)
         except OSError:
@@ -316,6 +320,17 @@ def _write(path: str, blob: bytes) -> None:
     except BaseException:
         _remove(temporary)
         raise
+
+
+def _make_folders(*folders: str) -> None:
+    """Make the last of these folders, and those before it if they are missing; others may do so at the same time."""
+    try:
+        os.mkdir(folders[-1], 0o700)
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        for folder in folders:
+            os.makedirs(folder, mode=0o700, exist_ok=True)
 
 
 def _remove(path: str) -> bool:

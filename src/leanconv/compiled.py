@@ -109,12 +109,14 @@ def prepare(specs: Iterable[KernelSpec]) -> None:
     Raises:
         CompileError: as `kernel`.
     """
-    from leanconv import compilers
-
     wanted = [spec for spec in dict.fromkeys(specs) if spec not in _kernels]
-    if not wanted or compilers.processes() == 1:
-        return  # `kernel` does it when it is asked
     new = [spec for spec in wanted if not object_cache().holds(cache_key(identity(spec)))]
+    if not new:
+        return
+    from leanconv import compilers  # only here: most processes find their kernels in the cache
+
+    if compilers.processes() == 1:
+        return  # `kernel` does it when it is asked
     if len(new) >= compilers.MANY:
         tell, ready = watcher(), itertools.count(1)
 
@@ -128,7 +130,7 @@ def prepare(specs: Iterable[KernelSpec]) -> None:
 
         tell("compile", 0, len(new))
         compilers.compile_together(new, keep, here)
-    elif new:
+    else:
         # The thread pool's native side is soon needed too, and takes as long to compile as a kernel. The phase that
         # sums comes last, and takes longest.
         compilers.side_by_side([runtime_functions, *(functools.partial(kernel, spec) for spec in new)])

@@ -64,8 +64,10 @@ class Plan:
             problem, algorithm, this_host(), threads, memory_limit if staging is None else staging, self.tunables, inner
         )
         # A limit counts packed weights and tables too; what they leave all concurrent calls may use together.
-        kept = self.extra_bytes - self.workspace_bytes + self.table_bytes
-        self.arena = arena_for(None if memory_limit is None else max(0, memory_limit - kept))
+        left = memory_limit
+        if left is not None:
+            left = max(0, left - (self.extra_bytes - self.workspace_bytes + self.table_bytes))
+        self.arena = arena_for(left)
         self._lock = new_lock()
         self._tables: Lease | None = None
 

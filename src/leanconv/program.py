@@ -13,7 +13,7 @@ from dataclasses import field
 
 from leanconv.classes import dataclass, replace
 from leanconv.compiled import Kernel, KernelSpec, kernel, prepare
-from leanconv.kernels import runtime
+from leanconv.kernels import offsets
 from leanconv.kernels.fields import pack_fields
 from leanconv.memory import AlignedBlock, Buffer, Layout, layout_of
 from leanconv.progress import report
@@ -106,20 +106,20 @@ class Job:
     def __init__(self, compiled: Compiled) -> None:
         self._compiled = compiled  # keeps the code and the fields alive
         phases = compiled.program.phases
-        self._block = AlignedBlock(runtime.JOB_RECORDS + runtime.RECORD_BYTES * max(1, len(phases)))
+        self._block = AlignedBlock(offsets.JOB_RECORDS + offsets.RECORD_BYTES * max(1, len(phases)))
         self.address = self._block.address
         self.table = (ctypes.c_void_p * len(compiled.slots))()
         for name, value in compiled.program.addresses.items():
             self.table[compiled.slots[name]] = value
         words = {
-            runtime.JOB_PHASES: len(phases),
-            runtime.JOB_BUFFERS: ctypes.addressof(self.table),
+            offsets.JOB_PHASES: len(phases),
+            offsets.JOB_BUFFERS: ctypes.addressof(self.table),
         }
         for i, phase in enumerate(phases):
-            record = runtime.JOB_RECORDS + runtime.RECORD_BYTES * i
-            words[record + runtime.RECORD_FUNCTION] = compiled.kernels[i].address
-            words[record + runtime.RECORD_FIELDS] = ctypes.addressof(compiled.fields[i])
-            words[record + runtime.RECORD_CHUNKS] = phase.chunks
+            record = offsets.JOB_RECORDS + offsets.RECORD_BYTES * i
+            words[record + offsets.RECORD_FUNCTION] = compiled.kernels[i].address
+            words[record + offsets.RECORD_FIELDS] = ctypes.addressof(compiled.fields[i])
+            words[record + offsets.RECORD_CHUNKS] = phase.chunks
         for offset, word in words.items():
             ctypes.c_int64.from_address(self.address + offset).value = word
 

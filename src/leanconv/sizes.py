@@ -36,7 +36,8 @@ def parse_bytes(size: Any, argument: str) -> int | None:
         factor = _BY_LOWER.get(match[2].lower() or "b") if match else None
         if match is None or factor is None:
             units = ", ".join(_UNITS)
-            raise ArgumentValueError(argument, size, f'must be a number and a unit such as "32MiB" ({units})')
+            rule = f'must be a number and a unit such as "32MiB" ({units}), or a number of bytes, from 0 on'
+            raise ArgumentValueError(argument, size, rule)
         whole, _, part = match[1].partition(".")
         return int(whole or "0") * factor + int(int(part or "0") * factor // 10 ** len(part))
     if isinstance(size, bool) or not hasattr(size, "__index__"):

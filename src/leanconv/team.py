@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from leanconv.errors import LeanconvError
-from leanconv.kernels import runtime
+from leanconv.kernels import offsets
 from leanconv.memory import AlignedBlock
 from leanconv.threads import LIMITS, Pool
 
@@ -30,12 +30,12 @@ class TeamPool(Pool):
         self._runtime = ctypes.CDLL(library)
         self._run_shared = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._share)
         fork = ctypes.cast(self._runtime.GOMP_parallel, ctypes.c_void_p).value
-        self._team = AlignedBlock(runtime.TEAM_BYTES)
-        ctypes.memset(self._team.address, 0, runtime.TEAM_BYTES)
-        for offset, value in ((runtime.TEAM_POOL, self.address), (runtime.TEAM_FORK, fork)):
+        self._team = AlignedBlock(offsets.TEAM_BYTES)
+        ctypes.memset(self._team.address, 0, offsets.TEAM_BYTES)
+        for offset, value in ((offsets.TEAM_POOL, self.address), (offsets.TEAM_FORK, fork)):
             ctypes.c_void_p.from_address(self._team.address + offset).value = value
-        self._job = ctypes.c_void_p.from_address(self._team.address + runtime.TEAM_JOB)
-        self._count = ctypes.c_int32.from_address(self._team.address + runtime.TEAM_COUNT)
+        self._job = ctypes.c_void_p.from_address(self._team.address + offsets.TEAM_JOB)
+        self._count = ctypes.c_int32.from_address(self._team.address + offsets.TEAM_COUNT)
         self._set_limits(LIMITS)
 
     def run(self, job: int, count: int) -> None:

@@ -21,18 +21,18 @@ from collections.abc import Callable, Iterator, Mapping
 
 from leanconv.checks import flag as check_flag
 from leanconv.checks import integer
-from leanconv.kernels import runtime, stalls
+from leanconv.kernels import offsets, stalls
 from leanconv.locks import new_lock
 from leanconv.memory import AlignedBlock
 
-# Seconds: see `kernels.stalls`, and `kernels.runtime` for the last two.
+# Seconds: see `kernels.stalls`, and `kernels.offsets` for the last two.
 LIMITS = {
     stalls.MOST_BALANCE: 0.01,
     stalls.SHORTEST: 0.005,
     stalls.LONGEST: 0.2,
     stalls.REST: 0.005,
-    runtime.NEAR: 0.0003,
-    runtime.SHORT: 0.0001,
+    offsets.NEAR: 0.0003,
+    offsets.SHORT: 0.0001,
 }
 _chosen: int | None = None
 _scoped: contextvars.ContextVar[int | None] = contextvars.ContextVar("leanconv_threads", default=None)
@@ -89,8 +89,8 @@ class Pool:
         from leanconv.compiled import runtime_functions
 
         self._linked, submit, worker, self._share = runtime_functions()
-        self._block = AlignedBlock(runtime.POOL_BYTES)
-        ctypes.memset(self._block.address, 0, runtime.POOL_BYTES)
+        self._block = AlignedBlock(offsets.POOL_BYTES)
+        ctypes.memset(self._block.address, 0, offsets.POOL_BYTES)
         self.address = self._block.address
         self._keep = _install_semaphore(self.address)
         self.flush_denormals(_flush)
@@ -100,7 +100,7 @@ class Pool:
         self._worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(worker)
         self._workers: list[threading.Thread] = []
         self._lock = new_lock()
-        self._busy = ctypes.c_int64.from_address(self.address + runtime.BUSY)
+        self._busy = ctypes.c_int64.from_address(self.address + offsets.BUSY)
         self._avoided = -1
         self._current_cpu = _current_cpu()
         self._began = self._now()
@@ -117,10 +117,10 @@ class Pool:
 
     def _now(self) -> tuple[float, int]:
         """The time in seconds, and in ticks of the clock that native code reads."""
-        nothing = AlignedBlock(runtime.JOB_RECORDS)
-        ctypes.memset(nothing.address, 0, runtime.JOB_RECORDS)
+        nothing = AlignedBlock(offsets.JOB_RECORDS)
+        ctypes.memset(nothing.address, 0, offsets.JOB_RECORDS)
         self.submit(self.address, nothing.address, 0)
-        return time.perf_counter(), ctypes.c_int64.from_address(nothing.address + runtime.JOB_BEGAN).value
+        return time.perf_counter(), ctypes.c_int64.from_address(nothing.address + offsets.JOB_BEGAN).value
 
     def _set_limits(self, limits: Mapping[int, float]) -> None:
         """Tell native code some durations, given in seconds by word, in ticks of its clock."""
@@ -133,7 +133,7 @@ class Pool:
 
     def flush_denormals(self, flush: bool) -> None:
         """Whether numbers below the normal range count as 0 in jobs that begin from now on."""
-        ctypes.c_int64.from_address(self.address + runtime.FLUSH).value = int(flush)
+        ctypes.c_int64.from_address(self.address + offsets.FLUSH).value = int(flush)
 
     def _spread(self) -> None:
         """Keep workers off the caller's core.
@@ -165,11 +165,11 @@ class Pool:
 
     def stop(self) -> None:
         """End all workers and wait for them."""
-        ctypes.c_int64.from_address(self.address + runtime.STOP).value = 1
+        ctypes.c_int64.from_address(self.address + offsets.STOP).value = 1
         post = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p)(
-            ctypes.c_void_p.from_address(self.address + runtime.POST).value or 0
+            ctypes.c_void_p.from_address(self.address + offsets.POST).value or 0
         )
-        semaphore = ctypes.c_void_p.from_address(self.address + runtime.SEMAPHORE).value
+        semaphore = ctypes.c_void_p.from_address(self.address + offsets.SEMAPHORE).value
         for _ in self._workers:
             post(semaphore, 1, None)
         for worker in self._workers:
@@ -192,13 +192,13 @@ def _install_semaphore(pool: int) -> list[object]:
     if sys.platform == "win32":
         system = ctypes.WinDLL("kernel32")  # the branch for Windows cannot be type-checked elsewhere
         system.CreateSemaphoreW.restype = ctypes.c_void_p
-        put(runtime.SEMAPHORE, system.CreateSemaphoreW(None, 0, 1 << 30, None))
+        put(offsets.SEMAPHORE, system.CreateSemaphoreW(None, 0, 1 << 30, None))
         wait, post, give = system.WaitForSingleObject, system.ReleaseSemaphore, system.SwitchToThread
         keep: list[object] = [system]
     elif sys.platform == "darwin":
         system = ctypes.CDLL(None)
         system.dispatch_semaphore_create.restype = ctypes.c_void_p
-        put(runtime.SEMAPHORE, system.dispatch_semaphore_create(ctypes.c_long(0)))
+        put(offsets.SEMAPHORE, system.dispatch_semaphore_create(ctypes.c_long(0)))
         wait, post, give = (
             system.dispatch_semaphore_wait,
             system.dispatch_semaphore_signal,
@@ -211,12 +211,12 @@ def _install_semaphore(pool: int) -> list[object]:
         ctypes.memset(storage.address, 0, 64)
         if system.sem_init(ctypes.c_void_p(storage.address), 0, 0) != 0:
             raise OSError("sem_init failed")
-        put(runtime.SEMAPHORE, storage.address)
+        put(offsets.SEMAPHORE, storage.address)
         wait, post, give = system.sem_wait, system.sem_post, system.sched_yield
         keep = [system, storage]
-    put(runtime.WAIT, address(wait))
-    put(runtime.POST, address(post))
-    put(runtime.YIELD, address(give))
+    put(offsets.WAIT, address(wait))
+    put(offsets.POST, address(post))
+    put(offsets.YIELD, address(give))
     return keep
 
 

@@ -139,7 +139,7 @@ ROWS: list[Row] = [
         lambda: sizes.parse_bytes("32 MB per thread", "memory_limit"),
         VALUE,
         "memory_limit='32 MB per thread': must be a number and a unit such as \"32MiB\" "
-        "(B, KB, KiB, MB, MiB, GB, GiB, TB, TiB)",
+        "(B, KB, KiB, MB, MiB, GB, GiB, TB, TiB), or a number of bytes, from 0 on",
     ),
     (lambda: sizes.parse_bytes(-1, "memory_limit"), VALUE, "memory_limit=-1: must be at least 0 bytes"),
     (

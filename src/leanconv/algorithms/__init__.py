@@ -33,6 +33,13 @@ def _with_taps(problem: Problem) -> bool:
     return problem.taps > 1
 
 
+def _copied(problem: Problem) -> bool:
+    """Wherever a copy may lie better than the image does."""
+    from leanconv.algorithms.dense import is_matrix
+
+    return not is_matrix(problem)
+
+
 def _planes(problem: Problem) -> bool:
     """Channels apart, enough for a block of them, under several taps."""
     return problem.taps > 1 and problem.x_strides[1] != 1 and problem.group_in > 3
@@ -67,7 +74,7 @@ class Place(NamedTuple):
 PUBLISHED: dict[str, Place] = {
     "depthwise": Place("depthwise", "Depthwise", lambda problem: problem.group_in == 1),
     "grouped": Place("grouped", "Grouped", lambda problem: problem.groups > 1),
-    "direct_band": Place("band", "DirectBand", _anywhere),
+    "direct_band": Place("band", "DirectBand", _copied),
     "pointwise": Place("pointwise", "Pointwise", _with_one_tap),
     "direct": Place("direct", "Direct", _anywhere),
     "direct_blocks": Place("direct_blocks", "DirectBlocks", _planes),
@@ -91,7 +98,7 @@ PUBLISHED: dict[str, Place] = {
     "kn2col": Place("kn2", "Kn2col"),
     "kn2row": Place("kn2", "Kn2row"),
     "indirect": Place("indirect", "Indirect"),
-    "implicit_gemm": Place("implicit_gemm", "ImplicitGemm", _anywhere),
+    "implicit_gemm": Place("implicit_gemm", "ImplicitGemm", _copied),
     "im2col_scan": Place("copy_strategies", "Im2colScan"),
     "im2col_copy_self": Place("copy_strategies", "Im2colCopySelf"),
     "im2col_copy_long": Place("copy_strategies", "Im2colCopyLong"),
@@ -109,6 +116,9 @@ PUBLISHED: dict[str, Place] = {
     "fft_depthwise": Place("fft_depthwise", "FftDepthwise", _with_very_many_taps),
 }
 """The algorithms of this package, the one preferred where several apply first."""
+
+
+_LOOKED_AT = [(name, place.look) for name, place in PUBLISHED.items() if place.look is not _by_name]
 
 
 class Registry:
@@ -143,8 +153,8 @@ class Registry:
 
     def weighed(self, problem: Problem) -> tuple[str, ...]:
         """The names of those that "auto" weighs for a problem."""
-        published = (name for name, place in PUBLISHED.items() if place.look(problem))
-        return (*published, *(name for name, added in self._added.items() if added.weighed(problem)))
+        published = [name for name, look in _LOOKED_AT if look(problem)]
+        return (*published, *[name for name, added in self._added.items() if added.weighed(problem)])
 
     def add(self, algorithm: Algorithm) -> None:
         """Add one, behind all others."""

@@ -36,7 +36,7 @@ from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.band import Band, BandSpec
 from leanconv.kernels.image import Image, Rows
-from leanconv.memory import Buffer
+from leanconv.memory import ALIGNMENT, Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
@@ -102,6 +102,10 @@ class DirectBand(Algorithm):
     def refusal(self, problem: Problem) -> str | None:
         """Any problem whose output the core can store into."""
         return output_refusal(problem)
+
+    def least_bytes(self, problem: Problem, host: Host) -> int:
+        """A scratch."""
+        return ALIGNMENT
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

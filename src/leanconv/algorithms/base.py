@@ -119,6 +119,17 @@ class Algorithm(ABC):
         """
         return 1e-6 if problem.dtype == "float32" else 1e-14
 
+    def least(self, problem: Problem, host: Host) -> Cost | None:
+        """What every lowering does at least, as counted by `cost` or the kernels; None if that is not known.
+
+        Of this package's algorithms that add up all products each is known to be one lane of a multiply-add.
+        """
+        return None
+
+    def least_bytes(self, problem: Problem, host: Host) -> int:
+        """What counts against a memory limit at least, of a problem that is not refused, however little is staged."""
+        return 0
+
     def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
         """What the phases of a lowering do, for the cost model; None to have each phase counted by its kernel."""
         return None

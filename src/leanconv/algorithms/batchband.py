@@ -11,8 +11,8 @@ from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.batchband import BatchBandSpec
 from leanconv.kernels.batchstage import BatchStage, BatchStageSpec
-from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.reduction import Reduction, reduction_fields
 from leanconv.memory import Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase

@@ -9,9 +9,8 @@ from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.blocking import wanted_chunks
 from leanconv.classes import replace
 from leanconv.host import Host
-from leanconv.kernels.batchwise import BatchSpec
-from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.reduction import Reduction, reduction_fields
 from leanconv.problem import BATCH_LAST, Problem
 from leanconv.program import Phase
 
@@ -50,6 +49,8 @@ def narrowed(host: Host, problem: Problem) -> Host:
 
 def lower(problem: Problem, host: Host, threads: int) -> Lowering:
     """One phase: rows of output pixels, their vectors through all panels."""
+    from leanconv.kernels.batchwise import BatchSpec  # only here: few of the layers that are asked about are lowered
+
     p, host = problem, narrowed(host, problem)
     dims, lanes = p.ndim - 1, host.target.lanes(problem.dtype)
     length, lines = p.in_size[-1], math.prod(p.out_size[: dims - 1])

@@ -9,9 +9,9 @@ from leanconv.algorithms.blocking import Blocking, wanted_chunks
 from leanconv.algorithms.dense import CoreInput, even_stride, scattered, store_columns
 from leanconv.host import Host
 from leanconv.kernels.columns import ColumnSpec, RowPackSpec
-from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Rows
+from leanconv.kernels.reduction import Reduction, reduction_fields
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
@@ -89,10 +89,12 @@ def column_phase(
     rows, panels, short = heights(p, host)
     pixels, lanes = math.prod(p.out_size), host.target.lanes(p.dtype)
     left = [size % (2 * lanes) for size in (cut.block, pixels - (cut.blocks - 1) * cut.block)]
+    # A tile of pixels, a line of cache a channel, comes from the second level again for every panel.
+    stream = source.channels * 2 * host.target.vector_bytes > host.l1 // 2
     spec = ColumnSpec(
         host.target,
         p.dtype,
-        Reduction.of((1,), source.channels, unit_channel=False, merged=False, stream=False),
+        Reduction.of((1,), source.channels, unit_channel=False, merged=False, stream=stream),
         rows,
         short > 0,
         -(-max(left) // lanes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -9,12 +10,12 @@ from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
 from leanconv.classes import dataclass
 from leanconv.host import Host
-from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Image, Rows, Source
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.panels import Panels
+from leanconv.kernels.reduction import Reduction, reduction_fields
 from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
 from leanconv.program import Phase
@@ -41,6 +42,7 @@ class CoreInput:
     block: int = 0
 
 
+@functools.lru_cache(maxsize=64)  # all that may compute a problem ask, some twice
 def image_input(problem: Problem) -> CoreInput:
     """The image itself, read through its strides, edges and all."""
     p, item = problem, problem.itemsize
@@ -163,6 +165,7 @@ def panel_fields(problem: Problem, host: Host, *, tight: bool = False) -> dict[s
     return fields
 
 
+@functools.lru_cache(maxsize=64)
 def pack_weights(
     problem: Problem, host: Host, order: tuple[int, ...] | None = None, *, tight: bool = False, block: int = 0
 ) -> WeightPacking:

@@ -27,10 +27,10 @@ from leanconv.algorithms.batchjoin import joined, together
 from leanconv.algorithms.dense import core_phase, image_input, pack_weights, without_gaps
 from leanconv.classes import replace
 from leanconv.host import Host
-from leanconv.kernels.core import SECTION, UNROLL
 from leanconv.kernels.cost import PAGE
 from leanconv.kernels.image import Image
 from leanconv.kernels.planeblocks import PlaneBlocks
+from leanconv.kernels.reduction import SECTION, UNROLL
 from leanconv.problem import BATCH_LAST, Problem
 
 MOST, MOST_PAGES = 32, 16  # channels of a block: by their lines, and where each lies in a page of its own

@@ -35,7 +35,6 @@ from leanconv.algorithms.fft_windows import (
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
-from leanconv.kernels.core import Reduction
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fft import FftSpec
@@ -43,6 +42,7 @@ from leanconv.kernels.fft_grid import FftTiling, Grid
 from leanconv.kernels.fft_read import FftInput
 from leanconv.kernels.fft_weights import FftWeightStep
 from leanconv.kernels.fft_write import FftOutput
+from leanconv.kernels.reduction import Reduction
 from leanconv.problem import Problem
 
 # For the choice of windows, in slots of a multiply-add. A place of a transform costs more in longer lines, whose values

@@ -66,15 +66,23 @@ def windows_along(problem: Problem, d: int, *, whole: bool, longest: int) -> lis
     if taps == 1:
         return [Window(1, 1, 1, 1, 0)]
     out = -(-p.out_size[d] // step)  # of the longest of the interleaved problems
-    sizes = _sizes(longest_window(p, longest))
+    image = (p.in_size[d], p.pad_low[d], p.pad_high[d]) if p.pad_mode == "zeros" and step == 1 else None
+    return _windows(out, taps, image, longest_window(p, longest), whole)
+
+
+@lru_cache(maxsize=256)  # a plan asks some ten times
+def _windows(out: int, taps: int, image: tuple[int, int, int] | None, longest: int, whole: bool) -> list[Window]:
+    """Windows of an axis with so many outputs; `image`: its extent and padding if that is zeros, without dilation."""
+    sizes = _sizes(longest)
     found = []
     least = out + taps - 1
-    if p.pad_mode == "zeros" and step == 1:
+    if image is not None:
         # Zeros behind the image are those before it as well: the window is cyclic.
-        need = max(p.in_size[d] + max(p.pad_low[d], p.pad_high[d]), taps, out)
+        size, low, high = image
+        need = max(size + max(low, high), taps, out)
         place = next((n for n in sizes if n >= need), None)
         if place is not None:
-            found.append(Window(place, out, taps, p.in_size[d], p.pad_low[d]))
+            found.append(Window(place, out, taps, size, low))
             least = min(least, place)
     if whole:
         places = [n for n in sizes if n >= out + taps - 1][: not found]

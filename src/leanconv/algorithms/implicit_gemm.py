@@ -24,7 +24,7 @@ from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, is_ma
 from leanconv.algorithms.lowered import fitting_strips, patch_fields, patches, strip_pixels
 from leanconv.host import Host
 from leanconv.kernels.micropanels import Micropanels, PackTiles
-from leanconv.memory import Buffer
+from leanconv.memory import ALIGNMENT, Buffer
 from leanconv.problem import Problem
 
 
@@ -46,6 +46,10 @@ class ImplicitGemm(Algorithm):
     def refusal(self, problem: Problem) -> str | None:
         """Any problem whose output the core can store into."""
         return output_refusal(problem)
+
+    def least_bytes(self, problem: Problem, host: Host) -> int:
+        """A scratch."""
+        return ALIGNMENT
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

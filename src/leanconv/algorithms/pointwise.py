@@ -20,6 +20,7 @@ from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.batchjoin import joined, together
 from leanconv.algorithms.dense import core_phase, image_input, pack_weights, rows_input, without_gaps
 from leanconv.host import Host
+from leanconv.kernels.cost import LINE
 from leanconv.problem import Problem
 
 
@@ -45,10 +46,11 @@ class Pointwise(Algorithm):
         """One phase: the core over rows of the image if they are evenly spaced, else pixel by pixel."""
         images, tight = joined(problem, host), without_gaps(problem, host, workspace)
         rows = rows_input(images) if all(s == 1 for s in problem.stride) else None
-        # Vectors of pixels while a tile of them, one line of cache a channel, stays in half the first-level cache
-        # beside the weights; channels lie a whole plane apart, and more of them displace each other there.
+        # Vectors of pixels while a tile of them, a line of cache a channel, stays in half the first-level cache beside
+        # the weights, or where no tile has parts of two lines to be asked for again and again.
         line = 2 * host.target.vector_bytes
-        if rows and columns.applies(problem, rows) and problem.group_in * line < host.l1 // 2:
+        few = problem.group_in * line < host.l1 // 2
+        if rows and columns.applies(problem, rows) and (few or rows.fields["x_c"] % LINE == 0):
             cut = columns.blocking(problem, host, threads)
             phase, parameters = columns.column_phase(problem, host, rows, cut)
             return Lowering(

@@ -12,9 +12,9 @@ from leanconv.algorithms.blocking import panels_of, wanted_chunks
 from leanconv.algorithms.dense import output_fields, output_refusal, panel_fields, store_columns
 from leanconv.classes import dataclass, replace
 from leanconv.host import Host
-from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.lines import heights_of
+from leanconv.kernels.reduction import Reduction, reduction_fields
 from leanconv.kernels.steps import Pixels
 from leanconv.kernels.taps import Step, TapsSpec
 from leanconv.memory import ALIGNMENT, Buffer, arena_bytes

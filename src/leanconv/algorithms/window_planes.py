@@ -10,8 +10,8 @@ from leanconv.algorithms.dense import CoreInput, dense_phase, pack_weights
 from leanconv.algorithms.windowed import TENSOR, Tensor, runs_of, stage_phase, term_order
 from leanconv.classes import replace
 from leanconv.host import Host
-from leanconv.kernels.core import SECTION
 from leanconv.kernels.dense import DenseSpec
+from leanconv.kernels.reduction import SECTION
 from leanconv.kernels.window_planes import PLANES, Planes
 from leanconv.memory import Buffer
 from leanconv.problem import Problem

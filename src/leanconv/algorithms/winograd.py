@@ -29,13 +29,22 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
-from leanconv.algorithms.winograd_blocks import BlocksOfTiles, tile_fields
-from leanconv.algorithms.winograd_fly import FILTER, WINDOW, BlocksOnTheFly, output_slots, pass_slots
+from leanconv.algorithms.winograd_blocks import BlocksOfTiles, tile_fields, tiles_along
+from leanconv.algorithms.winograd_fly import (
+    FILTER,
+    MOST_TILES,
+    OUTPUT,
+    WINDOW,
+    BlocksOnTheFly,
+    output_slots,
+    pass_slots,
+)
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.cost import Cost, issue_slots
 from leanconv.kernels.polyphase import Strided
 from leanconv.kernels.winograd_tiles import Axis, Tiling
+from leanconv.memory import ALIGNMENT
 from leanconv.problem import Problem
 
 MOST_POINTS = 8  # along one axis: with more, rounding errors pass 1e-4 of the largest output
@@ -60,11 +69,26 @@ _TILES_AND_SPLITS = _TILES | {"splits": "blocks of input channels that go throug
 def tiling_of(problem: Problem, outputs: int) -> Tiling:
     """Tiles of `outputs` outputs along each axis that has taps, fewer where the image is small."""
     p = problem
-    axes = zip(p.out_size, p.kernel, p.stride, p.dilation, p.pad_low, strict=True)
-    return Tiling(tuple(_axis(outputs, *axis) for axis in axes))
+    return _tiling(outputs, p.out_size, p.kernel, p.stride, p.dilation, p.pad_low)
 
 
-@functools.lru_cache(maxsize=4096)  # a plan asks some twenty times
+@functools.lru_cache(maxsize=1024)  # a plan asks some twenty times
+def _tiling(outputs: int, *by_axis: tuple[int, ...]) -> Tiling:
+    return Tiling(tuple([_axis(outputs, *axis) for axis in zip(*by_axis, strict=True)]))
+
+
+@functools.lru_cache(maxsize=1024)
+def _counted(outputs: int, *by_axis: tuple[int, ...]) -> tuple[int, float, int, int]:
+    """Tiles of an image, products that one keeps on average, products of a whole one, axes that have a transform."""
+    tiling = _tiling(outputs, *by_axis)
+    numbers = [tiles_along(axis, out) for axis, out in zip(tiling.axes, by_axis[0], strict=True)]
+    sizes = {f"tiles{d}": count for d, (count, _) in enumerate(numbers)}
+    sizes |= {f"last{d}": last for d, (_, last) in enumerate(numbers)}
+    kept = sum(number * part for number, part in tiling.counted(sizes))
+    return math.prod(count for count, _ in numbers), kept, tiling.points, len(tiling.active)
+
+
+@functools.lru_cache(maxsize=4096)
 def _axis(outputs: int, out: int, taps: int, stride: int, dilation: int, pad: int) -> Axis:
     longest = -(-out // dilation)  # outputs of the first of the interleaved problems
     size = min(outputs, longest) if taps > 1 else 1
@@ -110,6 +134,31 @@ class Winograd(Algorithm):
         axes = zip(tiling_of(problem, self.outputs).axes, problem.kernel, strict=True)
         sizes = (axis.transform.outputs - 1 + -(-taps // axis.stride) for axis, taps in axes)
         return super().error_bound(problem) * math.prod(ERROR_GROWTH[size] for size in sizes)
+
+    def least(self, problem: Problem, host: Host) -> Cost | None:
+        """What `cost` counts if tiles wait for nothing, and each window is transformed once."""
+        p = problem
+        total, kept, points, active = _counted(self.outputs, p.out_size, p.kernel, p.stride, p.dilation, p.pad_low)
+        lanes, slots, tiles = host.target.lanes(p.dtype), pass_slots(active), p.groups * p.batch * total
+        inner, outer = -(-p.group_in // lanes), -(-p.group_out // lanes)
+        vectors = tiles * (WINDOW * inner + OUTPUT * outer) * kept * slots
+        if p.group_in < lanes:
+            vectors *= _NARROW
+        weights = p.groups * p.group_in * p.group_out * p.itemsize
+        if self.transform:
+            blocks = -(-p.batch * total // MOST_TILES)
+            vectors += p.groups * blocks * p.group_in * outer * FILTER * points * slots
+            weights, fetched = weights * p.taps, _FILTERS * blocks
+        else:
+            weights, fetched = weights * points, 1.0
+        counts = {"multiply": kept * tiles * p.group_in * outer, "vector": vectors}
+        return Cost(counts, streams=((fetched * weights, weights),))
+
+    def least_bytes(self, problem: Problem, host: Host) -> int:
+        """A scratch, and transformed weights beyond the plain ones."""
+        p, points = problem, tiling_of(problem, self.outputs).points
+        beyond = 0 if self.transform else (points - p.taps) * p.group_in - p.has_bias
+        return ALIGNMENT + max(0, beyond) * p.out_channels * p.itemsize
 
     def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
         """Products, transforms, and weights that each block of tiles reads once."""

@@ -7,13 +7,13 @@ from typing import ClassVar
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import panels_of
 from leanconv.host import Host
-from leanconv.kernels.core import SECTION, UNROLL, Reduction, reduction_fields
 from leanconv.kernels.epilogue import Epilogue
+from leanconv.kernels.reduction import SECTION, UNROLL, Reduction, reduction_fields
 from leanconv.kernels.winograd import WinogradSpec
 from leanconv.kernels.winograd_input import InputStep
 from leanconv.kernels.winograd_output import OutputStep
 from leanconv.kernels.winograd_products import lines_asked
-from leanconv.kernels.winograd_tiles import Tiling
+from leanconv.kernels.winograd_tiles import Axis, Tiling
 from leanconv.kernels.winograd_weights import WeightStep, WinogradPackSpec
 from leanconv.memory import ALIGNMENT, Buffer, arena_bytes
 from leanconv.problem import Problem
@@ -26,9 +26,8 @@ def tile_fields(problem: Problem, tiling: Tiling) -> dict[str, int]:
     fields = {"x_n": p.x_strides[0] * item, "x_c": p.x_strides[1] * item, "x_g": p.group_in * p.x_strides[1] * item}
     total = p.batch
     for d, axis in enumerate(tiling.axes):
-        out, step = p.out_size[d], axis.transform.outputs * axis.dilation
-        last = -(-out // step) - 1
-        count = last * axis.dilation + min(axis.dilation, out - last * step)
+        out = p.out_size[d]
+        count, last = tiles_along(axis, out)
         fields |= {f"tiles{d}": count, f"last{d}": last, f"out{d}": out, f"at{d}": p.x_strides[2 + d] * item}
         fields |= {f"in{d}": p.in_size[d], f"reach{d}": p.in_size[d] + p.pad_high[d]}
         total *= count
@@ -39,6 +38,13 @@ def tile_fields(problem: Problem, tiling: Tiling) -> dict[str, int]:
             fields |= {f"{letter}_n": strides[0] * item, f"{letter}_k": channel, f"{letter}_g": p.group_out * channel}
             fields |= {f"{letter}_at{d}": stride * item for d, stride in enumerate(strides[2:])}
     return fields
+
+
+def tiles_along(axis: Axis, out: int) -> tuple[int, int]:
+    """Tiles along an axis of so many outputs, and the number of the last one of an interleaved problem."""
+    step = axis.transform.outputs * axis.dilation
+    last = -(-out // step) - 1
+    return last * axis.dilation + min(axis.dilation, out - last * step), last
 
 
 def odd_lines(nbytes: int) -> int:

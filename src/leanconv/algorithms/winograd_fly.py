@@ -17,8 +17,8 @@ from typing import ClassVar
 
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines
 from leanconv.host import Host
-from leanconv.kernels.core import SECTION
 from leanconv.kernels.cost import issue_slots
+from leanconv.kernels.reduction import SECTION
 from leanconv.kernels.winograd_tiles import Tiling
 from leanconv.memory import ALIGNMENT
 from leanconv.problem import Problem
@@ -29,7 +29,7 @@ WINDOW, FILTER, OUTPUT, ADDED = 9.7, 8.0, 12.0, 10.0
 _PASS, _MOVE = 0.3, 0.4  # the parts of them that each axis takes, and loads and stores
 
 _FEWEST = 16  # channels of a block: with fewer, products are not worth their way to memory and back
-_MOST_TILES = 64  # of a block, if memory is no matter: weights are no longer what takes the time
+MOST_TILES = 64  # of a block, if memory is no matter: weights are no longer what takes the time
 
 
 def pass_slots(axes: int) -> float:
@@ -106,8 +106,8 @@ class BlocksOnTheFly(BlocksOfTiles):
         best = math.sqrt(shared * FILTER / ADDED)
         least = -(-vectors // max(1, SECTION // self.lanes))  # of blocks, none of which is longer than a section
         counts, total = {1, most}, max(1, self.fields["tile_count"])
-        for high in (0.7 * best, best, 1.4 * best, _MOST_TILES + k):
-            tiles = max(1, min(int(high - k), _MOST_TILES))
+        for high in (0.7 * best, best, 1.4 * best, MOST_TILES + k):
+            tiles = max(1, min(int(high - k), MOST_TILES))
             tiles = -(-total // -(-total // tiles))
             size = int(shared / (tiles + k) - wide) // self.lanes  # what blocks of so many tiles leave
             count = -(-vectors // max(size, fewest))
@@ -125,7 +125,7 @@ class BlocksOnTheFly(BlocksOfTiles):
         if tiles < 1:
             return True, channels
         total = max(1, self.fields["tile_count"])
-        tiles = min(tiles, _MOST_TILES, total)
+        tiles = min(tiles, MOST_TILES, total)
         tiles = -(-total // -(-total // tiles))
         tall = -(-tiles // target.tile_rows(self.panels.vectors))
         issued = tall * issue_slots(tiles / tall, self.panels.vectors) / self.panels.vectors
@@ -145,7 +145,7 @@ class BlocksOnTheFly(BlocksOfTiles):
     def block(self, threads: int, workspace: int | None, wanted: int | None) -> int:
         """Tiles a block: as many as fit, and in any case so few that the scratch stays near."""
         total = max(1, self.fields["tile_count"])
-        tiles = min(wanted or _MOST_TILES, total)
+        tiles = min(wanted or MOST_TILES, total)
         if wanted is None:
             tiles = self.fitting(tiles, 1, 3 * self.host.l2 // 2)
             if threads > 1:

@@ -30,6 +30,7 @@ from leanconv.sizes import parse_bytes
 OK, TROUBLE, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 _SAVE_SECONDS = 20.0  # between two writings of what is measured so far
+_LONGEST_RUN = 1e6  # seconds
 
 
 def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | None = None) -> int:
@@ -215,8 +216,11 @@ def progress_bar() -> Iterator[Step | None]:
         yield None
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    # Redrawn only between measurements: a thread that draws would take time from what is measured.
-    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
+    # Redrawn only between measurements: a thread that draws would take time from what is measured. The time left
+    # follows from all steps so far: layers differ, and the last half minute knows only some.
+    with Progress(
+        *columns, console=console, transient=True, auto_refresh=False, speed_estimate_period=_LONGEST_RUN
+    ) as bar:
         task = bar.add_task("", total=None)
 
         def step(description: str, done: int, total: int) -> None:

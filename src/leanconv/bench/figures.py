@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leanconv.bench.digest import EVERY, Digest, Result, digest, pareto
-from leanconv.bench.plot import check
+from leanconv.bench.plot import PALE, check, save
 from leanconv.bench.report import Report
 from leanconv.bench.table import format_seconds
 from leanconv.sizes import format_bytes
@@ -41,7 +41,7 @@ def draw(report: Report, folder: Path) -> list[Path]:
     for name, figure in _figures(found):
         paths.append(folder / f"{name}.png")
         figure.supxlabel(_conditions(report), fontsize="small", color=_GREY)
-        figure.savefig(paths[-1], dpi=120)
+        save(figure, paths[-1])
     return paths
 
 
@@ -68,7 +68,8 @@ def _time_memory(found: Digest, timed: Sequence[Result], layers: Sequence[int]) 
     for axes, layer in zip(panels, layers, strict=False):
         points = [result for result in timed if result.layer == layer and result.memory is not None]
         for result in points:
-            axes.plot(result.memory, result.relative, ls="", **_style(found, result.contestant))
+            paint = _style(found, result.contestant) | ({"alpha": PALE} if result.undecided else {})
+            axes.plot(result.memory, result.relative, ls="", **paint)
         front = pareto((result.memory or 0, result.relative or 0.0) for result in points)
         if front:
             axes.step(*zip(*front, strict=True), where="post", color=_GREY, lw=1, zorder=1.8)
@@ -81,7 +82,8 @@ def _time_memory(found: Digest, timed: Sequence[Result], layers: Sequence[int]) 
         axes.set_axisbelow(True)
     for axes in panels[len(layers) :]:
         axes.set_axis_off()
-    figure.supylabel("time / time of the fastest, against memory", fontsize="medium")
+    pale = "; pale: undecided" if any(result.undecided and result.layer in layers for result in timed) else ""
+    figure.supylabel(f"time / time of the fastest, against memory{pale}", fontsize="medium")
     _legend(figure, found, used)
     return figure
 

@@ -52,7 +52,7 @@ def factor_interval(new: Sequence[float], old: Sequence[float], confidence: floa
 def passes_interval(new: Sequence[Sequence[float]], old: Sequence[Sequence[float]], confidence: float) -> Interval:
     """Return the ratio of times that were measured in passes, and its interval.
 
-    Times of one pass share where memory lies and who uses the machine beside, so it is the passes that are drawn anew:
+    Times of one pass share who uses the machine beside, so it is the passes that are drawn anew:
     the logarithms of their medians are compared by Student's interval for two samples.
 
     Args:

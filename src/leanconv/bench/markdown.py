@@ -9,7 +9,7 @@ from pathlib import Path
 
 from leanconv.bench.digest import EVERY, Digest, Score, digest
 from leanconv.bench.load import ResultsError
-from leanconv.bench.report import Report
+from leanconv.bench.report import Report, undecided_words
 from leanconv.bench.table import format_seconds
 from leanconv.sizes import format_bytes
 
@@ -48,7 +48,7 @@ def insert(text: str, path: Path) -> str:
 
 
 def _paragraphs(report: Report, found: Digest) -> Iterator[str]:
-    yield _conditions(report, found)
+    yield " ".join(filter(None, (_conditions(report, found), undecided_words(report))))
     for threads in found.threads:
         scores = [score for score in found.scores if score.threads == threads and score.set == EVERY]
         if scores:

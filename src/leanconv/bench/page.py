@@ -11,13 +11,13 @@ import hashlib
 import html
 import json
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from importlib.resources import files
 from string import Template
 from typing import Any
 
 from leanconv.bench.digest import Digest, Result, digest
-from leanconv.bench.report import FAILED, WRONG, Report
+from leanconv.bench.report import FAILED, WRONG, Report, undecided_words
 from leanconv.sizes import format_bytes
 
 # In the order in which they are joined to one script.
@@ -124,15 +124,15 @@ def _warnings(report: Report) -> Iterator[str]:
 def _footnotes(report: Report) -> str:
     return (
         "Times are medians of interleaved rounds, spread is the interquartile range over the median, percent of peak "
-        f"is paired with the peak of its round. {_noise(report.rows)} "
+        f"is paired with the peak of its round. {_noise(report)} "
         "leanconv's memory is declared: the workspace of a call and the packed weights. Error is the largest absolute "
         "error against float64 over the largest output."
     )
 
 
-def _noise(rows: Iterable[Any]) -> str:
-    noisy = any(row.undecided for row in rows)
-    return "A question mark follows what was too noisy to decide." if noisy else "Above 5 % the spread is marked."
+def _noise(report: Report) -> str:
+    words = undecided_words(report)
+    return f"{words} A question mark follows them." if words else "Above 5 % the spread is marked."
 
 
 def _size(size: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,15 +14,19 @@ from leanconv.sizes import format_bytes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from matplotlib.figure import Figure
+
+_DPI = 120
 FORMATS = (".png", ".svg", ".pdf")
 
 # Okabe and Ito's colours, which stay apart for colour-blind eyes; with the markers they name many series.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+PALE = 0.3  # opacity of what is undecided
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
 
 
 class PlotError(LeanconvError):
-    """A plot cannot be drawn: matplotlib is missing, or the file's format is none of `FORMATS`."""
+    """A plot cannot be drawn: matplotlib is missing, the format is none of `FORMATS`, or the disk refuses the file."""
 
 
 def check(path: Path) -> None:
@@ -32,6 +37,20 @@ def check(path: Path) -> None:
         raise PlotError(f"{path}: there is no folder {path.parent}")
     if importlib.util.find_spec("matplotlib") is None:
         raise PlotError("plots need matplotlib: pip install leanconv[plot]")
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a picture; what cannot be written whole leaves no file.
+
+    Raises:
+        PlotError: the disk does not take it.
+    """
+    try:
+        figure.savefig(path, dpi=_DPI)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            Path(path).unlink()
+        raise PlotError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def draw(report: Report, path: Path) -> None:
@@ -56,7 +75,7 @@ def draw(report: Report, path: Path) -> None:
     prefix = f"{network[:-1]}, " if (network := common_prefix(layers)) else ""
     dtype, cpu = report.settings["dtype"], report.machine.get("cpu", "")
     figure.supxlabel(f"{prefix}{dtype}, {cpu}", fontsize="small", color="0.4")
-    figure.savefig(path, dpi=120)
+    save(figure, path)
 
 
 def _percent_of_peak(axes: Any, report: Report, layers: list[str]) -> None:
@@ -89,9 +108,10 @@ def _time_against_workspace(axes: Any, report: Report) -> None:
     peers = any(row.kind == PEER for row in report.rows)
     nbytes = {id(row): _memory(row, peers=peers) for row in report.rows}
     for _, style, rows in _series(report.rows):
-        known = [row for row in rows if nbytes[id(row)] is not None]
-        times = [ratio(row, best[row.layer, row.threads] or row) for row in known]
-        axes.plot([nbytes[id(row)] for row in known], times, **style, ls="")
+        for undecided, paint in ((False, style), (True, style | {"alpha": PALE})):
+            known = [row for row in rows if nbytes[id(row)] is not None and row.undecided == undecided]
+            times = [ratio(row, best[row.layer, row.threads] or row) for row in known]
+            axes.plot([nbytes[id(row)] for row in known], times, **paint, ls="")
     # Linear below 1 KiB, because the best workspace is none.
     axes.set_xscale("symlog", base=2, linthresh=1024, linscale=0.5)
     most = max(value or 0 for value in nbytes.values())
@@ -103,7 +123,8 @@ def _time_against_workspace(axes: Any, report: Report) -> None:
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if value in (2, 3, 5, 20, 50) else "")
     ours = "workspace and packed weights" if peers else "workspace of a call"
     axes.set_xlabel(f"{ours}; of peers the measured extra peak" if peers else ours)
-    axes.set_ylabel("time / time of the fastest")
+    pale = "; pale: undecided" if any(row.undecided for row in report.rows) else ""
+    axes.set_ylabel(f"time / time of the fastest{pale}")
     axes.grid(color="0.92", zorder=-1)
     axes.set_axisbelow(True)
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from pathlib import Path
+
+from leanconv.allocation import trim_heap
 
 _PROCESS = Path("/proc/self")
 
@@ -33,13 +34,6 @@ class PeakMemory:
         if self._before is None or most is None:
             return None
         return max(most - self._before, 0) * 1024
-
-
-def trim_heap() -> None:
-    """Return free pages of the C library's heap to the system, if it can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _kilobytes(name: str) -> int | None:

@@ -77,7 +77,7 @@ class Row:
         extra_peak_bytes: the most memory the process held while it prepared and called, beyond what it held before,
             and beyond the output; None if the system does not tell. Pages, not exact bytes.
         undecided: the ratio to the fastest row of the layer and number of threads is less certain than was asked for;
-            of the fastest row: so is the ratio to it of the next.
+            of the fastest row: another may be as fast, its interval reaches to 1.
     """
 
     layer: str
@@ -185,7 +185,7 @@ def ratio_interval(row: Row, best: Row) -> tuple[float, float, float] | None:
     statistics), so that nothing is assumed of how the ratios are distributed. None below six rounds, which cannot say
     that much.
 
-    Rounds of one pass share where memory lies and who the neighbours are, so they say nothing of what another pass
+    Rounds of one pass share who uses the machine beside, so they say nothing of what another pass
     would. Of several passes the ends follow from how far apart their medians lie, as logarithms, by Student's
     distribution (the method of batch means; Law, Simulation Modeling and Analysis).
     """
@@ -226,6 +226,20 @@ def fastest(rows: Sequence[Row]) -> Row | None:
     """Return the row with the least time, or None if none was timed."""
     timed = [row for row in rows if row.seconds is not None]
     return min(timed, key=lambda row: row.seconds or 0.0, default=None)
+
+
+def undecided_words(report: Report) -> str:
+    """Return how many ratios are uncertain, in a sentence; "" if none is."""
+    timed = [row for row in report.rows if row.status == OK and row.seconds]
+    count = sum(row.undecided for row in timed)
+    if not count:
+        return ""
+    precision = report.settings.get("precision")
+    reach = "far" if precision is None else f"more than {100 * precision:g} %"
+    return (
+        f"{count} of {len(timed)} rows are undecided: the {100 * CONFIDENCE:g} % interval of the time over that of the "
+        f"fastest reaches {reach} to a side or, of the fastest, that of another reaches to 1."
+    )
 
 
 def common_prefix(names: list[str]) -> str:

@@ -14,6 +14,7 @@ call of a bound plan: weights are rearranged before, and that memory is reported
 from __future__ import annotations
 
 import datetime
+import gc
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -66,6 +67,7 @@ def run(
     if earlier is not None:
         _go_on(report, earlier, layers, [contest for group in contests for contest in group])
     going = _Run(report, settings, contests, progress, save)
+    gc.freeze()  # collections, one for each measurement of memory, need not look at what was imported before
     try:
         if settings.bandwidth and not report.bandwidth:
             for threads in settings.threads:
@@ -76,6 +78,8 @@ def run(
         report.interrupted = True
         for contest in going.contests:
             contest.settle()
+    finally:
+        gc.unfreeze()
     if progress:
         progress("", going.steps, going.steps)
     report.finished = _now()
@@ -85,12 +89,13 @@ def run(
 def _go_on(report: Report, earlier: Report, layers: Sequence[Layer], contests: Sequence[Contest]) -> None:
     """Take over what was measured earlier, if it is the same comparison."""
     same = ("algorithms", "layouts", "threads", "dtype", "peers", "seed")
+    known = [(layer.name, layer.short()) for layer in layers]
     for where, old, new in (
         *((f"settings.{name}", earlier.settings.get(name), report.settings[name]) for name in same),
         *((f"machine.{name}", earlier.machine.get(name), report.machine.get(name)) for name in ("cpu", "target")),
         ("versions", earlier.versions, report.versions),
-        ("layers", [layer["name"] for layer in earlier.layers], [layer.name for layer in layers]),
-        ("layers", [layer["shape"] for layer in earlier.layers], [layer.short() for layer in layers]),
+        # An earlier run that was interrupted has the first ones only.
+        ("layers", [(layer["name"], layer["shape"]) for layer in earlier.layers], known[: len(earlier.layers)]),
     ):
         if json.dumps(old) != json.dumps(new):  # as a file holds them: lists and tuples are the same
             raise ResultsError("earlier results", where, f"is {old}, and now {new}: passes of one comparison only")
@@ -122,14 +127,15 @@ class _Run:
     def all_passes(self) -> None:
         """Go through the layers, then through those again where something is uncertain."""
         everything: Pairs = [[(contest, None) for contest in group] for group in self._layers]
-        clients = Clients(self._settings.peer_timeout)
+        clients = Clients(self._settings.peer_timeout)  # for all passes: a library that is imported anew is as fast
         try:
             begin = 1 + max((sample.visit for row in self._report.rows for sample in row.samples), default=-1)
+            missed: Pairs = [[(contest, None) for contest in group if not contest.rows] for group in self._layers]
+            if begin and any(missed):
+                # The earlier run was interrupted in its first pass.
+                self.steps += sum(map(len, missed))
+                self._pass(missed, clients, begin - 1)
             for number in range(begin, begin + self._settings.passes):
-                if number > begin:
-                    # Processes that were just started: where their memory lies is drawn anew.
-                    clients.close()
-                    clients = Clients(self._settings.peer_timeout)
                 self._pass(everything, clients, number)
             while self._settings.passes > 1:
                 number += 1
@@ -148,24 +154,24 @@ class _Run:
                 continue
             layer, settings = group[0][0].layer, self._settings
             trial = make_trial(layer, settings.dtype, settings.seed, self._expected.get(layer.name))
-            for part, (contest, chosen) in enumerate(group):
+            for contest, chosen in group:
                 if self._progress:
                     title = layer.name if settings.passes == 1 else f"{layer.name}, pass {number + 1}"
                     self._progress(title, self.done, self.steps)
                 fresh = not contest.rows
                 contest.run(trial, clients, number, chosen)
                 if fresh:
-                    self._first(contest, part)
+                    self._first(contest)
                 self.done += 1
                 if self._save:
                     self._save(self._report)
             if settings.passes > 1:
                 self._expected[layer.name] = trial.expected.thinned(settings.seed)
 
-    def _first(self, contest: Contest, part: int) -> None:
+    def _first(self, contest: Contest) -> None:
         """Add to the report what is new after a contest's first pass."""
         layer = contest.layer
-        if part == 0:
+        if all(known["name"] != layer.name for known in self._report.layers):
             flops = layer.problem("NCHW", self._settings.dtype).flops
             self._report.layers.append({**asdict(layer), "shape": layer.short(), "flops": flops})
         self._report.rows += contest.rows

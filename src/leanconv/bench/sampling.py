@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +18,12 @@ _SETTLE_AT_MOST = 0.5
 _SETTLE_STEP = 1e-3
 _SETTLED = 0.1  # a process that uses less than this part of one core is at rest
 
-# From so many calls on a sample begins with one that is not timed: cheap next to the sample, it fetches into the
-# caches what the others displaced, and wakes threads.
-_WARM_FROM = 4
+# A sample begins with calls that are not timed, one at least: they fetch into the caches what the others displaced, and
+# wake threads. Else the number of calls, which is found anew in each run, would decide how much of that a sample holds.
+_WARM, _MOST_WARM = 2e-3, 100  # seconds, calls
+
+# A single call that takes longer hardly notices: a last-level cache of 32 MiB is filled in some 3 ms.
+_NOTICES = 0.1  # seconds
 
 _TASKS = Path("/proc/self/task")
 _TRIES = 3
@@ -30,23 +32,31 @@ _LONG = 0.5  # seconds; a longer sample is not taken again
 
 
 def sample(call: Callable[[], object], calls: int) -> float:
-    """Return the mean seconds of one of several calls; afterwards the process is at rest."""
+    """Return the mean seconds of one of several calls; afterwards the process is at rest.
+
+    Some calls before are not timed, unless it is a single one that takes long.
+    """
     with _no_collection():
-        if calls >= _WARM_FROM:
-            call()
-        least, seconds = math.inf, 0.0
-        for _ in range(_TRIES):
-            queued, start = _queued(), time.perf_counter()
-            for _ in range(calls):
+        seconds, lost = _timed(call, 1)
+        if calls > 1 or seconds < _NOTICES:
+            for _ in range(min(int(_WARM / seconds), _MOST_WARM)):
                 call()
-            took = max(time.perf_counter() - start, 1e-9)
-            lost = (_queued() - queued) / took
-            if lost < least:
-                least, seconds = lost, took / calls
-            if lost < _DISTURBED or took > _LONG:
-                break
+            seconds, lost = _timed(call, calls)
+        tries = 1
+        while lost >= _DISTURBED and tries < _TRIES and seconds * calls <= _LONG:
+            seconds, lost = min((seconds, lost), _timed(call, calls), key=lambda result: result[1])
+            tries += 1
     settle()
     return seconds
+
+
+def _timed(call: Callable[[], object], calls: int) -> tuple[float, float]:
+    """Return the mean seconds of a call, and for what part of the time this process waited for a CPU."""
+    queued, start = _queued(), time.perf_counter()
+    for _ in range(calls):
+        call()
+    took = max(time.perf_counter() - start, 1e-9)
+    return took / calls, (_queued() - queued) / took
 
 
 def _queued() -> float:

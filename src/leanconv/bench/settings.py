@@ -41,7 +41,7 @@ class Settings:
         rounds: how often they take turns in a pass.
         passes: how often the list of layers is gone through, everything prepared anew each time.
         longest: seconds with further rounds, or passes if there are several, for those whose ratio to the fastest is
-            uncertain; none if not above `time`.
+            uncertain, in passes only if it is below 2; none if not above `time`.
         precision: a ratio is certain if the ends of its interval are within this part of it.
         peers: names of peers, or "all".
         peer_timeout: seconds until a peer that does not answer is ended.
@@ -57,7 +57,7 @@ class Settings:
     rounds: int = 10
     passes: int = 1
     longest: float = 0.0
-    precision: float = 0.05
+    precision: float = 0.08
     peers: tuple[str, ...] = ()
     peer_timeout: float = 120.0
     bandwidth: bool = False

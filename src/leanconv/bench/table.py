@@ -12,7 +12,18 @@ from rich.console import Console
 from rich.text import Text
 
 from leanconv.bench.grid import print_grid
-from leanconv.bench.report import NOISY, NOT_APPLICABLE, OK, PEER, Report, Row, common_prefix, fastest, ratio
+from leanconv.bench.report import (
+    NOISY,
+    NOT_APPLICABLE,
+    OK,
+    PEER,
+    Report,
+    Row,
+    common_prefix,
+    fastest,
+    ratio,
+    undecided_words,
+)
 from leanconv.sizes import format_bytes
 
 
@@ -160,9 +171,11 @@ def _notes(report: Report, timed: list[Row]) -> Iterable[str]:
         yield f"Measured speed of reading memory: {', '.join(speeds)}."
     yield (
         "* fastest. Times are medians, spread is the interquartile range over the median, (! n%) marks a "
-        "noisy one. / best is the median of the ratios of each round, ? marks one that is not certain. time / best and "
+        "noisy one. / best is the median of the ratios of each round, ? marks one that is undecided. time / best and "
         "% peak over all layers are geometric means; total time counts repeats."
     )
+    if words := undecided_words(report):
+        yield words
     if any(row.kind == PEER for row in timed):
         yield (
             "Extra peak: the most memory that the process held beyond input, weights and output while it prepared the "

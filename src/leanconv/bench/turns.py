@@ -16,10 +16,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from leanconv.bench.contestants import Contestant
-from leanconv.bench.report import Row, Sample, fastest, ratio_interval
+from leanconv.bench.report import Row, Sample, fastest, ratio, ratio_interval
 
 # One sample lasts at least this long, so that the clock's resolution and one interrupt do not matter.
 SHORTEST_SAMPLE = 2e-3
+
+# Times the fastest. Whoever is slower has lost: by how much is worth no further passes, and where samples are too few
+# for an interval no doubt.
+CLOSE = 2.0
 
 _MOST_ROUNDS = 1000
 
@@ -90,7 +94,6 @@ def take_turns(
 def _calibrate(one: Contestant, schedule: Schedule) -> None:
     """Choose how many calls make a sample, and how many samples fit into the time; both as in an earlier pass."""
     if one.row.samples:
-        one.sample(1)  # what is fresh is out of the ordinary
         usual = statistics.median(sample.seconds for sample in one.row.samples) * one.row.calls
         one.rounds = min(max(round(schedule.time / usual), 1), schedule.rounds)
         return
@@ -144,12 +147,16 @@ def _certain(row: Row, best: Row, precision: float) -> bool:
 
 
 def mark(rows: Sequence[Row], precision: float) -> None:
-    """Mark rows whose ratio to the fastest is uncertain; the fastest is as uncertain as the one behind it."""
+    """Mark rows whose ratio to the fastest is uncertain, and the fastest if another may be as fast."""
     best = fastest(rows)
     others = [row for row in rows if row is not best]
     if best is None:
         return
     for row in others:
         row.undecided = not _certain(row, best, precision)
-    second = fastest(others)
-    best.undecided = second is not None and second.undecided
+    best.undecided = any(_as_fast(row, best) for row in others)
+
+
+def _as_fast(row: Row, best: Row) -> bool:
+    interval = ratio_interval(row, best)
+    return ratio(row, best) < CLOSE if interval is None else interval[0] <= 1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from leanconv.classes import dataclass
 from leanconv.host import Host
-from leanconv.kernels.core import SECTION
+from leanconv.kernels.reduction import SECTION
 from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem
 

@@ -26,11 +26,11 @@ from leanconv.classes import dataclass, replace
 from leanconv.host import Host
 from leanconv.kernels.chain import ChainSpec, RowWindow, fresh_rows, prefix
 from leanconv.kernels.channelwise import ChannelwiseSpec
-from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import prefixed
 from leanconv.kernels.lanes import Lanes
+from leanconv.kernels.reduction import Reduction, reduction_fields
 from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem, dense_strides
 from leanconv.program import Phase

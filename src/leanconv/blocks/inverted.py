@@ -28,13 +28,13 @@ from leanconv.checks import integer
 from leanconv.classes import replace
 from leanconv.errors import ArgumentValueError
 from leanconv.host import Host, this_host
-from leanconv.kernels.core import Reduction, reduction_fields
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import prefixed
 from leanconv.kernels.image import Rows
 from leanconv.kernels.inverted import InvertedSpec
 from leanconv.kernels.lanes import Lanes
+from leanconv.kernels.reduction import Reduction, reduction_fields
 from leanconv.memory import arena_bytes
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.planning.limits import resolve_limit

@@ -12,9 +12,10 @@ from typing import Protocol
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Index, Value
 from leanconv.kernels.boxes import Box, Walker, each_line, tap_ranges
-from leanconv.kernels.core import LOOP_ALIGN, REACH, UNROLL, Reduction, Sum
+from leanconv.kernels.core import LOOP_ALIGN, REACH, Sum
 from leanconv.kernels.cursor import SharedCursor
 from leanconv.kernels.indirect import nowhere
+from leanconv.kernels.reduction import UNROLL, Reduction
 
 # A sum of its own: the runs of pixels below stand for its loops.
 RUNS = Reduction((1,), None, 0, False, False, None, 1, False, False)
@@ -72,15 +73,8 @@ class InPlace:
                 pixels = [fn.opaque(pixel) for pixel in pixels]
             cursor = SharedCursor(fn, pixels, 0, step)
 
-            def steps(number: int, state: list[Value]) -> list[Value]:
-                here = cursor.at(state[:1])
-                weights, accs = state[1], state[2:]
-                for row, (addresses, offset) in enumerate(here.addresses(number)):
-                    accs = sum_.step(addresses, offset, weights, accs, row)
-                return [*here.advanced(number), sum_.moved(weights, number), *accs]
-
             state = [*cursor.state, fn.gep(places[1], REACH), *accs]
-            return each_run(sum_, count, state, steps)[2:]
+            return each_run(sum_, count, state, along(sum_, cursor))[2:]
 
         ranges = tap_ranges(fn, fields, box, self.windows, tap)
         return each_line(fn, box, ranges, (image, staged), accs, run)
@@ -165,3 +159,16 @@ def each_run(
 
     state = fn.loop(0, whole, UNROLL, state, many, guard=True, hint="pixels", align=LOOP_ALIGN)
     return fn.loop(whole, count, 1, state, one, guard=True, hint="pixel")
+
+
+def along(sum_: Sum, cursor: SharedCursor) -> Callable[[int, list[Value]], list[Value]]:
+    """Steps for `each_run` along a cursor; the state is its offset, the weights' address and the accumulators."""
+
+    def steps(number: int, state: list[Value]) -> list[Value]:
+        here = cursor.at(state[:1])
+        weights, accs = state[1], state[2:]
+        for row, (addresses, offset) in enumerate(here.addresses(number)):
+            accs = sum_.step(addresses, offset, weights, accs, row)
+        return [*here.advanced(number), sum_.moved(weights, number), *accs]
+
+    return steps

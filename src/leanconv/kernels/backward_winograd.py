@@ -16,7 +16,7 @@ from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
-from leanconv.kernels.backward_tiles import RUNS, each_run
+from leanconv.kernels.backward_tiles import RUNS, along, each_run
 from leanconv.kernels.backward_winograd_stage import transform, transposed
 from leanconv.kernels.channel_runs import scatter, store_runs
 from leanconv.kernels.core import REACH, Sum, Tile
@@ -142,15 +142,8 @@ class ProductSpec:
         windows, grads, totals = places
         cursor = SharedCursor(fn, [fn.gep(windows, i * self.item) for i in range(rows)], 0, fields["v_row"])
 
-        def steps(number: int, state: list[Value]) -> list[Value]:
-            here = cursor.at(state[:1])
-            weights, accs = state[1], state[2:]
-            for row, (addresses, offset) in enumerate(here.addresses(number)):
-                accs = sum_.step(addresses, offset, weights, accs, row)
-            return [*here.advanced(number), sum_.moved(weights, number), *accs]
-
         zeros = [fn.const(tile.vec, 0.0)] * (rows * vectors)
-        accs = each_run(sum_, count, [*cursor.state, fn.gep(grads, REACH), *zeros], steps)[2:]
+        accs = each_run(sum_, count, [*cursor.state, fn.gep(grads, REACH), *zeros], along(sum_, cursor))[2:]
         width = self.target.vector_bytes
         spots = [fn.gep(totals, fn.mul(fields["m_row"], i)) for i in range(rows)]
 

@@ -17,11 +17,14 @@ from __future__ import annotations
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Module, Value
 from leanconv.codegen.targets import Target
-from leanconv.kernels.core import Reduction, Sum, Tile
+from leanconv.kernels.core import Sum, Tile
 from leanconv.kernels.cursor import SharedCursor
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.reduction import Reduction
 from leanconv.kernels.stage import Stage
+
+AHEAD = 8  # rows of the matrix between a prefetch and its use: about 50 cycles
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,6 +191,8 @@ class ColumnSum(Sum):
         """Pixels of one row of the matrix."""
         fn, tile = self.fn, self.tile
         base = fn.gep(weights, fn.mul(self.fields["x_c"], row))
+        if self.reduction.stream:
+            fn.prefetch(base, fn.mul(self.fields["x_c"], AHEAD))
         result = []
         for v in range(tile.vectors):
             place, mask = fn.gep(base, v * tile.target.vector_bytes), self.mask(v)

@@ -10,15 +10,11 @@ vectors multiply-adds:
     pixel 1 --x1-->  acc[1][0]  acc[1][1]     (phi nodes, never memory)
       ...
 
-The order of every output's sum is taps outermost, channels innermost, whatever the tile, the layout, the
-blocking or the number of threads, so none of them changes a bit of the result.  Long sums are cut into
-sections of some 256 terms that are added up apart (on the stack, once a section): the error grows with the
-square root of the section, not of the whole sum.
+In which order the terms are added, and where sums are cut into sections: `reduction`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import field
 
@@ -28,68 +24,14 @@ from leanconv.codegen.targets import Target
 from leanconv.kernels.cursor import Cursor
 from leanconv.kernels.epilogue import load_lanes
 from leanconv.kernels.fields import Fields
+from leanconv.kernels.reduction import Reduction
 
-UNROLL = Cursor.unroll
 LOOP_ALIGN = 64  # bytes; instructions are fetched in lines of 64
 LONG_RUN = (
     24  # steps from which a run of known length is worth blocks of up to 12 (11x11 taps of 3 channels: 78 to 65 %)
 )
 REACH = 128  # the weights' address points so far ahead that a round's displacements fit one signed byte
 AHEAD = 2048  # bytes of weights between a prefetch and its use: about 200 cycles
-SHORT = 128  # channels of sums whose first step is apart: saves 10 of 115 cycles a tile of 6x2 sums of 16 terms
-SECTION = 256  # terms summed in one run of the accumulators: errors of 5e-7 of the largest output, 1e-6 for 576
-
-
-@dataclass(frozen=True, slots=True)
-class Reduction:
-    """The sum as the kernel is specialised for it.
-
-    `kernel` taps per dimension; `channels` when few enough to unroll wholly, else None with `remainder` =
-    channels mod UNROLL; `unit_channel`: channels are adjacent in memory; `merged`: the innermost dimension's
-    taps follow its channels without a gap (dense NHWC, dilation 1), so both are one run; `flush` names the
-    loop after which a section ends: a dimension's index (after each
-    `every` turns of it), "channels" (chunks of SECTION channels), "blocks" (of channels) or None;
-    `short`: one tap of so few channels that how a sum starts shows;
-    `stream`: a panel of weights is larger than the first-level cache can hold beside the pixels, so its lines
-    are asked for AHEAD bytes before they are used.
-    """
-
-    kernel: tuple[int, ...]
-    channels: int | None
-    remainder: int
-    unit_channel: bool
-    merged: bool
-    flush: int | str | None
-    every: int
-    short: bool
-    stream: bool
-
-    @staticmethod
-    def of(
-        kernel: tuple[int, ...], channels: int, *, unit_channel: bool, merged: bool, stream: bool, block: int = 0
-    ) -> Reduction:
-        """Choose unrolling and sections for a sum over `kernel` taps of `channels` channels each.
-
-        `block` channels go through all taps before the next ones, where a source sums that way.
-        """
-        if block:
-            terms = math.prod(kernel) * block
-            ends = "blocks" if math.prod(kernel) * channels > SECTION else None
-            return Reduction(kernel, None, 0, unit_channel, False, ends, max(1, SECTION // terms), False, stream)
-        few = channels <= 8
-        flush: int | str | None = "channels" if channels > SECTION else None
-        inner = channels
-        if flush is None:
-            for dim in reversed(range(len(kernel))):
-                if inner * kernel[dim] > SECTION:
-                    flush = dim
-                    break
-                inner *= kernel[dim]
-        every = max(1, SECTION // inner)
-        merged = merged and few and flush != len(kernel) - 1
-        short = math.prod(kernel) == 1 and channels <= SHORT
-        known = channels if few else None
-        return Reduction(kernel, known, channels % UNROLL, unit_channel, merged, flush, every, short, stream)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,7 +231,7 @@ class Sum:
             return self._round(cursor, unroll, state)
 
         state = self.fn.loop(unroll if first else 0, count, unroll, state, body, hint="run", align=LOOP_ALIGN)
-        return self._split(cursor, state)
+        return self.split(cursor, state)
 
     def _block(
         self, cursor: Cursor, count: int, weights: Value, accs: list[Value], *, first: bool = False
@@ -298,14 +240,28 @@ class Sum:
             accs = self.step(pixels, offset, weights, accs, row, first=first and row == 0)
         return self.moved(weights, count), accs
 
-    def _split(self, cursor: Cursor, state: list[Value]) -> tuple[Value, list[Value]]:
+    def split(self, cursor: Cursor, state: list[Value]) -> tuple[Value, list[Value]]:
+        """The weights' address and the accumulators of such a state."""
         return state[len(cursor.state)], state[len(cursor.state) + 1 :]
 
     def _round(self, cursor: Cursor, count: int, state: list[Value], *, first: bool = False) -> list[Value]:
         here = cursor.at(state[: len(cursor.state)])
-        weights, accs = self._split(cursor, state)
+        weights, accs = self.split(cursor, state)
         weights, accs = self._block(here, count, weights, accs, first=first)
         return [*here.advanced(count), weights, *accs]
+
+    def rounds(self, cursor: Cursor, first: Index, end: Index, state: list[Value]) -> list[Value]:
+        """The channels [first, end) in rounds; the state is the cursor's, the weights' address and the accumulators."""
+        count = cursor.unroll
+        return self.fn.loop(
+            first,
+            end,
+            count,
+            state,
+            lambda _, s: self._round(cursor, count, s),
+            hint="channels",
+            align=LOOP_ALIGN,
+        )
 
     def _run_channels(
         self, cursor: Cursor, weights: Value, accs: list[Value], *, first: bool
@@ -315,42 +271,21 @@ class Sum:
         whole = self.fields["channels_whole"]  # channels rounded down to whole rounds
         state = [*cursor.state, weights, *accs]
 
-        def rounds(first: Index, end: Index, state: list[Value]) -> list[Value]:
-            count = cursor.unroll
-            return fn.loop(
-                first,
-                end,
-                count,
-                state,
-                lambda _, s: self._round(cursor, count, s),
-                hint="channels",
-                align=LOOP_ALIGN,
-            )
-
         if red.flush == "channels":
             section = self.fields["section"]
 
             def chunk(first: Value, state: list[Value]) -> list[Value]:
-                state = rounds(first, fn.smin(fn.add(first, section), whole), state)
+                state = self.rounds(cursor, first, fn.smin(fn.add(first, section), whole), state)
                 known = len(cursor.state) + 1
                 return [*state[:known], *self.end_section("channels", state[known:])]
 
             state = fn.loop(0, whole, section, state, chunk, hint="section")
         elif first:  # of more than two rounds: fewer channels are unrolled
             state = self._round(cursor, cursor.unroll, state, first=True)
-            state = rounds(cursor.unroll, whole, state)
+            state = self.rounds(cursor, cursor.unroll, whole, state)
         else:
-            state = rounds(0, whole, state)
-        weights, accs = self._split(cursor, state)
+            state = self.rounds(cursor, 0, whole, state)
+        weights, accs = self.split(cursor, state)
         if red.remainder:
             return self._block(cursor.at(state[: len(cursor.state)]), red.remainder, weights, accs)
         return weights, accs
-
-
-def reduction_fields(channels: int) -> dict[str, int]:
-    """The fields of a reduction over so many channels: whole rounds, and the length of a section."""
-    sections = -(-channels // SECTION)
-    return {
-        "channels_whole": channels // UNROLL * UNROLL,
-        "section": -(-channels // (sections * UNROLL)) * UNROLL,
-    }

@@ -35,15 +35,18 @@ class Cursor(ABC):
 
 
 class SharedCursor(Cursor):
-    """All pixels move alike: one offset register serves them all (every window lies inside the image)."""
+    """All pixels move alike: one offset register serves them all (every window lies inside the image).
 
-    def __init__(self, fn: Function, pixels: Sequence[Value], offset: Index, stride: Index) -> None:
-        self._fn, self._pixels, self._stride = fn, pixels, stride
+    The line of the first pixel is asked for `ahead` steps before its use (0: it is not).
+    """
+
+    def __init__(self, fn: Function, pixels: Sequence[Value], offset: Index, stride: Index, ahead: int = 0) -> None:
+        self._fn, self._pixels, self._stride, self._ahead = fn, pixels, stride, ahead
         self.state = [fn.i64(offset)]
 
     def at(self, state: list[Value]) -> SharedCursor:
         """The same walk at another offset."""
-        return SharedCursor(self._fn, self._pixels, state[0], self._stride)
+        return SharedCursor(self._fn, self._pixels, state[0], self._stride, self._ahead)
 
     def addresses(self, count: int) -> Addresses:
         """A constant stride becomes a displacement of the load, any other an offset register a step."""
@@ -53,7 +56,10 @@ class SharedCursor(Cursor):
             return [(moved, u * self._stride) for u in range(count)]
         result: Addresses = []
         at: Index = offset
+        far = fn.mul(self._stride, self._ahead)
         for _ in range(count):
+            if self._ahead:
+                fn.prefetch(self._pixels[0], fn.add(at, far))
             result.append((self._pixels, at))
             at = fn.add(at, self._stride)
         return result

@@ -14,15 +14,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import Function, Index, Module, Value
 from leanconv.codegen.targets import Target
-from leanconv.kernels.core import Reduction, Sum, Tile
+from leanconv.kernels.core import Sum, Tile
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import Source
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape, each_panel
+from leanconv.kernels.reduction import Reduction
 from leanconv.kernels.scatter import ScatteredOutput
 from leanconv.kernels.stage import Stage
 
@@ -56,6 +57,10 @@ class DenseSpec:
     scattered: int = 0
     tight: bool = False
     bias_apart: bool = False
+
+    def for_any_extents(self) -> DenseSpec:
+        """The kernel that computes the same, with the same fields, for any number of pixels."""
+        return replace(self, ragged=True)
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit this kernel into a module; returns the names of its fields in order."""

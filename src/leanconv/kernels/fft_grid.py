@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cached_property
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
@@ -176,7 +177,7 @@ class Grid:
 LineBody = Callable[[Value, int, Value], None]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # as its base
 class FftTiling(Tiling):
     """Tiles of a grid: as Winograd's, but all whole, with `CookToom` for no more than their numbers of outputs."""
 
@@ -192,7 +193,7 @@ class FftTiling(Tiling):
             axes.append(Axis(counts, window.outputs, 1, step, pad - window.shift, clipped))
         return FftTiling(tuple(axes), grid)
 
-    @property
+    @cached_property
     def points(self) -> int:
         """Products of a tile: three real ones a complex bin."""
         return self.grid.points(True)

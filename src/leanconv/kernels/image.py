@@ -11,6 +11,8 @@ from leanconv.kernels.cursor import Cursor, PlaneCursor, PointerCursor, SharedCu
 from leanconv.kernels.epilogue import row_addresses
 from leanconv.kernels.fields import Fields
 
+PLANES_AHEAD = 8  # channels between a prefetch and its use: about 50 cycles
+
 
 class Source(Protocol):
     """Where the pixels of an output tile are read."""
@@ -70,6 +72,8 @@ def whole_windows(
     fn, red = sum_.fn, sum_.reduction
     pixels = [fn.opaque(pixel) for pixel in pixels[: 1 if apart is not None else None]]
     stride: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
+    once = red.stream and red.channels is None and not red.unit_channel and all(count == 1 for count in red.kernel)
+    ahead = PLANES_AHEAD if once else 0  # under several taps lines come back before long
 
     def taps(
         dim: int, offset: Index, weights: Value, accs: list[Value], *, first: bool = False
@@ -77,7 +81,7 @@ def whole_windows(
         last = dim == len(red.kernel) - 1
         if dim == len(red.kernel) or (last and red.merged):
             count = None if red.channels is None else red.channels * (red.kernel[dim] if red.merged else 1)
-            cursor: Cursor = SharedCursor(fn, pixels, offset, stride)
+            cursor: Cursor = SharedCursor(fn, pixels, offset, stride, ahead)
             if apart is not None:  # one address that moves, not one for each pixel and a common offset
                 steps = [i * apart for i in range(sum_.tile.rows)]
                 cursor = PlaneCursor(fn, fn.gep(pixels[0], offset), steps, stride)

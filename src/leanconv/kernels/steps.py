@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import I32, I64, Index, Value
-from leanconv.kernels.core import Reduction, Sum, Tile
+from leanconv.kernels.core import Sum, Tile
 from leanconv.kernels.cursor import PointerCursor
 from leanconv.kernels.epilogue import row_addresses
 from leanconv.kernels.image import whole_windows
+from leanconv.kernels.reduction import Reduction
 from leanconv.kernels.taps import Panel, Span, Tap
 
 Store = Callable[[Tile, list[Value], Value], None]

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
-from leanconv.kernels.core import LOOP_ALIGN, SECTION
+from leanconv.kernels.core import LOOP_ALIGN
+from leanconv.kernels.reduction import SECTION
 
 STRAIGHT = 3  # rows of taps that are written out where all of them count: loops of three turns are often mispredicted
 LONGEST = 7  # taps in one chunk: with as many weights in registers, AVX2 has 8 left for sums

@@ -20,10 +20,10 @@ from typing import Protocol
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
-from leanconv.kernels.core import Reduction
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction, Overlaid
 from leanconv.kernels.panels import PanelShape
+from leanconv.kernels.reduction import Reduction
 from leanconv.kernels.winograd_fly import FlyStep
 from leanconv.kernels.winograd_products import Heights, Products
 from leanconv.kernels.winograd_tiles import Bits, Counters, Place, Tiling

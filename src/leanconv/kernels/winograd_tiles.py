@@ -14,6 +14,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import PTR, Function, Index, Value
@@ -71,7 +72,7 @@ class Place:
     valid: tuple[Index, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that what planning asks for again and again is kept
 class Tiling:
     """The tiles of all images, counted along the last axis first; fields `tiles{d} last{d} out{d}`.
 
@@ -80,22 +81,22 @@ class Tiling:
 
     axes: tuple[Axis, ...]
 
-    @property
+    @cached_property
     def sizes(self) -> tuple[int, ...]:
         """Points of a whole tile along each axis."""
         return tuple(axis.transform.size for axis in self.axes)
 
-    @property
+    @cached_property
     def points(self) -> int:
         """Products of a whole tile."""
         return math.prod(self.sizes)
 
-    @property
+    @cached_property
     def active(self) -> list[int]:
         """The axes that have a transform."""
         return [d for d, size in enumerate(self.sizes) if size > 1]
 
-    @property
+    @cached_property
     def classes(self) -> list[Bits]:
         """The classes of points."""
         return list(itertools.product(*((0, 1) if axis.ragged else (0,) for axis in self.axes)))

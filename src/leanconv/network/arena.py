@@ -18,12 +18,24 @@ TOLERATED = 0.005  # part above what is alive at once that is not worth a try
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A storage or a workspace: `nbytes` that are needed from step `first` to step `last`, both included."""
+    """A storage or a workspace: `nbytes` that are needed from step `first` to step `last`, both included.
+
+    `shrunk`: a step after which only the first bytes are needed, and how many.
+    """
 
     name: str
     nbytes: int
     first: int
     last: int
+    shrunk: tuple[int, int] | None = None
+
+    @property
+    def parts(self) -> tuple[tuple[int, int, int], ...]:
+        """Bytes in whole cache lines, first and last step, of each time that needs another number of bytes."""
+        if self.shrunk is None or self.shrunk[0] >= self.last:
+            return ((_lines(self.nbytes), self.first, self.last),)
+        step, left = self.shrunk
+        return ((_lines(self.nbytes), self.first, step), (_lines(left), step + 1, self.last))
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +55,14 @@ class ArenaPlan:
     bound: int
 
 
+def _lines(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
 def plan_arena(regions: Sequence[Region]) -> ArenaPlan:
     """Offsets for regions, the best of several greedy orders."""
-    lines = [-(-region.nbytes // ALIGNMENT) * ALIGNMENT for region in regions]
-    bound = _bound(regions, lines)
+    lines = [_lines(region.nbytes) for region in regions]
+    bound = _bound(regions)
     orders: tuple[Callable[[int], tuple[int, ...]], ...] = (
         lambda i: (-lines[i], regions[i].first),
         lambda i: (regions[i].first, -lines[i]),
@@ -79,11 +95,11 @@ def plan_arena(regions: Sequence[Region]) -> ArenaPlan:
     return ArenaPlan(tuple(regions), tuple(found), least, bound)
 
 
-def _bound(regions: Sequence[Region], lines: Sequence[int]) -> int:
+def _bound(regions: Sequence[Region]) -> int:
     changes: dict[int, int] = {}
-    for region, size in zip(regions, lines, strict=True):
-        changes[region.first] = changes.get(region.first, 0) + size
-        changes[region.last + 1] = changes.get(region.last + 1, 0) - size
+    for size, first, last in (part for region in regions for part in region.parts):
+        changes[first] = changes.get(first, 0) + size
+        changes[last + 1] = changes.get(last + 1, 0) - size
     total = most = 0
     for step in sorted(changes):
         total += changes[step]
@@ -99,14 +115,31 @@ def _place(regions: Sequence[Region], lines: Sequence[int], order: Sequence[int]
         first, last, size = regions[i].first, regions[i].last, lines[i]
         if not size:
             continue
-        at, best, gap = 0, -1, -1
-        for start, end, begin, stop in placed:
-            if begin > last or stop < first:
-                continue
-            if start - at >= size and (best < 0 or start - at < gap):
-                best, gap = at, start - at
-            at = max(at, end)
-        offsets[i] = best if best >= 0 else at
-        placed.append((offsets[i], offsets[i] + size, first, last))
+        parts = regions[i].parts
+        if len(parts) > 1:
+            offsets[i] = _lowest(parts, placed)
+        else:
+            at, best, gap = 0, -1, -1
+            for start, end, begin, stop in placed:
+                if begin > last or stop < first:
+                    continue
+                if start - at >= size and (best < 0 or start - at < gap):
+                    best, gap = at, start - at
+                at = max(at, end)
+            offsets[i] = best if best >= 0 else at
+        placed += [(offsets[i], offsets[i] + part, begin, stop) for part, begin, stop in parts if part]
         placed.sort()
     return offsets
+
+
+def _lowest(parts: Sequence[tuple[int, int, int]], placed: Sequence[tuple[int, int, int, int]]) -> int:
+    """The lowest offset at which no part meets what is placed."""
+
+    def free(at: int) -> bool:
+        return not any(
+            begin <= last and stop >= first and start < at + size and end > at
+            for size, first, last in parts
+            for start, end, begin, stop in placed
+        )
+
+    return next(at for at in sorted({0, *(end for _, end, _, _ in placed)}) if free(at))

@@ -23,27 +23,28 @@ from leanconv.network.steps.shaping import Concat, concat_axis
 __all__ = ["Arrangement", "arrange"]
 
 
-def arrange(graph: Graph, *, joined: bool = True) -> Arrangement:
+def arrange(graph: Graph, *, joined: bool = True, tight: bool = False) -> Arrangement:
     """Give every value its place.
 
     Args:
         graph: what is to be computed.
         joined: whether inputs of a Concat may be written where the output has them.
+        tight: whether steps may write a smaller output over their input, on fewer threads perhaps.
     """
-    plain = _Arranger(graph, {}).run()
+    plain = _Arranger(graph, {}, tight).run()
     if not joined:
         return plain
     slots = concat_slots(graph, plain)
     if not slots:
         return plain
-    found = _Arranger(graph, slots).run()
+    found = _Arranger(graph, slots, tight).run()
     least = live_bytes(found)
     # A part that lives long keeps the whole output alive: where that costs memory, it is copied after all.
     for concat in [node for node in graph.nodes if node.op == "Concat"]:
         fewer = {name: part for name, part in slots.items() if part.storage != ARENA + concat.outputs[0]}
         if len(fewer) == len(slots) or not _at_peak(found, ARENA + concat.outputs[0]):
             continue
-        other = _Arranger(graph, fewer).run()
+        other = _Arranger(graph, fewer, tight).run()
         if live_bytes(other) < least:
             slots, found, least = fewer, other, live_bytes(other)
     return found
@@ -59,8 +60,8 @@ def _at_peak(found: Arrangement, storage: str) -> bool:
 class _Arranger:
     """One pass over the nodes, in order; `slots` are parts of Concat outputs that values are to be written to."""
 
-    def __init__(self, graph: Graph, slots: Mapping[str, Place]) -> None:
-        self.graph, self.slots = graph, slots
+    def __init__(self, graph: Graph, slots: Mapping[str, Place], tight: bool) -> None:
+        self.graph, self.slots, self.tight = graph, slots, tight
         self.result = Arrangement()
         self.last: dict[str, int] = {}
         self.users: dict[str, list[int]] = {}
@@ -159,7 +160,8 @@ class _Arranger:
             flat = all(n == 1 for n in type_.shape[2:]) or order == row_major(rank)
             if flat or isinstance(found, Convolution):
                 return dense(OUTPUT + name, type_)
-        return self._over(number, found, inputs, type_) or self._storage(name, type_, order)
+        over = self._over(number, found, inputs, type_) or self._front(number, node, found, inputs, type_)
+        return over or self._storage(name, type_, order)
 
     def _order(
         self, number: int, node: Node, found: Placer, first: Place | None, name: str, rank: int
@@ -201,6 +203,22 @@ class _Arranger:
             if all(self.last.get(name, -1) <= number for name in self.members.get(place.storage, ())):
                 return place
         return None
+
+    def _front(
+        self, number: int, node: Node, found: Placer | None, inputs: Sequence[Operand | None], type_: ValueType
+    ) -> Place | None:
+        """The beginning of the first input, if a smaller output may be written over it."""
+        if found is None or not self.tight or not inputs or inputs[0] is None:
+            return None
+        place = inputs[0].place
+        whole = (
+            self.result.sizes.get(place.storage) == place.size * place.item and place.storage not in self.result.shrunk
+        )
+        alone = all(self.last.get(name, -1) <= number for name in self.members.get(place.storage, ()))
+        if not whole or not alone or not found.overwrites(node, place, type_):
+            return None
+        self.result.shrunk[place.storage] = (len(self.result.steps), type_.nbytes)
+        return dense(place.storage, type_, order_of(place))
 
     def _storage(self, name: str, type_: ValueType, order: Sequence[int]) -> Place:
         place = dense(ARENA + name, type_, order)

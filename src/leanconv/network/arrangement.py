@@ -40,15 +40,19 @@ class Step:
 
 @dataclass(slots=True)
 class Arrangement:
-    """Steps in order, the place of every value, and the bytes of each storage in the arena."""
+    """Steps in order, the place of every value, and the bytes of each storage in the arena.
+
+    `shrunk`: storages of which only the first bytes are needed after a step: its number, and how many bytes.
+    """
 
     steps: list[Step] = field(default_factory=list)
     places: dict[str, Place] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
+    shrunk: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     def without_constants(self) -> Arrangement:
         """The same arrangement, which keeps no constants in memory."""
-        return Arrangement([step.without_constants() for step in self.steps], self.places, self.sizes)
+        return Arrangement([step.without_constants() for step in self.steps], self.places, self.sizes, self.shrunk)
 
 
 def lifetimes(found: Arrangement) -> dict[str, tuple[int, int]]:
@@ -67,7 +71,9 @@ def live(found: Arrangement) -> list[int]:
     change = [0] * (len(found.steps) + 1)
     for name, (first, last) in lifetimes(found).items():
         change[first] += found.sizes[name]
-        change[last + 1] -= found.sizes[name]
+        step, left = found.shrunk.get(name, (last, 0))
+        change[step + 1] -= found.sizes[name] - left
+        change[last + 1] -= left
     total, result = 0, []
     for step in change[:-1]:
         total += step

@@ -19,7 +19,7 @@ def physical_memory() -> int:
         found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for name in ("memory.max", "memory/memory.limit_in_bytes"):
         try:
-            text = (_CGROUPS / name).read_text(encoding="ascii").strip()
+            text = (_CGROUPS / name).read_text(encoding="utf-8").strip()
         except (OSError, ValueError):
             continue
         if text.isdigit():

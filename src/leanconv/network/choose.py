@@ -25,6 +25,7 @@ from leanconv.network.graph import Graph
 from leanconv.network.kept import keep, question, recalled
 from leanconv.network.lock import pinned_blocks, pinned_options
 from leanconv.network.native import workspace_region
+from leanconv.network.nearby import Ways
 from leanconv.network.steps.base import Built, Decided, Option, Setting
 
 SHARES = (1.0, 0.9, 0.75, 0.6, 0.45, 0.3, 0.2, 0.1, 0.05, 0.0)
@@ -41,10 +42,14 @@ as the plain ones."""
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The options chosen (None for steps of NumPy), and the arena that results."""
+    """The options chosen (None for steps of NumPy), and the arena that results.
+
+    `pressed`: a limit asked for others than the fastest ones.
+    """
 
     options: tuple[Option | None, ...]
     arena: ArenaPlan
+    pressed: bool = False
 
     def without_recipes(self) -> Choice:
         """The same choice, once all steps are built: recipes keep weights in memory."""
@@ -72,41 +77,68 @@ def _spent() -> Built:
 
 
 def plan_network(
-    graph: Graph, setting: Setting, limit: int | None, pinned: Mapping[str, Any] | None = None
+    graph: Graph,
+    setting: Setting,
+    limit: int | None,
+    pinned: Mapping[str, Any] | None = None,
+    like: Ways | None = None,
 ) -> tuple[Arrangement, Choice]:
     """Places and ways for a whole network.
 
     Blocks of layers are one step where what lies between the layers would not stay in the cache, and where the limit
-    asks for it.  With `pinned`, which `lock.decisions` made, all is as it says.
+    asks for it.  With `pinned`, which `lock.decisions` made, all is as it says; with `like`, the ways of the same
+    network at another size, layers of a similar size are computed as there.
 
     Raises:
         MemoryLimitError: nothing fits the limit; says the least that would do.
         CacheError: what is pinned is not for this network, or cannot be carried out here.
     """
     blocks = find_blocks(graph) if setting.algorithm == "auto" else []
+    rows: list[list[Option]] = []
     if pinned is not None:
-        found = arrange(with_blocks(graph, pinned_blocks(blocks, pinned)))
-        rows = pinned_options(found, options_of(found, setting), pinned)
-        return found, choose(found, rows, setting.threads, limit)
+        whole = with_blocks(graph, pinned_blocks(blocks, pinned))
+        for tight in (False, True):
+            found = arrange(whole, tight=tight)
+            rows = pinned_options(found, options_of(found, setting), pinned)
+            try:
+                return found, choose(found, rows, setting.threads, limit)
+            except MemoryLimitError:
+                if tight:
+                    raise
     key = question(graph, setting, limit)
     known = recalled(key)
     if known is not None:
         with contextlib.suppress(LeanconvError):
-            found = arrange(with_blocks(graph, [block for block in blocks if block.node.name in known.blocks]))
+            taken = [block for block in blocks if block.node.name in known.blocks]
+            found = arrange(with_blocks(graph, taken), tight=known.tight)
             chosen = known.pick(found, options_of(found, setting, known.decided(found)))
-            return found, _within_limit(_choice(found, chosen, setting.threads), limit)
+            choice = _within_limit(_choice(found, chosen, setting.threads), limit)
+            return found, replace(choice, pressed=known.pressed)
     joined = [block for block in blocks if block.middle_bytes(graph) > 2 * setting.host.l2]
+    if like is not None:
+        with contextlib.suppress(LeanconvError):  # a limit that asks for other ways
+            taken = [
+                block for block in blocks if block in joined or (limit is not None and block.node.name in like.steps)
+            ]
+            found = arrange(with_blocks(graph, taken))
+            rows = options_of(found, setting, like.decided(found))
+            # Not kept: a process that begins with this size shall weigh it.
+            return found, choose(found, rows, setting.threads, limit)
     least: MemoryLimitError | None = None
     while True:
-        found = arrange(with_blocks(graph, joined))
-        rows = options_of(found, setting)
-        try:
-            choice = choose(found, rows, setting.threads, limit)
-            if key is not None:
-                keep(key, found, rows, choice.options)
-            return found, choice
-        except MemoryLimitError as error:
-            least = error if least is None or error.needed < least.needed else least
+        whole = with_blocks(graph, joined)
+        for tight in (False, True):
+            found = arrange(whole, tight=tight)
+            if tight and not found.shrunk:
+                break
+            rows = options_of(found, setting)
+            try:
+                choice = choose(found, rows, setting.threads, limit)
+                if key is not None:
+                    keep(key, found, rows, choice.options, pressed=choice.pressed)
+                return found, choice
+            except MemoryLimitError as error:
+                least = error if least is None or error.needed < least.needed else least
         # The blocks with a step that runs when most is alive; if there is none, all that are left.
         smallest = [min((o.workspace_bytes(setting.threads) for o in row), default=0) for row in rows]
         levels = [a + b for a, b in zip(live(found), smallest, strict=True)]
@@ -115,6 +147,7 @@ def plan_network(
         left: list[FoundBlock] = [block for block in blocks if block not in joined]
         more = [block for block in left if any(node.name in names for node in block.nodes)] or left
         if not more:
+            assert least is not None
             raise least
         joined += more
 
@@ -177,9 +210,9 @@ def choose(found: Arrangement, rows: Sequence[Sequence[Option]], threads: int, l
         if least is None or smallest.needed_bytes < least.needed_bytes:
             least = smallest
         if least.needed_bytes <= limit:
-            return least
+            return replace(least, pressed=True)
         raise MemoryLimitError(limit, least.needed_bytes, f"the network of {len(rows)} steps")
-    return best
+    return replace(best, pressed=True)
 
 
 def _within(rows: Sequence[Sequence[Option]], rooms: Sequence[int], kept: int, threads: int) -> list[Option | None]:
@@ -245,7 +278,9 @@ def _choice(found: Arrangement, options: Sequence[Option | None], threads: int) 
 def regions_of(found: Arrangement, options: Sequence[Option | None], threads: int) -> list[Region]:
     """All that lies in the arena: storages, and the workspaces of the steps."""
     alive = lifetimes(found)
-    regions = [Region(name, found.sizes[name], first, last) for name, (first, last) in alive.items()]
+    regions = [
+        Region(name, found.sizes[name], first, last, found.shrunk.get(name)) for name, (first, last) in alive.items()
+    ]
     for number, option in enumerate(options):
         nbytes = 0 if option is None else option.workspace_bytes(threads)
         if nbytes:

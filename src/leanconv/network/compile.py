@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,8 @@ from leanconv.network.choose import Choice, plan_network
 from leanconv.network.graph import Graph, ValueType
 from leanconv.network.lock import decisions
 from leanconv.network.native import ABSOLUTE, Linked, LinkedStep, NativeJob, NumpyStep, link_step, prepare_steps
+from leanconv.network.nearby import Ways
+from leanconv.network.shared import SharedWeights
 from leanconv.network.steps.base import Setting
 from leanconv.outputs import new_output
 from leanconv.planning.wanted import ACCURACIES
@@ -47,6 +50,9 @@ def compile_graph(
     accuracy: str = "standard",
     deterministic: bool = False,
     pinned: Mapping[str, Any] | None = None,
+    shared: SharedWeights | None = None,
+    like: CompiledNetwork | None = None,
+    free: bool = False,
 ) -> CompiledNetwork:
     """Compile a graph.
 
@@ -60,6 +66,9 @@ def compile_graph(
         accuracy: see there.
         deterministic: see there; results are then the same bits for any number of threads.
         pinned: `CompiledNetwork.decisions` of an earlier one, which is to be computed in the same way.
+        shared: packed weights that other networks have or will have as well; None to share none.
+        like: the same network at another size: layers of a similar size are computed as there, without weighing.
+        free: whether other sizes will be wanted: kernels then serve any of them where that costs nothing that matters.
 
     Returns:
         A network to run; `peak_bytes` and all other sizes are known.
@@ -75,9 +84,13 @@ def compile_graph(
     one_of("accuracy", accuracy, ACCURACIES)
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
     limit = parse_bytes(memory_limit, "memory_limit")
-    setting = Setting(this_host(), count, limit is not None, algorithm, accuracy, deterministic)
+    setting = Setting(
+        this_host(), count, limit is not None, algorithm, accuracy, deterministic, shared=shared, free=free
+    )
     report("plan", 0, 1)
-    found, choice = plan_network(graph, setting, limit, pinned)
+    found, choice = plan_network(
+        graph, setting, limit, pinned, like.ways if like is not None and like.threads == count else None
+    )
     report("plan", 1, 1)
     return CompiledNetwork(graph, found, choice, count, limit)
 
@@ -93,7 +106,8 @@ class CompiledNetwork:
         peak_bytes: of the arena of a run, exactly: values between the layers, and workspace.  What the caller gives and
             gets is not in it.
         bound_bytes: what is alive at once at the worst step; no arena could be smaller with the steps chosen.
-        kept_bytes: memory kept between runs: packed weights, tables, constants that are read as they are.
+        kept_bytes: memory kept between runs: packed weights, tables, constants that are read as they are; blocks that
+            networks of one model share count for each of them.
         extra_bytes: what of it is beyond the size of the plain weights.
         predicted_seconds: of a run, by the cost model.
     """
@@ -135,6 +149,10 @@ class CompiledNetwork:
             most = max(1, (memory_limit - self.extra_bytes) // self.peak_bytes)
         self._most = most
         self._room = None if most is None else Room(most)
+        if memory_limit is not None:
+            # Planning leaves megabytes of holes, which a run would have beside its arena.
+            gc.collect()
+            allocation.trim_heap()
 
     def _cut(self, steps: Sequence[LinkedStep | NumpyStep]) -> list[Linked | NumpyStep]:
         """Runs of native steps as programs."""
@@ -160,6 +178,11 @@ class CompiledNetwork:
     def decisions(self) -> dict[str, Any]:
         """How it is computed, as JSON's types; `compile_graph` takes it as `pinned`."""
         return decisions(self._found, self._choice.options)
+
+    @property
+    def ways(self) -> Ways | None:
+        """How it is computed, for the same network at another size; None if a limit asked for slower ways."""
+        return None if self._choice.pressed else Ways.of(self._found, self._choice.options)
 
     @property
     def activation_bytes(self) -> int:

@@ -72,8 +72,10 @@ def _plain(value: Any) -> Any:
     return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 
-def keep(key: str, found: Arrangement, rows: Sequence[Sequence[Option]], chosen: Sequence[Option | None]) -> None:
-    """Write down which of its options each step takes."""
+def keep(
+    key: str, found: Arrangement, rows: Sequence[Sequence[Option]], chosen: Sequence[Option | None], *, pressed: bool
+) -> None:
+    """Write down which of its options each step takes, and whether a limit asked for others than the fastest."""
     steps: list[Any] = []
     for row, option in zip(rows, chosen, strict=True):
         if option is None or option.decided is None:
@@ -81,12 +83,14 @@ def keep(key: str, found: Arrangement, rows: Sequence[Sequence[Option]], chosen:
         else:
             steps.append(asdict(option.decided))
     blocks = [step.name for step in found.steps if step.op in (SEPARABLE, INVERTED)]
-    write(key, blocks, steps, _made(found, chosen))
+    write(key, blocks, steps, _made(found, chosen), tight=bool(found.shrunk), pressed=pressed)
 
 
-def write(key: str, blocks: Sequence[str], steps: Sequence[Any], made: str) -> None:
-    """Write a record: names of blocks, the way of each step, and the digest of what is made of it."""
-    record = {"blocks": list(blocks), "steps": list(steps), "made": made}
+def write(
+    key: str, blocks: Sequence[str], steps: Sequence[Any], made: str, *, tight: bool, pressed: bool = False
+) -> None:
+    """Write a record: names of blocks, the way of each step, the digest of what is made of it, and as in `Kept`."""
+    record = {"blocks": list(blocks), "steps": list(steps), "made": made, "tight": tight, "pressed": pressed}
     _disk().put(key, json.dumps(record).encode(), {"about": f"a network of {len(steps)} steps"})
 
 
@@ -106,6 +110,8 @@ class Kept:
         blocks: names of the steps that are blocks of layers.
         steps: for each step a `Decided`, the number of its option, or None if it has none.
         made: a digest of the options that were chosen.
+        tight: whether values were arranged for the least memory.
+        pressed: whether a limit asked for others than the fastest ways.
     """
 
     def __init__(self, record: dict[str, Any]) -> None:
@@ -113,6 +119,8 @@ class Kept:
         self.blocks: list[str] = record["blocks"]
         self.steps: list[Any] = record["steps"]
         self.made: str = record["made"]
+        self.tight: bool = record["tight"]
+        self.pressed: bool = record["pressed"]
 
     def decided(self, found: Arrangement) -> list[Decided | None]:
         """The way of each step, where others are not even made.

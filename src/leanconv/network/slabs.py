@@ -25,9 +25,9 @@ Rows = Callable[[int, int], Array]
 """The weights of the output channels from one to before another."""
 
 
-def can_be_packed_in_slabs(packing: WeightPacking | None) -> bool:
+def can_be_packed_in_slabs(packing: WeightPacking) -> bool:
     """Whether weights are large, and packed panel by panel of output channels."""
-    if packing is None or packing.nbytes < SMALLEST or packing.more or packing.bias_apart:
+    if packing.nbytes < SMALLEST or packing.more or packing.bias_apart:
         return False
     return isinstance(packing.phase.spec, PackSpec) and packing.phase.fields["g_count"] == 1
 

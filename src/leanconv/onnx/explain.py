@@ -95,7 +95,7 @@ class ModelExplanation:
         Raises:
             PlotError: matplotlib is missing, or the file's format is not known.
         """
-        from leanconv.bench.plot import check
+        from leanconv.bench.plot import check, save
 
         check(Path(path))
         from matplotlib.figure import Figure
@@ -113,7 +113,7 @@ class ModelExplanation:
             [n / mib for n, _ in self.frontier], [1e3 * s for _, s in self.frontier], marker="o", drawstyle="steps-pre"
         )
         lower.set(xlabel="memory limit, MiB", ylabel="predicted ms", ylim=(0, None))
-        figure.savefig(path, dpi=120)
+        save(figure, path)
 
 
 def explain_model(

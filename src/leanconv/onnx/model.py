@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, MutableMapping
+from dataclasses import field
 from weakref import WeakValueDictionary
 
 import numpy as np
 
 from leanconv.arrays import Array
-from leanconv.errors import ArgumentTypeError, ArgumentValueError, ModelError
+from leanconv.classes import dataclass
+from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError, ModelError
+from leanconv.memory import Block
+from leanconv.network.arrangement import CONSTANT
+from leanconv.network.ceiling import physical_memory
 from leanconv.network.constants import Constant, Constants
-from leanconv.network.graph import Node
+from leanconv.network.graph import Graph, Node
+from leanconv.network.shared import SharedWeights
+
+BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
+"""Operators with graphs in them, and the attributes that hold these."""
 
 
 class NeedsValuesError(ModelError):
@@ -74,6 +82,7 @@ class Model:
         constants: initialisers; read-only.
         derived: constants that passes made of others, by a name that says how; shared by all graphs of the model that
             are alive.
+        packed: weights as kernels read them, by what decides about them; shared by all networks of the model.
     """
 
     name: str
@@ -83,6 +92,16 @@ class Model:
     outputs: dict[str, Port]
     constants: Constants
     derived: MutableMapping[str, Constant] = field(default_factory=WeakValueDictionary)
+    packed: MutableMapping[Hashable, Block] = field(default_factory=WeakValueDictionary)
+
+    def shared(self, graph: Graph) -> SharedWeights:
+        """What a graph of this model shares with others: weights packed from constants that they all have."""
+        same = [
+            CONSTANT + name
+            for name, handle in graph.constants.handles()
+            if handle is self.constants.handle(name) or handle is self.derived.get(name)
+        ]
+        return SharedWeights(same, self.packed)
 
     def check_inputs(self, inputs: Mapping[str, Array]) -> None:
         """Check names, element types and shapes of what a caller gives.
@@ -133,3 +152,14 @@ def check_shape(port: Port, shape: tuple[int, ...], sizes: dict[str, tuple[int, 
             if first != given:
                 rule = f"must have the extent {first} at axis {axis}, for {wanted} is that in {by!r}"
                 raise ArgumentValueError(argument, shape, rule)
+
+
+def check_memory(constants: Constants) -> None:
+    """Check that weights fit the machine's memory.
+
+    Raises:
+        MemoryLimitError: they do not.
+    """
+    machine = physical_memory()
+    if constants.nbytes > machine:
+        raise MemoryLimitError(machine, constants.nbytes, "the model's weights, on a machine of so much memory,")

@@ -1,26 +1,23 @@
-"""From a file, bytes or a ModelProto to a `Model`; everything about the file is checked here."""
+"""From ONNX's messages to a `Model`; everything about them is checked here."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from leanconv.arrays import Array
-from leanconv.errors import ArgumentTypeError, LeanconvError, MemoryLimitError, ModelError, UnsupportedModelError
-from leanconv.network.ceiling import physical_memory
+from leanconv.errors import ArgumentTypeError, LeanconvError, ModelError, UnsupportedModelError
 from leanconv.network.constants import Constants
 from leanconv.network.graph import Node
 from leanconv.network.operators import operator
 from leanconv.network.operators.creation import ELEMENT_TYPES, constant_value
-from leanconv.onnx.constants import Stored, stamp_of
-from leanconv.onnx.model import Model, Port
+from leanconv.onnx.constants import Stamp, Stored
+from leanconv.onnx.model import BODIES, Model, Port, check_memory
 from leanconv.onnx.package import onnx_package
-from leanconv.onnx.readings import keep, recall
-from leanconv.onnx.subgraphs import BODIES, Body, bodies, check_node
+from leanconv.onnx.subgraphs import Body, bodies, check_node
 from leanconv.onnx.tensors import Place, array_of, constant_of, element_type
-from leanconv.onnx.wire import slim
+from leanconv.onnx.wire import Slim
 
 _DOMAINS = ("", "ai.onnx")
 # What a message that is well-formed and makes no sense may cause.
@@ -28,21 +25,8 @@ _FAILURES = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError
 _FLOAT, _INT, _STRING, _TENSOR, _GRAPH, _FLOATS, _INTS, _STRINGS = range(1, 9)
 
 
-def read(source: Any, folder: str | os.PathLike[str] | None = None) -> Model:
-    """Read a model.
-
-    Args:
-        source: path of a file, its bytes, or an `onnx.ModelProto`.
-        folder: where external data lies; the file's own folder if None.
-
-    Raises:
-        ArgumentTypeError: `source` is none of these.
-        ModelError: the model is malformed.
-        UnsupportedModelError: it holds what is not supported; says all of it.
-        MissingPackageError: the package `onnx` is not installed.
-    """
-    if isinstance(source, str | os.PathLike):
-        return _read_file(Path(source), folder)
+def parsed(source: Any, folder: Path | None) -> Model:
+    """The model in bytes or a ModelProto; see `source.read`."""
     onnx = onnx_package()
     if isinstance(source, bytes | bytearray | memoryview):
         proto = _parse(onnx, bytes(source), "the model")
@@ -50,7 +34,15 @@ def read(source: Any, folder: str | os.PathLike[str] | None = None) -> Model:
         proto = source
     else:
         raise ArgumentTypeError("source", source, "must be a path, bytes or an onnx.ModelProto")
-    return _converted(onnx, proto, None if folder is None else Path(folder), {})
+    return _converted(onnx, proto, folder, {})
+
+
+def parsed_file(found: Slim, path: Path, stamp: Stamp, folder: Path) -> Model:
+    """The model in a file, of which all but large tensors was read; those stay there."""
+    onnx = onnx_package()
+    proto = _parse(onnx, found.data, str(path))
+    places = {number: Place(path, *span, stamp) for number, span in found.lifted.items()}
+    return _converted(onnx, proto, folder, places)
 
 
 def _converted(onnx: Any, proto: Any, folder: Path | None, places: dict[int, Place]) -> Model:
@@ -60,32 +52,6 @@ def _converted(onnx: Any, proto: Any, folder: Path | None, places: dict[int, Pla
         raise
     except _FAILURES as error:
         raise ModelError(f"the model is damaged: {type(error).__name__}: {error}") from error
-
-
-def _read_file(path: Path, folder: str | os.PathLike[str] | None) -> Model:
-    """The model in a file; its large tensors stay there."""
-    try:
-        with path.open("rb") as file:
-            stamp = stamp_of(file)
-            found = slim(file, stamp[0])
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from error
-    path = path.absolute()  # read again later, from whatever folder the process is in by then
-    model = recall(found, path, stamp)
-    if model is None:
-        onnx = onnx_package()
-        proto = _parse(onnx, found.data, str(path))
-        places = {number: Place(path, *span, stamp) for number, span in found.lifted.items()}
-        model = _converted(onnx, proto, path.parent if folder is None else Path(folder), places)
-        keep(model, found)
-    _check_memory(model.constants)
-    return model
-
-
-def _check_memory(constants: Constants) -> None:
-    machine = physical_memory()
-    if constants.nbytes > machine:
-        raise MemoryLimitError(machine, constants.nbytes, "the model's weights, on a machine of so much memory,")
 
 
 def _parse(onnx: Any, data: bytes, what: str) -> Any:
@@ -111,7 +77,7 @@ def _convert(onnx: Any, proto: Any, folder: Path | None, places: dict[int, Place
         raise ModelError("the model has no graph")
     reasons: list[str] = []
     constants = _constants(graph, folder, places, reasons)
-    _check_memory(constants)
+    check_memory(constants)
     inputs = _ports(graph.input, "input", constants, reasons)
     outputs = _ports(graph.output, "output", {}, reasons)
     nodes = _nodes(onnx, proto, graph, version, folder, reasons)

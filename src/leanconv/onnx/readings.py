@@ -8,13 +8,12 @@ folder is trusted as that of the kernels is, from which code is executed: see `l
 from __future__ import annotations
 
 import functools
-import glob
 import hashlib
-import os
 import pickle
 from pathlib import Path
 
 from leanconv.cache import ObjectCache, make_key
+from leanconv.facts import digest_of_sources
 from leanconv.network.constants import Constant, Constants, Held
 from leanconv.onnx.constants import Stamp, Stored
 from leanconv.onnx.model import Model
@@ -34,13 +33,7 @@ def _cache() -> ObjectCache:
 @functools.cache
 def _code() -> str:
     """A digest of the code that reads models."""
-    package = os.path.dirname(os.path.dirname(__file__))
-    files = [f"{package}/onnx/*.py", f"{package}/network/operators/*.py", f"{package}/network/[cg]*.py"]
-    digest = hashlib.sha256()
-    for file in sorted(name for pattern in files for name in glob.glob(pattern)):
-        with open(file, "rb") as source:
-            digest.update(os.path.basename(file).encode() + b"\0" + source.read())
-    return digest.hexdigest()
+    return digest_of_sources("onnx", "network", "network/operators")
 
 
 def _key(found: Slim) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leanconv.arrays import Array
 from leanconv.checks import integer, one_of
@@ -15,14 +16,16 @@ from leanconv.network.ceiling import physical_memory
 from leanconv.network.compile import CompiledNetwork, compile_graph
 from leanconv.network.graph import Graph, ValueType
 from leanconv.network.passes import run_passes
-from leanconv.network.profile import Profile
-from leanconv.onnx.lock import Key, Lock, question, save_lock
 from leanconv.onnx.model import Model, NeedsValuesError, Port, check_shape
-from leanconv.onnx.reader import read
+from leanconv.onnx.source import read
 from leanconv.onnx.specialise import LARGEST_SHAPE_INPUT, specialise
 from leanconv.planning.limits import resolve_limit
 from leanconv.progress import Watcher, watched
 from leanconv.threads import get_num_threads
+
+if TYPE_CHECKING:
+    from leanconv.network.profile import Profile
+    from leanconv.onnx.lock import Key, Lock
 
 _TOO_LARGE = f"shapes must follow from the shapes of inputs, or from inputs of at most {LARGEST_SHAPE_INPUT} bytes"
 
@@ -203,11 +206,15 @@ class Session:
         Raises:
             CacheError: it cannot be written.
         """
+        from leanconv.onnx.lock import save_lock
+
         with self._lock:
             ready = list(self._ready.items())
         return save_lock(path, {self._question(key): network.decisions for key, network in ready})
 
     def _question(self, key: Key) -> str:
+        from leanconv.onnx.lock import question
+
         count = get_num_threads() if self.threads is None else self.threads
         return question(*key, threads=count, memory_limit=self.memory_limit, accuracy=self.accuracy)
 
@@ -215,9 +222,20 @@ class Session:
         with watched(self._progress):
             return self._compiled(key, types, values)
 
+    def _nearest(self, key: Key) -> CompiledNetwork | None:
+        """The network that is ready for inputs of the most similar size."""
+        with self._lock:
+            ready = list(self._ready.items())
+
+        def distance(other: Key) -> float:
+            return abs(math.log(max(1, _elements(key)) / max(1, _elements(other))))
+
+        return min(ready, key=lambda item: distance(item[0]), default=(key, None))[1]
+
     def _compiled(self, key: Key, types: Mapping[str, ValueType], values: Mapping[str, Array]) -> CompiledNetwork:
         pinned = None if self._pinned is None else self._pinned.network(self._question(key))
         graph = self.graph(types, values)
+        free = not all(port.fixed for port in self._model.inputs.values())
         machine = physical_memory()
         # Better an error now than a machine that swaps, or a process that is killed.
         alone = max((type_.nbytes for type_ in graph.types.values()), default=0)
@@ -230,6 +248,9 @@ class Session:
                 memory_limit=self.memory_limit,
                 accuracy=self.accuracy,
                 pinned=pinned,
+                shared=self._model.shared(graph) if free else None,
+                like=self._nearest(key),
+                free=free,
             )
         except LeanconvError:
             raise
@@ -240,6 +261,10 @@ class Session:
         if needed > machine:
             raise MemoryLimitError(machine, needed, "the network, on a machine of so much memory,")
         return network
+
+
+def _elements(key: Key) -> int:
+    return sum(math.prod(shape) for _, shape in key[0])
 
 
 def load(
@@ -283,7 +308,11 @@ def load(
     limit, most = resolve_limit(memory_limit), integer("most_shapes", most_shapes, 1)
     if progress is not None and not callable(progress):
         raise ArgumentTypeError("progress", progress, "must be callable")
-    pinned = None if lock is None else Lock.read(lock)
+    pinned: Lock | None = None
+    if lock is not None:
+        from leanconv.onnx.lock import Lock  # only here, as all that few sessions need
+
+        pinned = Lock.read(lock)
     model = read(source, folder)
     return Session(
         model, threads=count, memory_limit=limit, accuracy=accuracy, most_shapes=most, lock=pinned, progress=progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,8 +13,10 @@ from leanconv.network.constants import Constant, Held, Values
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators import UnknownValueError, evaluate_node, infer_node, operator
 from leanconv.network.operators.base import dense
-from leanconv.onnx.model import Model, NeedsValuesError
-from leanconv.onnx.subgraphs import BODIES, Expander
+from leanconv.onnx.model import BODIES, Model, NeedsValuesError
+
+if TYPE_CHECKING:
+    from leanconv.onnx.subgraphs import Expander
 
 # Folding may make constants larger, by copying say; a file must not fill the memory by that.
 _FOLDED_FACTOR = 4
@@ -45,10 +48,15 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
     budget = _FOLDED_EXTRA + _FOLDED_FACTOR * model.constants.nbytes
     sources: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in types if name not in values}
 
+    expander: Expander | None = None
+
     def add(node: Node) -> None:
         """Take up one node: what it stands for, what it computes already, or itself."""
-        nonlocal budget
+        nonlocal budget, expander
         if node.op in BODIES:
+            from leanconv.onnx.subgraphs import Expander  # only here: few models have graphs within nodes
+
+            expander = expander or Expander(model, graph, sources, add)
             try:
                 expander.expand(node)
             except UnknownValueError as error:
@@ -76,7 +84,6 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
         before = frozenset[str]().union(*(sources.get(name, frozenset()) for name in node.inputs))
         sources.update((name, before) for name in node.outputs)
 
-    expander = Expander(model, graph, sources, add)
     for node in model.nodes:
         add(node)
     return graph

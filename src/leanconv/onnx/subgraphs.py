@@ -18,10 +18,7 @@ from leanconv.network.constants import Constant, Constants, as_constant
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators import NodeError, UnknownValueError
 from leanconv.network.operators.base import axis_of, ints
-from leanconv.onnx.model import Model, NeedsValuesError
-
-BODIES = {"If": ("then_branch", "else_branch"), "Loop": ("body",), "Scan": ("body",)}
-"""Operators with graphs in them, and the attributes that hold these."""
+from leanconv.onnx.model import BODIES, Model, NeedsValuesError
 
 MOST_NODES = 10_000
 """That loops of one model may be written out to."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import dataclass
 from leanconv.errors import ModelError
 from leanconv.network.operators.creation import ELEMENT_TYPES
 from leanconv.onnx.constants import Stamp, Stored, stamp_of

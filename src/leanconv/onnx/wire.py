@@ -8,9 +8,9 @@ field 9 of a TensorProto, in field 5 of a GraphProto, in field 7 of a ModelProto
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import BinaryIO
 
+from leanconv.classes import dataclass
 from leanconv.errors import ModelError
 
 _GRAPH, _INITIALIZER, _RAW_DATA = 7, 5, 9

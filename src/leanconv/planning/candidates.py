@@ -12,6 +12,7 @@ from leanconv.plan import Plan
 from leanconv.problem import Problem
 
 _ALONE = 12  # times what it takes to start other threads, below which one thread may be as fast
+_ROUNDED = 1 + 1e-9  # the least time of an algorithm may be its time, but for rounding
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +104,79 @@ def candidates(
     With `keep_threads` only the limit takes threads away, even if fewer would be faster. Those that do not fit on one
     thread either come last, the one that needs least first.
     """
-    from leanconv.planning.model import FORK
-
-    found: list[Candidate] = []
-    for name in names:
-        algorithm = algorithm_named(name)
-        most = candidate(problem, algorithm, threads, limit, bound=bound, parameters=parameters)
-        best, count = most, threads
-        while count > 1 and limit is not None and best.needed_bytes > limit:
-            count //= 2
-            best = candidate(problem, algorithm, count, limit, bound=bound, parameters=parameters)
-        if not keep_threads and best.threads > 1 and best.predicted_seconds < _ALONE * FORK:
-            alone = candidate(problem, algorithm, 1, limit, bound=bound, parameters=parameters)
-            best = min(best, alone, key=lambda entry: (not fits(entry, limit), entry.predicted_seconds))
-        found.append(best)
+    found = [
+        _best_of(problem, algorithm_named(name), threads, limit, bound, parameters, keep_threads) for name in names
+    ]
 
     def order(entry: Candidate) -> tuple[bool, float]:
         fit = fits(entry, limit)
         return not fit, entry.predicted_seconds if fit else entry.needed_bytes
 
     return sorted(found, key=order)
+
+
+def fastest_candidate(
+    problem: Problem,
+    names: Sequence[str],
+    threads: int,
+    limit: int | None,
+    *,
+    bound: bool,
+    parameters: Mapping[str, int] | None = None,
+    keep_threads: bool = False,
+) -> Candidate | None:
+    """The first of `candidates`, if it fits; None if nothing does.
+
+    Those whose least time is longer than what another one takes are not lowered: most, where their sums take the time.
+    Nor are those whose least bytes are too many.
+    """
+    from leanconv.planning.model import least_bytes, least_seconds
+
+    places = {name: place for place, name in enumerate(names)}
+    # Without a second one there is nothing to compare.
+    least = {name: least_seconds(problem, algorithm_named(name), threads) for name in names} if names[1:] else places
+    best: Candidate | None = None
+    for name in sorted(names, key=least.__getitem__):
+        if best is not None and least[name] > best.predicted_seconds * _ROUNDED:
+            break
+        if limit is not None and least_bytes(problem, algorithm_named(name)) > limit:
+            continue
+        entry = _best_of(problem, algorithm_named(name), threads, limit, bound, parameters, keep_threads)
+        if fits(entry, limit) and (best is None or _before(entry, best, places)):
+            best = entry
+    return best
+
+
+def _before(entry: Candidate, other: Candidate, places: Mapping[str, int]) -> bool:
+    """Whether a candidate is the faster one, or as fast and the preferred one."""
+    return (entry.predicted_seconds, places[entry.name]) < (other.predicted_seconds, places[other.name])
+
+
+def _best_of(
+    problem: Problem,
+    algorithm: Algorithm,
+    threads: int,
+    limit: int | None,
+    bound: bool,
+    parameters: Mapping[str, int] | None,
+    keep_threads: bool,
+) -> Candidate:
+    """One algorithm on as many threads as fit the limit and are worth it."""
+    from leanconv.planning.model import FORK, least_bytes, least_seconds, seconds
+
+    if limit is not None and least_bytes(problem, algorithm) > limit:  # what comes nearest, at once
+        plan = Plan(problem, algorithm, 1, limit, parameters, staging=0)
+        return Candidate(plan, seconds(plan, bound=bound), _needs(plan, bound))
+    best, count = candidate(problem, algorithm, threads, limit, bound=bound, parameters=parameters), threads
+    while count > 1 and limit is not None and best.needed_bytes > limit:
+        count //= 2
+        best = candidate(problem, algorithm, count, limit, bound=bound, parameters=parameters)
+    if keep_threads or best.threads == 1 or best.predicted_seconds >= _ALONE * FORK:
+        return best
+    if fits(best, limit) and least_seconds(problem, algorithm, 1) > best.predicted_seconds * _ROUNDED:
+        return best
+    alone = candidate(problem, algorithm, 1, limit, bound=bound, parameters=parameters)
+    return min(best, alone, key=lambda entry: (not fits(entry, limit), entry.predicted_seconds))
 
 
 def fits(entry: Candidate, limit: int | None) -> bool:

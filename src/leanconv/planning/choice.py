@@ -10,7 +10,7 @@ from leanconv.algorithms import columns, dense  # noqa: F401
 from leanconv.checks import flag, integer, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitError, NotApplicableError
 from leanconv.plan import Plan
-from leanconv.planning.candidates import Candidate, algorithm_named, candidates, fits, plan_within
+from leanconv.planning.candidates import Candidate, algorithm_named, candidates, fastest_candidate, fits, plan_within
 from leanconv.planning.decisions import Question, keep, recalled
 from leanconv.planning.pins import active, decided, question
 from leanconv.planning.wanted import ACCURACIES, CHOICES, wanted
@@ -97,9 +97,14 @@ def _decide(
         name, reason = next(iter(reasons.items()))
         raise NotApplicableError(name, reason or "")
     tunables = _tunables(allowed.names[0] if len(allowed.names) == 1 else "auto", parameters)
-    found = candidates(
-        problem, names, threads, memory_limit, bound=bound, parameters=tunables, keep_threads=allowed.insisted
-    )
+    weighing: dict[str, Any] = {"bound": bound, "parameters": tunables, "keep_threads": allowed.insisted}
+    if how == "model" and allowed.pick is None:
+        best = fastest_candidate(problem, names, threads, memory_limit, **weighing)
+        if best is not None:
+            if asked is not None:
+                keep(asked, (best.name, best.threads))
+            return best.plan
+    found = candidates(problem, names, threads, memory_limit, **weighing)
     fitting = [entry for entry in found if fits(entry, memory_limit)]
     if not fitting:
         assert memory_limit is not None
@@ -111,10 +116,7 @@ def _decide(
         from leanconv.planning.tuning import fastest
 
         return fastest(problem, fitting, memory_limit, bound=bound, exhaustive=how == "exhaustive", budget=budget)
-    plan = fitting[0].plan
-    if asked is not None:
-        keep(asked, (plan.algorithm, plan.threads))
-    return plan
+    return fitting[0].plan
 
 
 def _weighs(algorithm: Any) -> bool:

@@ -213,9 +213,11 @@ def _tune(options: argparse.Namespace) -> int:
 
     from leanconv.planning.choice import choose
     from leanconv.planning.pins import record_plans
+    from leanconv.planning.records import records
 
     algorithm, threads, limit = _arguments(options)
     problems = _problems(options)
+    failed = records().info().write_errors
     console = Console(stderr=True)
     found: list[dict[str, str]] = []
     with record_plans() as pins, Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -239,6 +241,11 @@ def _tune(options: argparse.Namespace) -> int:
         print(json.dumps(found, indent=1))
     if options.lock:
         print(f"{pins.save(options.lock)} plans pinned in {options.lock}", file=sys.stderr)
+    store = records().info()
+    if store.mode != "rw":
+        print(f"leanconv: no time is remembered (LEANCONV_CACHE={store.mode})", file=sys.stderr)
+    elif store.write_errors > failed:
+        print(f"leanconv: not all times are remembered: {store.directory} cannot be written", file=sys.stderr)
     return 0
 
 

@@ -17,6 +17,7 @@ from leanconv.registry import forget_with
 
 if TYPE_CHECKING:
     from leanconv.cache import ObjectCache
+    from leanconv.planning.figures import Figures
 
 Question = tuple[Problem, str | tuple[str, ...], str, bool, int, int | None, bool]
 """Problem, algorithms asked for, accuracy, deterministic, most threads, memory limit, whether weights are bound."""
@@ -62,11 +63,25 @@ def _disk() -> ObjectCache:
 
 
 def _key(asked: Question) -> str:
+    from leanconv.planning.figures import figures
+
+    return _digest(_machine(figures()), asked)
+
+
+@functools.lru_cache(maxsize=4)  # to keep what was not found is to ask for its key again
+def _digest(machine: str, asked: Question) -> str:
+    from leanconv.cache import make_key
+
+    return make_key({"machine": machine, "asked": repr(asked)})
+
+
+@functools.lru_cache(maxsize=1)
+def _machine(known: Figures) -> str:
+    """A digest of what all decisions depend on."""
     from leanconv.cache import make_key
     from leanconv.compiled import generator_digest
     from leanconv.facts import digest_of_sources
-    from leanconv.planning.figures import figures
     from leanconv.planning.records import machine_key
 
     code = generator_digest() + digest_of_sources(*_DECIDING)
-    return make_key(machine_key("decision", code=code, figures=repr(figures()), asked=repr(asked)))
+    return make_key(machine_key("decision", code=code, figures=repr(known)))

@@ -148,7 +148,9 @@ def merged(reports: Iterable[Mapping[str, Any] | str | os.PathLike[str]]) -> dic
             names = {entry["name"] for entry in data["layers"]}
             parts = {"layers": list(data["layers"]), "rows": list(data["rows"])}
             parts["measured"] = list(data.get("measured", ()))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise CacheError(f"{where} cannot be read: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CacheError(f"{where} is no report of leanconv bench: {error!r}") from error
         if whole["settings"] not in ({}, settings):
             raise CacheError(f"{where} is about {settings['dtype']}, those before it about others")

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from leanconv.planning.explain import Explanation, Verdict
     from leanconv.planning.lesson import Lesson
 
-_DPI = 120
 _LINE, _POINT = 18.0, 72 / 100  # pixels of a line of text before the picture is written, points of a pixel
 _CHOSEN, _FRONT, _OTHER = "#d55e00", "#0072b2", "0.6"  # of Okabe and Ito's colours
 
@@ -31,7 +30,7 @@ def draw(found: Explanation, path: str | Path, title: str = "") -> None:
     Raises:
         PlotError: matplotlib is missing, or the file's format is not known.
     """
-    from leanconv.bench.plot import check
+    from leanconv.bench.plot import check, save
 
     check(Path(path))
     # The figure is made without pyplot: no window system, no global state.
@@ -47,7 +46,7 @@ def draw(found: Explanation, path: str | Path, title: str = "") -> None:
     figure.supxlabel(f"{cpu_name()}, {threads}", fontsize="small", color="0.4")
     figure.draw_without_rendering()  # where the dots are is known now
     _labels(memory, found, rows)
-    figure.savefig(path, dpi=_DPI)
+    save(figure, path)
 
 
 def draw_lesson(found: Lesson, path: str | Path) -> None:
@@ -56,7 +55,7 @@ def draw_lesson(found: Lesson, path: str | Path) -> None:
     Raises:
         PlotError: matplotlib is missing, or the file's format is not known.
     """
-    from leanconv.bench.plot import check
+    from leanconv.bench.plot import check, save
 
     check(Path(path))
     from matplotlib.figure import Figure
@@ -82,7 +81,7 @@ def draw_lesson(found: Lesson, path: str | Path) -> None:
         fontsize="medium",
     )
     figure.supxlabel(cpu_name(), fontsize="small", color="0.4")
-    figure.savefig(path, dpi=_DPI)
+    save(figure, path)
 
 
 def front(rows: Sequence[Verdict]) -> list[Verdict]:

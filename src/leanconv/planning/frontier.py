@@ -7,7 +7,6 @@ from pathlib import Path
 from leanconv.machine import cpu_name
 from leanconv.sizes import format_bytes
 
-_DPI = 120
 _COLOUR = "#0072b2"  # of Okabe and Ito's colours
 
 
@@ -35,7 +34,7 @@ class Frontier(list[tuple[int, float]]):
         Raises:
             PlotError: matplotlib is missing, or the file's format is not known.
         """
-        from leanconv.bench.plot import check
+        from leanconv.bench.plot import check, save
 
         check(Path(path))
         # The figure is made without pyplot: no window system, no global state.
@@ -62,4 +61,4 @@ class Frontier(list[tuple[int, float]]):
         axes.set_title(title, fontsize="medium")
         threads = f"{self.threads} thread{'' if self.threads == 1 else 's'}"
         figure.supxlabel(f"{cpu_name()}, {threads}", fontsize="small", color="0.4")
-        figure.savefig(path, dpi=_DPI)
+        save(figure, path)

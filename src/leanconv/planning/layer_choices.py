@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import TypeAlias
 
 from leanconv.planning.figures import figures
 from leanconv.planning.layer_options import LayerOption
 from leanconv.problem import Problem
 
+_Way: TypeAlias = "tuple[LayerOption, _Way] | None"
 BYTE = 1e-10  # seconds that a byte saved may cost at most: its first touch, 0.1 us a KiB
 CONVERTED = 4.0  # slots of an element that changes its layout, as measured for transposes and copies
 
@@ -74,31 +77,48 @@ def cheapest_path(
     layers: Sequence[tuple[str, Problem]], rows: list[list[LayerOption]], price: float, chain: bool, first: str
 ) -> list[LayerOption]:
     """The cheapest choice at a price in seconds for each byte of weights; over layouts if it is a chain."""
-
-    def cost(option: LayerOption) -> float:
-        return option.seconds + price * option.weights
-
+    cheapest = [_cheapest(row, price) for row in rows]
     if not chain:
-        return [min(row, key=cost) for row in rows]
-    states: dict[str, tuple[float, list[LayerOption]]] = {first: (0.0, [])}
-    for (_, problem), row in zip(layers, rows, strict=True):
-        after: dict[str, tuple[float, list[LayerOption]]] = {}
-        for layout in {option.layout for option in row}:
-            option = min((o for o in row if o.layout == layout), key=cost)
-            total, path = min(
-                ((t + conversion(problem, before, layout), p) for before, (t, p) in states.items()),
-                key=lambda entry: entry[0],
-            )
-            after[layout] = total + cost(option), [*path, option]
+        return [min(by_layout.values(), key=lambda pair: pair[0])[1] for by_layout in cheapest]
+    # Of each layout the cost so far, and the way there: its last option, and the way to that.
+    states: dict[str, tuple[float, _Way]] = {first: (0.0, None)}
+    slot = figures().slot
+    for (_, problem), by_layout in zip(layers, cheapest, strict=True):
+        turning = _turned_slots(problem) * slot
+        after: dict[str, tuple[float, _Way]] = {}
+        for layout, (cost, option) in by_layout.items():
+            costs = [(so_far + turning * (before != layout), before) for before, (so_far, _) in states.items()]
+            total, before = min(costs)
+            after[layout] = total + cost, (option, states[before][1])
         states = after
-    return min(states.values(), key=lambda entry: entry[0])[1]
+    _, way = min(states.values(), key=lambda state: state[0])
+    path = []
+    while way is not None:
+        option, way = way
+        path.append(option)
+    return path[::-1]
+
+
+def _cheapest(row: list[LayerOption], price: float) -> dict[str, tuple[float, LayerOption]]:
+    """The cheapest option of each layout, with what it costs; of equals the first."""
+    found: dict[str, tuple[float, LayerOption]] = {}
+    for option in row:
+        cost = option.seconds + price * option.weights
+        known = found.get(option.layout)
+        if known is None or cost < known[0]:
+            found[option.layout] = cost, option
+    return found
 
 
 def conversion(problem: Problem, before: str, after: str) -> float:
     """Seconds of turning a layer's input from one layout into another."""
-    if before == after or problem.in_channels == 1:
-        return 0.0
-    return problem.x_bytes / problem.itemsize * CONVERTED * figures().slot
+    return 0.0 if before == after else _turned_slots(problem) * figures().slot
+
+
+@lru_cache(maxsize=4096)
+def _turned_slots(problem: Problem) -> float:
+    """Slots of turning a layer's input into another layout."""
+    return 0.0 if problem.in_channels == 1 else problem.x_bytes / problem.itemsize * CONVERTED
 
 
 def total_seconds(layers: Sequence[tuple[str, Problem]], chosen: list[LayerOption], first: str, chain: bool) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any
 
@@ -36,7 +37,11 @@ class LayerOption:
 
 
 def layer_options(
-    problem: Problem, threads: int, limit: int | None, requirements: tuple[Any, str, bool]
+    problem: Problem,
+    threads: int,
+    limit: int | None,
+    requirements: tuple[Any, str, bool],
+    most: int | None = None,
 ) -> list[LayerOption]:
     """The ways to compute a layer of which none is both slower and larger than another.
 
@@ -45,6 +50,7 @@ def layer_options(
         threads: the most threads.
         limit: bytes, or None; with any limit, ways that stage less are among them.
         requirements: algorithm, accuracy and deterministic, as in `plan_layers`.
+        most: bytes that no layer may pass by itself, if there are such.
 
     Raises:
         NotApplicableError: no algorithm that may run can compute it.
@@ -55,30 +61,54 @@ def layer_options(
     if not names:
         name, reason = next(iter(reasons.items()))
         raise NotApplicableError(name, f"{reason} ({problem.describe()})")
-    budgets = (None,) if limit is None else BUDGETS
-    bias = problem.out_channels * problem.itemsize if problem.has_bias else 0
-    found: dict[tuple[str, int, int], LayerOption] = {}
-    for budget in budgets:
-        for entry in _candidates(problem, tuple(names), threads, budget):
-            plan = entry.plan
-            weights = max(0, plan.packed_weight_bytes - problem.w_bytes - bias)
-            option = LayerOption(entry, problem.layout, plan.workspace_bytes, weights, entry.predicted_seconds)
-            found.setdefault((entry.name, option.workspace, weights), option)
-    # What is slower and larger than another can never be chosen; of equals the first is kept.
-    kept: list[LayerOption] = []
-    for option in sorted(found.values(), key=lambda option: (option.seconds, option.workspace, option.weights)):
-        if not any(other.workspace <= option.workspace and other.weights <= option.weights for other in kept):
-            kept.append(option)
-    return kept
+    budgets: tuple[int | None, ...] = (None,) if limit is None else BUDGETS
+    if most is not None:
+        budgets = (most, *(budget for budget in BUDGETS if budget is not None and budget < most))
+    return list(_options(problem, tuple(names), threads, budgets))
 
 
 @lru_cache(maxsize=4096)
-def _candidates(problem: Problem, names: tuple[str, ...], threads: int, budget: int | None) -> list[Candidate]:
-    """Kept, because a frontier asks again and again."""
-    return candidates(problem, names, threads, budget, bound=True)
+def _options(
+    problem: Problem, names: tuple[str, ...], threads: int, budgets: tuple[int | None, ...]
+) -> tuple[LayerOption, ...]:
+    """The ways of these algorithms within each budget."""
+    from leanconv.planning.model import least_seconds
+
+    least = {name: least_seconds(problem, algorithm_named(name), threads) for name in names}
+    found: list[LayerOption] = []
+    free = math.inf  # seconds of the fastest way that takes no bytes
+    for name in sorted(names, key=least.__getitem__):
+        if least[name] > free:  # slower, and no smaller
+            break
+        option: LayerOption | None = None
+        for budget in budgets:
+            if option is not None and budget is not None and 2 * option.candidate.needed_bytes <= budget:
+                continue  # what takes half of it already need not be smaller
+            option = _option(problem, name, threads, budget)
+            found.append(option)
+            if not option.workspace and not option.weights:
+                free = min(free, option.seconds)
+    # What is slower and larger than another can never be chosen; of equals the first of the registry is kept.
+    places = {name: place for place, name in enumerate(names)}
+    found.sort(key=lambda o: (o.seconds, o.workspace, o.weights, places[o.candidate.name]))
+    kept: list[LayerOption] = []
+    for option in found:
+        if not any(other.workspace <= option.workspace and other.weights <= option.weights for other in kept):
+            kept.append(option)
+    return tuple(kept)
 
 
-forget_with(_candidates.cache_clear)
+@lru_cache(maxsize=8192)
+def _option(problem: Problem, name: str, threads: int, budget: int | None) -> LayerOption:
+    """One algorithm within one budget; kept, because a frontier asks again and again."""
+    (entry,) = candidates(problem, (name,), threads, budget, bound=True)
+    bias = problem.out_channels * problem.itemsize if problem.has_bias else 0
+    weights = max(0, entry.plan.packed_weight_bytes - problem.w_bytes - bias)
+    return LayerOption(entry, problem.layout, entry.plan.workspace_bytes, weights, entry.predicted_seconds)
+
+
+forget_with(_options.cache_clear)
+forget_with(_option.cache_clear)
 
 
 def in_layout(problem: Problem, layout: str) -> Problem:

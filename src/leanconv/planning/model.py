@@ -14,14 +14,18 @@ A phase whose kernel nobody counts for (`phases.py`) is taken to reach a third o
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 
+from leanconv.algorithms import PUBLISHED
+from leanconv.algorithms.base import Algorithm
 from leanconv.host import Host, this_host
-from leanconv.kernels.cost import Cost
+from leanconv.kernels.cost import Cost, part_inside
 from leanconv.plan import Plan
 from leanconv.planning.figures import Figures, figures, reference
 from leanconv.planning.phases import phase_cost
+from leanconv.problem import Problem
 from leanconv.program import Phase
 
 SLOTS = {
@@ -83,6 +87,43 @@ def seconds(plan: Plan, *, bound: bool = True) -> float:
     return total
 
 
+def least_seconds(problem: Problem, algorithm: Algorithm, threads: int) -> float:
+    """The least that `seconds` may predict for an algorithm on so many threads or fewer, found without lowering it.
+
+    It is far from tight where little is multiplied, and 0 for what a program added.
+    """
+    if not problem.batch or not _as_it_is(problem, algorithm):
+        return 0.0
+    host = this_host()
+    cost = algorithm.least(problem, host)
+    if cost is None:
+        if algorithm.error_class != "plain" or PUBLISHED.get(algorithm.name) is None:
+            return 0.0
+        cost = Cost({"multiply": _products(problem) / host.target.lanes(problem.dtype)})
+    return CALL + min(_phase(cost, count, host, figures()) for count in {threads, 1})
+
+
+def least_bytes(problem: Problem, algorithm: Algorithm) -> int:
+    """What an algorithm takes of a memory limit at least, found without lowering it."""
+    return algorithm.least_bytes(problem, this_host()) if _as_it_is(problem, algorithm) else 0
+
+
+def _as_it_is(problem: Problem, algorithm: Algorithm) -> bool:
+    """Whether an algorithm computes a problem itself: not as several ones, or with copies around it."""
+    return problem.direction == "forward" and algorithm.refusal(problem) is None
+
+
+@functools.lru_cache(maxsize=16)  # every algorithm asks
+def _products(problem: Problem) -> float:
+    """Products of the definition without those with padding that is zero."""
+    p = problem
+    inside = 1.0
+    if p.pad_mode == "zeros":
+        for axis in zip(p.out_size, p.stride, p.dilation, p.pad_low, p.kernel, p.in_size, strict=True):
+            inside *= part_inside(*axis)
+    return p.flops / 2 * inside
+
+
 def phase_seconds(phase: Phase, threads: int) -> float:
     """Predicted seconds of a call that runs one phase, whose kernel counts for itself."""
     host = this_host()
@@ -99,10 +140,10 @@ def phases_seconds(phases: Iterable[Phase], threads: int) -> float:
 
 
 def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:
-    usual = reference(known.gflops)
-    slower = {"l2": usual.l2 / known.l2, "l3": usual.l3 / known.l3, "memory": usual.memory / known.memory}
-    issued = sum(SLOTS[name] * count for name, count in cost.counts.items())
-    alone = memory = 0.0
+    slot, slower = _slots(known)
+    issued = alone = memory = 0.0
+    for name, count in cost.counts.items():
+        issued += SLOTS[name] * count
     for table, traffic in ((READ, cost.reads), (WRITTEN, cost.writes)):
         for nbytes, held in traffic:
             level = _level(held, host)
@@ -117,11 +158,18 @@ def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:
     chunks = cost.chunks or threads
     speed_up = chunks / math.ceil(chunks / min(threads, chunks)) if forked else 1.0
     readers = min(speed_up, READERS)
-    summed = issued / speed_up * known.slot
+    summed = issued / speed_up * slot
     if cost.streams:
         streamed = sum(_stream(*stream, speed_up, readers, host, known) for stream in cost.streams)
         summed = (summed**BESIDE + streamed**BESIDE) ** (1 / BESIDE)
-    return summed + (alone / speed_up + memory / readers) * known.slot + forked * FORK
+    return summed + (alone / speed_up + memory / readers) * slot + forked * FORK
+
+
+@functools.lru_cache(maxsize=4)
+def _slots(known: Figures) -> tuple[float, dict[str, float]]:
+    """Seconds of a slot, and how much more slowly than where the constants were fitted each level is read."""
+    usual = reference(known.gflops)
+    return known.slot, {"l2": usual.l2 / known.l2, "l3": usual.l3 / known.l3, "memory": usual.memory / known.memory}
 
 
 def _stream(nbytes: float, held: float, speed_up: float, readers: float, host: Host, known: Figures) -> float:

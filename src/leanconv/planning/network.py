@@ -18,7 +18,7 @@ from leanconv.errors import ArgumentValueError, MemoryLimitError
 from leanconv.memory import Arena
 from leanconv.plan import Plan
 from leanconv.planning.frontier import Frontier
-from leanconv.planning.layer_choices import choice_within, conversion, leaner_choice, total_seconds
+from leanconv.planning.layer_choices import cheapest_path, choice_within, conversion, leaner_choice, total_seconds
 from leanconv.planning.layer_options import LayerOption, in_layout, layer_options
 from leanconv.problem import BATCH_LAST, Problem
 
@@ -112,10 +112,14 @@ def plan_layers(
     first = layers[0][1].layout if layers else "NHWC"
     best: tuple[float, list[LayerOption]] | None = None
     least: int | None = None
-    for level in _levels(table):
+    for level in reversed(_levels(table)):
         allowed = [[option for option in row if option.workspace <= level] for row in table]
         if not all(allowed):
             continue
+        if best is not None:  # weights that cost nothing are a bound, and the less workspace the higher it is
+            fastest = cheapest_path(layers, allowed, 0.0, chain, first)
+            if total_seconds(layers, fastest, first, chain) > best[0]:
+                break
         spare = None if limit is None else limit - level
         chosen = choice_within(layers, allowed, spare, chain, first)
         if chosen is None:
@@ -123,7 +127,7 @@ def plan_layers(
             least = need if least is None else min(least, need)
             continue
         seconds = total_seconds(layers, chosen, first, chain)
-        if best is None or seconds < best[0]:
+        if best is None or seconds <= best[0]:
             best = seconds, chosen
     if best is None:
         if not layers:
@@ -183,7 +187,7 @@ def _options(
         row: list[LayerOption] = []
         for problem in [in_layout(given, layout) for layout in LAYOUTS] if chain else [given]:
             if problem not in known:
-                known[problem] = layer_options(problem, threads, limit, requirements)
+                known[problem] = layer_options(problem, threads, limit, requirements, limit)
             row += known[problem]
         result.append(row)
     return result

@@ -29,14 +29,22 @@ class Wanted:
         insisted: whether the caller named what is to run, so that other requirements do not take it away.
         text: what the caller asked for, for messages.
         pick: the caller's function that chooses among candidates, or None.
-        refused: name -> why it may not run, for those that the caller's requirements exclude.
+        automatic: names that "auto" weighs for the problem.
+        unfit: name -> why it may not run, for those that other requirements exclude.
     """
 
     names: tuple[str, ...]
     insisted: bool
     text: str
     pick: Callable[..., Any] | None = None
-    refused: dict[str, str] = field(default_factory=dict)
+    automatic: tuple[str, ...] = ()
+    unfit: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def refused(self) -> dict[str, str]:
+        """Name -> why it may not run, for all others of the registry."""
+        by_name = {name: "excluded" if name in self.automatic else "taken by name only" for name in REGISTRY.names}
+        return {name: why for name, why in (by_name | self.unfit).items() if name not in self.names}
 
 
 def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) -> Wanted:
@@ -50,21 +58,16 @@ def wanted(algorithm: Any, accuracy: Any, deterministic: Any, problem: Problem) 
     same_bits = flag("deterministic", deterministic)
     automatic = REGISTRY.weighed(problem)
     names, insisted, text, pick = named(algorithm, automatic)
-    refused: dict[str, str] = {}
-    for name in REGISTRY.names:
-        if name not in names:
-            refused[name] = "taken by name only" if name not in automatic else "excluded"
-        elif not insisted:
-            reason = _unfit(REGISTRY[name], problem, level, same_bits)
-            if reason:
-                refused[name] = reason
-    kept = tuple(name for name in names if name not in refused)
+    unfit: dict[str, str] = {}
+    for name in () if insisted else names:
+        reason = _unfit(REGISTRY[name], problem, level, same_bits)
+        if reason:
+            unfit[name] = reason
+    kept = tuple([name for name in names if name not in unfit])
     if not kept:
-        rule = (
-            f"leaves no algorithm to choose from ({'; '.join(f'{n}: {refused[n]}' for n in names) or 'all excluded'})"
-        )
+        rule = f"leaves no algorithm to choose from ({'; '.join(f'{n}: {unfit[n]}' for n in names) or 'all excluded'})"
         raise ArgumentValueError("algorithm", algorithm, rule)
-    return Wanted(kept, insisted, text, pick, refused)
+    return Wanted(kept, insisted, text, pick, automatic, unfit)
 
 
 def named(

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from leanconv.allocation import trim_heap
 from leanconv.arrays import Array
 from leanconv.errors import AllocationError, ArgumentValueError
 from leanconv.network.constants import Constant
@@ -165,10 +166,3 @@ def _mapped(groups: list[list[Tensor]], starts: list[int], folder: str) -> torch
         if path is not None:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-
-
-def trim_heap() -> None:
-    """Return free pages of the C library's heap to the system, if it can (glibc)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
-    if trim is not None:
-        trim(0)

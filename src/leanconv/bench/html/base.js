@@ -91,7 +91,7 @@ function pareto(points) {
 function describe(r) {
   const lines = [contestants[r.contestant].label, layers[r.layer].name];
   if (r.seconds === null) return [...lines, `${r.status}: ${r.reason}`];
-  lines.push(`${seconds(r.seconds)}, ${times(r.relative)} of the fastest${r.noisy || r.undecided ? ", noisy" : ""}`);
+  lines.push(`${seconds(r.seconds)}, ${times(r.relative)} of the fastest${r.undecided ? ", undecided" : r.noisy ? ", noisy" : ""}`);
   lines.push(`${percent(r.percent)} of peak, ${digits(r.gflops, 3)} GFLOP/s`);
   lines.push(contestants[r.contestant].peer
     ? `memory measured: ${bytes(r.extra)}`

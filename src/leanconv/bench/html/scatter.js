@@ -20,7 +20,7 @@ function scatterPoints() {
   return results
     .filter((r) => r.layer === Number(scatter.layer) && r.threads === state.threads && visible(r.contestant))
     .filter((r) => r.seconds !== null && memory(r) !== null)
-    .map((r) => ({ contestant: r.contestant, memory: memory(r), time: r.seconds, lines: describe(r) }));
+    .map((r) => ({ contestant: r.contestant, memory: memory(r), time: r.seconds, undecided: r.undecided, lines: describe(r) }));
 }
 
 function drawScatter(wide) {
@@ -71,7 +71,7 @@ function drawScatter(wide) {
       ...order.toReversed().map((p) => withTip(
         svg("g", { transform: `translate(${p.x},${p.y})` }, svg("circle", { r: 11, class: "target" }), marker(p.contestant)),
         p.lines, true)),
-      ...labels(order.map((p) => ({ ...p, text: contestants[p.contestant].label, strong: front.includes(p) })), points,
+      ...labels(order.map((p) => ({ ...p, text: contestants[p.contestant].label + (p.undecided ? " ?" : ""), strong: front.includes(p) })), points,
         { left: box.left, right: wide, top: 14, bottom: box.bottom + 2 })),
     el("figcaption", {}, `${name}; ${plural(state.threads, "thread")}. On the front: `
       + `${front.map((p) => contestants[p.contestant].label).join(", ")}.`));

@@ -124,15 +124,16 @@ function drawRows() {
   const list = shown().filter(WHICH[whichRows][1]).filter((r) => words.every((word) => hay(r).includes(word)));
   const some = (field) => list.some((r) => r[field] !== null);
   byId("count").textContent = `${plural(list.length, "row")}, ${plural(state.threads, "thread")}`;
-  const spread = (v, r) => (v === null ? "–" : `${(100 * v).toFixed(1)} %${r.undecided ? " ?" : ""}`);
+  const spread = (v) => (v === null ? "–" : `${(100 * v).toFixed(1)} %`);
+  const relative = (v, r) => times(v) + (r.undecided ? " ?" : "");
   const error = (v) => (v === null ? "–" : v.toExponential(1));
   sortable(byId("rows"), [
     { ...text("layer", (r) => layers[r.layer].name), cell: (r) => el("th", { scope: "row", class: "text", title: `${layers[r.layer].name}, ${layers[r.layer].shape}` }, layerName(r.layer)) },
     { ...text("contestant", label), cell: (r) => el("td", { class: r.best ? "text best" : "text" }, badge(r.contestant), ` ${label(r)}`) },
     { name: "time", value: (r) => r.seconds, cell: (r) => (r.seconds === null
       ? el("td", { class: r.status === "not applicable" ? "none" : "bad" }, r.status) : el("td", {}, seconds(r.seconds))) },
-    number("spread", (r) => r.spread, spread, { mark: (r) => (r.noisy || r.undecided ? "warn" : "") }),
-    number("time / best", (r) => r.relative, times, { mark: (r) => (r.best ? "best" : "") }),
+    number("spread", (r) => r.spread, spread, { mark: (r) => (r.noisy ? "warn" : "") }),
+    number("time / best", (r) => r.relative, relative, { mark: (r) => (r.best ? "best" : r.undecided ? "warn" : "") }),
     number("GFLOP/s", (r) => r.gflops, (v) => (v === null ? "–" : v.toFixed(1)), { most: true }),
     number("% of peak", (r) => r.percent, (v) => (v === null ? "–" : v.toFixed(1)), { most: true }),
     number("workspace", (r) => (r.seconds === null || contestants[r.contestant].peer ? null : r.workspace), bytes),

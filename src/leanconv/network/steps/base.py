@@ -10,24 +10,33 @@ names.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import field
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from leanconv.arrays import Array, address_of
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.compiled import KernelSpec
 from leanconv.host import Host
 from leanconv.memory import Block, Buffer, arena_bytes
 from leanconv.network.constants import Constant
 from leanconv.network.graph import Node, ValueType
 from leanconv.network.places import Place, channels_last, order_of, row_major
+from leanconv.network.shared import Share, SharedWeights, apart
 from leanconv.plan import Plan
 from leanconv.program import Phase
 
 FLOATS = ("float32", "float64")
 Types: TypeAlias = Sequence[ValueType | None]
 Arrays: TypeAlias = Sequence[Array | None]
+
+
+@runtime_checkable
+class AnyExtents(Protocol):
+    """A kernel's specification of which a part depends on the size of an image."""
+
+    def for_any_extents(self) -> KernelSpec:
+        """The kernel that computes the same, with the same fields, for any size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +70,8 @@ class Setting:
         limited: whether memory is limited, so that slower ways in fewer bytes are of interest.
         algorithm: of convolutions, as in `leanconv.plan`; so are accuracy and deterministic.
         decided: of the step that is asked for, if that was chosen before.
+        shared: packed weights that other networks of the model may have as well.
+        free: whether the network is wanted in other sizes too, so that kernels should serve them.
     """
 
     host: Host
@@ -70,6 +81,21 @@ class Setting:
     accuracy: str = "standard"
     deterministic: bool = False
     decided: Decided | None = None
+    shared: SharedWeights | None = None
+    free: bool = False
+
+    def serving(self, phases: Sequence[Phase]) -> tuple[Phase, ...]:
+        """Phases on kernels that serve other sizes too, where there are such."""
+        if not self.free:
+            return tuple(phases)
+        return tuple(
+            replace(phase, spec=phase.spec.for_any_extents()) if isinstance(phase.spec, AnyExtents) else phase
+            for phase in phases
+        )
+
+    def share(self, operands: Sequence[Operand | None], *more: Hashable) -> Share:
+        """How the blocks are come by that are packed from some constants, `more` deciding about them too."""
+        return apart if self.shared is None else self.shared.of([o.place.storage if o else "" for o in operands], *more)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +226,10 @@ class Placer:
     def writes(self, node: Node, place: Place, types: Types) -> bool:
         """Whether the output may be written there; if not, it is written as `accepts` says, and copied."""
         return True
+
+    def overwrites(self, node: Node, place: Place, out: ValueType) -> bool:
+        """Whether a smaller output may be written over the beginning of the first input, which nobody else reads."""
+        return False
 
     def order(self, node: Node, first: Place | None, rank: int) -> tuple[int, ...]:
         """The order of axes in memory that suits the output best."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
 
+from leanconv import memory
+from leanconv.algorithms.base import WeightPacking
 from leanconv.blocks import BlockPlan, plan_inverted_residual, plan_separable
 from leanconv.compiled import KernelSpec
 from leanconv.errors import MemoryLimitError
@@ -56,7 +59,7 @@ class Block(Lowerer):
         plans: list[BlockPlan] = []
         known = setting.decided
         if known is not None:
-            return [_option(call, _plan(call, setting, known.limit), known.seconds)]
+            return [_option(call, _plan(call, setting, known.limit), known.seconds, setting)]
         for budget in BUDGETS if setting.limited else BUDGETS[:1]:
             try:
                 plan = _plan(call, setting, budget)
@@ -66,21 +69,21 @@ class Block(Lowerer):
                 plans.append(plan)
         seconds = _seconds(call, setting)
         # Lower bands fetch and expand rows twice; nobody counts how often, so that their order is all that is told.
-        return [_option(call, plan, seconds * (1 + 0.05 * number)) for number, plan in enumerate(plans)]
+        return [_option(call, plan, seconds * (1 + 0.05 * number), setting) for number, plan in enumerate(plans)]
 
 
-def _option(call: Call, plan: BlockPlan, seconds: float) -> Option:
+def _option(call: Call, plan: BlockPlan, seconds: float, setting: Setting) -> Option:
     roles: dict[str, Place | Memory | int] = {"x": call.given(0), "out": call.output}
     if call.node.op == SEPARABLE and call.input(5) is not None:
         roles["residual"] = call.given(5)
     return Option(
         f"block of {plan.parameters.get('band', plan.parameters.get('strip'))}",
         seconds,
-        lambda: _built(plan, call, roles),
+        lambda: _built(plan, call, roles, setting),
         plan.lowering.workspace,
         plan.packed_weight_bytes,
         max(0, plan.packed_weight_bytes - plan.plain_weight_bytes),
-        specs=_specs(plan),
+        specs=_specs(plan, setting),
         decided=Decided("", plan.threads, {}, plan.memory_limit, None, seconds),
     )
 
@@ -146,18 +149,22 @@ def _without_residual(node: Node) -> dict[str, Any]:
     return {name: value for name, value in node.attributes.items() if name != "residual"}
 
 
-def _specs(plan: BlockPlan) -> tuple[KernelSpec, ...]:
+def _specs(plan: BlockPlan, setting: Setting) -> tuple[KernelSpec, ...]:
     packings = (phase for _, packing in plan.lowering.packings for phase in packing.phases)
-    return tuple(phase.spec for phase in (*packings, *plan.lowering.phases))
+    return tuple(phase.spec for phase in (*packings, *setting.serving(plan.lowering.phases)))
 
 
-def _built(plan: BlockPlan, call: Call, places: dict[str, Place | Memory | int]) -> Built:
+def _built(plan: BlockPlan, call: Call, places: dict[str, Place | Memory | int], setting: Setting) -> Built:
     roles = dict(places)
     for (name, packing), (weights, bias) in zip(plan.lowering.packings, _operands(call), strict=True):
-        w, shift = weights.constant, None if bias is None else bias.constant
-        assert w is not None
-        roles[name] = packed_block(packing, w, None if shift is None else np.ascontiguousarray(shift), plan.threads)
-    return Built(plan.lowering.phases, roles)
+        roles[name] = setting.share([weights, bias])(packing, partial(_packed, packing, weights, bias, plan.threads))
+    return Built(setting.serving(plan.lowering.phases), roles)
+
+
+def _packed(packing: WeightPacking, weights: Operand, bias: Operand | None, threads: int) -> memory.Block:
+    w, shift = weights.constant, None if bias is None else bias.constant
+    assert w is not None
+    return packed_block(packing, w, None if shift is None else np.ascontiguousarray(shift), threads)
 
 
 def register(registry: Registry) -> None:

@@ -8,13 +8,16 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
+from leanconv.algorithms.base import WeightPacking
 from leanconv.arrays import Array
+from leanconv.memory import Block
 from leanconv.network.constants import Derived, Held, is_known
 from leanconv.network.graph import Node
 from leanconv.network.operators.base import ints
 from leanconv.network.operators.convolution import conv_groups, conv_windows
 from leanconv.network.operators.transposed import scatter
 from leanconv.network.places import Place
+from leanconv.network.shared import Share, apart
 from leanconv.network.slabs import Rows, can_be_packed_in_slabs, packed_in_slabs
 from leanconv.network.steps.base import (
     FLOATS,
@@ -34,6 +37,8 @@ from leanconv.plan import Plan
 from leanconv.planning.candidates import algorithm_named
 from leanconv.planning.layer_options import layer_options
 from leanconv.problem import Problem
+from leanconv.program import Phase
+from leanconv.staging import refusal
 from leanconv.transposed_options import make_transposed_problem
 
 
@@ -59,7 +64,8 @@ class Convolution(Lowerer):
         place = residual.place if residual else None
         problem = conv_problem(call.node, call.given(0), w.shape, bias is not None, call.output, place)
         roles = {"x": call.given(0), "out": call.output} | ({"residual": place} if place else {})
-        return plan_options(problem, partial(weights_of, call), roles, setting, w_rows(call))
+        share = setting.share([call.input(1), bias])
+        return plan_options(problem, partial(weights_of, call), roles, setting, share, w_rows(call))
 
 
 def w_rows(call: Call) -> Rows | None:
@@ -113,61 +119,79 @@ Weights: TypeAlias = Callable[[bool], tuple["Array | None", "Array | None"]]
 
 
 def plan_options(
-    problem: Problem, weights: Weights, roles: dict[str, Place], setting: Setting, rows: Rows | None = None
+    problem: Problem,
+    weights: Weights,
+    roles: dict[str, Place],
+    setting: Setting,
+    share: Share = apart,
+    rows: Rows | None = None,
 ) -> list[Option]:
     """The plans of a problem, as ways to compute a step; `weights` and bias are asked for by the way that is chosen.
 
-    `rows`: looks at some output channels of the weights, for packing them in slabs.
+    `share`: how packed weights are come by; `rows`: looks at some output channels of the weights, for packing them in
+    slabs.
     """
     requirements = (setting.algorithm, setting.accuracy, setting.deterministic)
     plain = problem.w_bytes + (problem.out_channels * problem.itemsize if problem.has_bias else 0)
 
     def made(plan: Plan, seconds: float) -> Option:
         kept = (plan.packed_weight_bytes or plain) + plan.table_bytes
+        phases = setting.serving(plan.lowering.phases)
+        before = len(plan.specs) - len(phases)
         return Option(
             plan.algorithm,
             seconds,
-            lambda: _built(plan, weights, roles, rows),
+            lambda: _built(plan, phases, weights, roles, share, rows),
             plan.lowering.workspace,
             kept,
             max(0, kept - plain),
             plan,
             lambda other: made(other, seconds),
-            plan.specs,
+            (*plan.specs[:before], *(phase.spec for phase in phases)),
             Decided(plan.algorithm, plan.threads, plan.tunables, plan.memory_limit, plan.staging, seconds),
         )
 
     known = setting.decided
-    if known is not None:
-        algorithm = algorithm_named(known.algorithm)
-        return [
-            made(
-                Plan(problem, algorithm, known.threads, known.limit, known.settings, staging=known.staging),
-                known.seconds,
-            )
-        ]
+    algorithm = None if known is None else algorithm_named(known.algorithm)
+    if known is not None and algorithm is not None and refusal(algorithm, problem) is None:
+        plan = Plan(problem, algorithm, known.threads, known.limit, known.settings, staging=known.staging)
+        return [made(plan, known.seconds)]
     found = layer_options(problem, setting.threads, 0 if setting.limited else None, requirements)
     return [made(option.candidate.plan, option.seconds) for option in sorted(found, key=lambda option: option.seconds)]
 
 
-def _built(plan: Plan, weights: Weights, places: dict[str, Place], rows: Rows | None) -> Built:
+def _built(
+    plan: Plan,
+    phases: tuple[Phase, ...],
+    weights: Weights,
+    places: dict[str, Place],
+    share: Share,
+    rows: Rows | None,
+) -> Built:
     packing, problem = plan.packing, plan.problem
     memory: dict[str, Place | Memory | int] = dict(places)
-    if rows is not None and packing is not None and problem.groups == 1 and can_be_packed_in_slabs(packing):
-        _, bias = weights(False)
-        memory["w"] = packed_in_slabs(packing, rows, problem.out_channels, bias, plan.threads)
-        return Built(plan.lowering.phases, memory | plan.addresses, (plan,))
-    w, bias = weights(True)
-    assert w is not None
-    packed = plan.pack(w, bias)
-    if packed is not None:
-        memory["w"] = packed
+
+    if packing is not None:
+        memory["w"] = share(packing, partial(_packed, plan, packing, weights, rows))
     else:
+        w, _ = weights(True)
+        assert w is not None
         memory["weights"] = np.ascontiguousarray(w)
-    if bias is not None and (packing is None or packing.bias_apart):
+    if problem.has_bias and (packing is None or packing.bias_apart):
+        _, bias = weights(False)
+        assert bias is not None
         memory["bias"] = np.ascontiguousarray(bias)
     # A bound program has the addresses of its tables, which the plan keeps.
-    return Built(plan.lowering.phases, memory | plan.addresses, (plan,))
+    return Built(phases, memory | plan.addresses, (plan,))
+
+
+def _packed(plan: Plan, packing: WeightPacking, weights: Weights, rows: Rows | None) -> Block:
+    if rows is not None and plan.problem.groups == 1 and can_be_packed_in_slabs(packing):
+        return packed_in_slabs(packing, rows, plan.problem.out_channels, weights(False)[1], plan.threads)
+    w, bias = weights(True)
+    block = None if w is None else plan.pack(w, bias)
+    assert block is not None
+    return block
 
 
 class TransposedConvolution(Convolution):
@@ -219,7 +243,8 @@ class TransposedConvolution(Convolution):
             residual_strides=None if residual is None else user(residual.place.strides),
         )
         roles = {"x": x, "out": out} | ({"residual": residual.place} if residual else {})
-        return plan_options(problem, partial(weights_of, call), roles, setting)
+        share = setting.share([call.input(1), bias])
+        return plan_options(problem, partial(weights_of, call), roles, setting, share)
 
 
 def _output_padding(node: Node, ndim: int) -> tuple[int, ...]:

@@ -6,9 +6,9 @@ import math
 from typing import ClassVar
 
 from leanconv.kernels.net_pool import MAX, MEAN, SUM, WRITTEN_OUT, PoolSpec
-from leanconv.network.graph import Node
+from leanconv.network.graph import Node, ValueType
 from leanconv.network.operators.pooling import pool_windows
-from leanconv.network.places import Place
+from leanconv.network.places import Place, channels_last, strides_in
 from leanconv.network.steps.base import FLOATS, Arrays, Built, Call, Lowerer, Option, Registry, Setting, Types
 from leanconv.planning.model import phases_seconds
 from leanconv.program import Phase
@@ -29,6 +29,23 @@ class Pooling(Lowerer):
         if any(node.outputs[1:]):
             return "indices are an output"
         return None
+
+    def overwrites(self, node: Node, place: Place, out: ValueType) -> bool:
+        """One image, channels last, where no output reads what those before it, in their order in memory, take."""
+        rank = len(place.shape)
+        if place.shape[0] != 1 or place.offset or place.strides != strides_in(place.shape, channels_last(rank)):
+            return False
+        w = pool_windows(node, place.shape)
+        # How far the first pixel that later outputs read is ahead of an output, at least; of ever more axes together.
+        ahead, first, outputs, pixels = math.inf, 0, 1, 1
+        for d in reversed(range(rank - 2)):
+            corners = [i * w.stride[d] - w.low[d] for i in range(w.out[d])]
+            starts = [corner - min(corner, 0) // w.dilation[d] * w.dilation[d] for corner in corners]
+            here = [start * pixels - i * outputs + ahead for i, start in enumerate(starts)]
+            after = [start * pixels + first - ((i + 1) * outputs - 1) for i, start in enumerate(starts[1:])]
+            ahead = min([*here, *after])
+            first, outputs, pixels = first + starts[0] * pixels, outputs * w.out[d], pixels * place.shape[2 + d]
+        return ahead > 0
 
     def options(self, call: Call, setting: Setting) -> list[Option]:
         """One phase."""
@@ -97,6 +114,9 @@ def pool_phase(
     rows = out.shape[2]
     wanted = CHUNKS * setting.threads
     per_row = -(-rows // max(1, min(rows, -(-wanted // batch))))
+    if x.storage == out.storage:  # over the image: whoever computes a channel does so from the first row to the last
+        assert batch == 1, "see overwrites"
+        per_row = rows
     parts = -(-rows // per_row)
     line = 4 * setting.host.target.lanes(x.dtype)
     # Rows first; then channels, whole lines of them, where there are too few rows (over all pixels there is one).

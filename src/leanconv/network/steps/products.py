@@ -136,7 +136,9 @@ def _known(call: Call, shape: tuple[int, ...], setting: Setting) -> list[Option]
         x_strides=(count * max(step, 1), step, inner),
         out_strides=(count * max(to, 1), to, across),
     )
-    return plan_options(problem, partial(_matrices, call), {"x": a, "out": out}, setting, _matrix_rows(call))
+    factors = (node.attributes.get(key) for key in ("alpha", "beta", "transB")) if gemm else ()
+    share = setting.share(call.inputs[1:3], "Gemm" if gemm else "MatMul", *factors)
+    return plan_options(problem, partial(_matrices, call), {"x": a, "out": out}, setting, share, _matrix_rows(call))
 
 
 def _computed(call: Call, setting: Setting) -> Option:
