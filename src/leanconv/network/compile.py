@@ -88,7 +88,9 @@ def compile_graph(
         this_host(), count, limit is not None, algorithm, accuracy, deterministic, shared=shared, free=free
     )
     report("plan", 0, 1)
-    found, choice = plan_network(graph, setting, limit, pinned, None if like is None else like.ways)
+    found, choice = plan_network(
+        graph, setting, limit, pinned, like.ways if like is not None and like.threads == count else None
+    )
     report("plan", 1, 1)
     return CompiledNetwork(graph, found, choice, count, limit)
 
@@ -104,7 +106,8 @@ class CompiledNetwork:
         peak_bytes: of the arena of a run, exactly: values between the layers, and workspace.  What the caller gives and
             gets is not in it.
         bound_bytes: what is alive at once at the worst step; no arena could be smaller with the steps chosen.
-        kept_bytes: memory kept between runs: packed weights, tables, constants that are read as they are.
+        kept_bytes: memory kept between runs: packed weights, tables, constants that are read as they are; blocks that
+            networks of one model share count for each of them.
         extra_bytes: what of it is beyond the size of the plain weights.
         predicted_seconds: of a run, by the cost model.
     """
