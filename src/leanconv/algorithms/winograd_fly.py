@@ -20,6 +20,7 @@ from leanconv.host import Host
 from leanconv.kernels.cost import issue_slots
 from leanconv.kernels.reduction import SECTION
 from leanconv.kernels.winograd_tiles import Tiling
+from leanconv.memory import ALIGNMENT
 from leanconv.problem import Problem
 
 # Slots of a point of a vector in two dimensions, measured: of a window, of a filter, of a product with its way back
@@ -69,6 +70,12 @@ class BlocksOnTheFly(BlocksOfTiles):
             self.splits = min(self._promising(), key=self._slots)
 
     @property
+    def _free(self) -> int:
+        """Bytes that a thread has, but for those that matrices of points are apart, and for zeros."""
+        gaps = ALIGNMENT * (2 * self.points + self.row_points)
+        return max(0, self.budget - gaps - SECTION * self.problem.itemsize)
+
+    @property
     def _whole(self) -> bool:
         """Whether channels cannot be split: those that are not whole vectors, or whose sum is activated before more."""
         p = self.problem
@@ -95,13 +102,15 @@ class BlocksOnTheFly(BlocksOfTiles):
             return [1]
         wide = self.width // p.itemsize
         k = wide * (self.row_points + p.taps) / self.points
-        shared = self.budget / (self.points * p.itemsize) + k * wide
+        shared = self._free / (self.points * p.itemsize) + k * wide
         best = math.sqrt(shared * FILTER / ADDED)
         least = -(-vectors // max(1, SECTION // self.lanes))  # of blocks, none of which is longer than a section
-        counts = {1, most}
+        counts, total = {1, most}, max(1, self.fields["tile_count"])
         for high in (0.7 * best, best, 1.4 * best, MOST_TILES + k):
-            channels = shared / max(high, k + 1) - wide
-            count = math.ceil(p.group_in / max(channels, self.lanes))
+            tiles = max(1, min(int(high - k), MOST_TILES))
+            tiles = -(-total // -(-total // tiles))
+            size = int(shared / (tiles + k) - wide) // self.lanes  # what blocks of so many tiles leave
+            count = -(-vectors // max(size, fewest))
             size = -(-vectors // min(most, max(count, least, 2)))
             counts.add(-(-vectors // size))  # no more blocks than of that size
         return sorted(counts)
@@ -111,7 +120,7 @@ class BlocksOnTheFly(BlocksOfTiles):
         p, target, points = self.problem, self.host.target, self.points
         vectors = -(-p.group_in // self.lanes)
         channels = -(-vectors // splits) * self.lanes
-        free = self.budget - channels * self.width * (self.row_points + p.taps)
+        free = self._free - channels * self.width * (self.row_points + p.taps)
         tiles = free // (points * (channels * p.itemsize + self.width))
         if tiles < 1:
             return True, channels
