@@ -114,7 +114,8 @@ def pool_phase(
     rows = out.shape[2]
     wanted = CHUNKS * setting.threads
     per_row = -(-rows // max(1, min(rows, -(-wanted // batch))))
-    if x.storage == out.storage:  # over the image: whoever computes a channel does so from the first row to the last
+    # Over the image (not beside it, in what will be concatenated) a channel is computed from its first row to its last.
+    if (x.storage, x.offset) == (out.storage, out.offset):
         assert batch == 1, "see overwrites"
         per_row = rows
     parts = -(-rows // per_row)
