@@ -191,8 +191,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         if others or options.net:
             raise ArgumentValueError("LAYERS", [*others, *options.net], "must all be .onnx files if one is")
-        if options.append:
-            raise ArgumentValueError("--append", True, "adds passes over layers; ONNX files have none")
+        if options.append or options.every:
+            option, value = ("--append", True) if options.append else ("--every", options.every)
+            raise ArgumentValueError(option, value, "is for passes over layers; ONNX files have one")
         known = [name for name in RUNTIMES if name != OURS]
         wanted = known if "all" in options.peers else options.peers
         for name in wanted:
