@@ -25,10 +25,11 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.bench.ceilings import LEAST, least_ceiling
-from leanconv.bench.conversions import Contestant, Conversions, ask, process
+from leanconv.bench.conversions import Contestant, Conversions, ask
 from leanconv.bench.intervals import factor_interval
 from leanconv.bench.onnx_runtimes import OURS, RUNTIMES, Inputs, Request
 from leanconv.bench.process_memory import PeakMemory
+from leanconv.bench.processes import process
 from leanconv.errors import ArgumentValueError, LeanconvError
 
 SETTLE = 0.25  # seconds; idle threads of the runtime whose turn it was spin for up to 0.2
