@@ -48,6 +48,9 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
         _check_outputs(options)
         if options.scaling and options.append:
             raise ArgumentValueError("--append", True, "adds passes, which --scaling does not have")
+        if options.every and (options.scaling or options.passes == 1):
+            what = "--scaling has one pass" if options.scaling else "there is one pass"
+            raise ArgumentValueError("--every", options.every, f"spreads several passes, and {what}")
         if options.scaling:
             return scaling.command(layers, options, engine)
         earlier = _earlier(options)
@@ -64,6 +67,7 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
         time=options.time,
         rounds=options.rounds,
         passes=options.passes,
+        every=options.every or 0.0,
         longest=2 * options.time if options.max_time is None else options.max_time,
         precision=options.precision / 100,
         peers=options.peers,
