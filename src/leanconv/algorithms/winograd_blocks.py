@@ -145,6 +145,7 @@ class BlocksOfTiles:
                 tiles = min(tiles, max(24, -(-total // (4 * threads))))
             # Blocks of one size: one with the tiles left over would read all weights for few.
             tiles = -(-total // max(1, round(total / tiles)))
+        # Who counts packed weights too (the planner, under a memory limit) says what they leave.
         return tiles if workspace is None else self.fitting(tiles, threads, workspace)
 
     def fitting(self, tiles: int, threads: int, workspace: int) -> int:
