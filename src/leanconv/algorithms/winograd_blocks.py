@@ -145,11 +145,8 @@ class BlocksOfTiles:
                 tiles = min(tiles, max(24, -(-total // (4 * threads))))
             # Blocks of one size: one with the tiles left over would read all weights for few.
             tiles = -(-total // max(1, round(total / tiles)))
-        if workspace is not None:
-            p = self.problem
-            plain = p.w_bytes + (p.out_channels * p.itemsize if p.has_bias else 0)
-            tiles = self.fitting(tiles, threads, workspace - max(0, self.packed_bytes - plain))
-        return tiles
+        # Who counts packed weights too (the planner, under a memory limit) says what they leave.
+        return tiles if workspace is None else self.fitting(tiles, threads, workspace)
 
     def fitting(self, tiles: int, threads: int, workspace: int) -> int:
         """At most so many tiles whose scratch fits, or one."""
