@@ -134,6 +134,8 @@ def plan_network(
             rows = options_of(found, setting)
             try:
                 choice = choose(found, rows, setting.threads, limit)
+                # Asked again: the machine's figures may have been measured for the weighing.
+                key = question(graph, setting, limit)
                 if key is not None:
                     keep(key, found, rows, choice.options, pressed=choice.pressed)
                 return found, choice

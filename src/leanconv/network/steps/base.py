@@ -24,6 +24,7 @@ from leanconv.network.graph import Node, ValueType
 from leanconv.network.places import Place, channels_last, order_of, row_major
 from leanconv.network.shared import Share, SharedWeights, apart
 from leanconv.plan import Plan
+from leanconv.problem import Problem
 from leanconv.program import Phase
 
 FLOATS = ("float32", "float64")
@@ -50,6 +51,7 @@ class Decided:
         limit: bytes that its plan was made within, or None.
         staging: bytes of workspace that it was to keep to, if others.
         seconds: predicted.
+        restore: makes the plan of a layer without its algorithm, from what was kept.
     """
 
     algorithm: str
@@ -58,6 +60,7 @@ class Decided:
     limit: int | None
     staging: int | None
     seconds: float
+    restore: Callable[[Problem], Plan] | None = None
 
 
 @dataclass(frozen=True, slots=True)
