@@ -155,7 +155,10 @@ def identity(spec: KernelSpec) -> str:
 
 def key_of(spec: KernelSpec) -> str:
     """What the kernel of a specification is called in the cache."""
-    return spec.key if isinstance(spec, StoredSpec) else cache_key(identity(spec))
+    if isinstance(spec, StoredSpec):
+        return spec.key
+    found = _kernels.get(spec)
+    return cache_key(identity(spec)) if found is None else found.key
 
 
 class StoredSpec:

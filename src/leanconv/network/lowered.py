@@ -16,7 +16,7 @@ from leanconv.compiled import KernelSpec, StoredSpec, key_of
 from leanconv.errors import CacheError
 from leanconv.memory import Buffer
 from leanconv.network.slabs import panel_outputs
-from leanconv.network.steps.base import AnyExtents
+from leanconv.network.steps.base import for_any_extents
 from leanconv.plan import Plan
 from leanconv.problem import Problem
 from leanconv.program import Phase
@@ -67,7 +67,7 @@ class Writer:
 
     def _number(self, spec: KernelSpec) -> int:
         if spec not in self._numbers:
-            free = spec.for_any_extents() if isinstance(spec, AnyExtents) else spec
+            free = for_any_extents(spec)
             self.specs.append([key_of(spec), panel_outputs(spec), "" if free == spec else key_of(free)])
             self._numbers[spec] = len(self.specs) - 1
         return self._numbers[spec]
@@ -128,7 +128,7 @@ def _origin(make: Callable[[], Plan], key: str) -> KernelSpec:
     more: Iterable[Phase] = () if low.packing is None else low.packing.phases
     tables: Iterable[Phase] = () if low.tables is None else low.tables.phases
     for phase in (*low.phases, *more, *tables):
-        for spec in (phase.spec, phase.spec.for_any_extents() if isinstance(phase.spec, AnyExtents) else phase.spec):
+        for spec in (phase.spec, for_any_extents(phase.spec)):
             if key_of(spec) == key:
                 return spec
     raise CacheError(f"no layer of the network takes a kernel {key}; LEANCONV_CACHE=off does without what was kept")

@@ -6,12 +6,12 @@ Half of VGG-16's memory is one matrix of 411 MB; packed at once it would be ther
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
 from leanconv.algorithms.base import WeightPacking
 from leanconv.arrays import Array, address_of
+from leanconv.classes import replace
 from leanconv.compiled import KernelSpec, StoredSpec
 from leanconv.kernels.pack import PackSpec
 from leanconv.memory import Block, allocate
