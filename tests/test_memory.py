@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import sys
 import threading
 from itertools import pairwise
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard import FailingAllocator, GuardedAllocator, run_python
+from leanconv.allocation import HUGE_PAGE, LARGE
 from leanconv.errors import AllocationError, ArgumentValueError, MemoryLimitError
 from leanconv.memory import (
     ALIGNMENT,
@@ -48,6 +50,26 @@ def test_block_arrays_share_memory_and_keep_it_alive() -> None:
     assert (array == 5.0).all()
     with pytest.raises(TypeError):
         AlignedBlock(64).array(np.float32, (17,))
+
+
+@pytest.mark.skipif(not os.path.exists("/sys/kernel/mm/transparent_hugepage"), reason="a kernel without huge pages")
+def test_large_blocks_ask_for_huge_pages() -> None:
+    """Of the pages that lie in the block as a whole, and for nothing behind it."""
+
+    def asked(address: int) -> bool:
+        with open("/proc/self/smaps") as file:
+            for line in file:
+                if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+                    low, high = (int(number, 16) for number in found.groups())
+                elif line.startswith("VmFlags:") and low <= address < high:
+                    return " hg" in line
+        raise AssertionError(f"no mapping holds {address:x}")
+
+    large, small = AlignedBlock(LARGE + HUGE_PAGE // 2), AlignedBlock(HUGE_PAGE - 1)
+    assert large.address % HUGE_PAGE == 0
+    assert asked(large.address) and asked(large.address + LARGE - 1)
+    assert not asked(large.address + LARGE) and not asked(small.address)
+    large.array(np.uint8, (large.nbytes,))[:] = 1
 
 
 @pytest.mark.parametrize(("nbytes", "alignment"), [(-1, 64), (64, 0), (64, 4), (64, 96)])
