@@ -4,6 +4,7 @@ import io
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -87,6 +88,34 @@ def test_uncertain_rows_take_part_in_further_passes():
     certain = run.run([SMALL], replace(settings, precision=10.0), engine=engine)
     assert {sample.visit for row in certain.rows for sample in row.samples} == {0, 1, 2}
     assert not any(row.undecided for row in certain.rows)
+
+
+def test_passes_begin_so_far_apart_as_asked(monkeypatch):
+    now, said = [0.0], []
+    clock = SimpleNamespace(monotonic=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
+    monkeypatch.setattr(run, "time", clock)
+
+    def progress(name, done, total):
+        said.append((now[0], name))
+        now[0] += 30 * (name == "small, pass 2")  # it lasts longer than the others
+
+    run.run([SMALL], replace(QUICK, every=20.5), engine=FakeEngine(), progress=progress)
+    assert [(at, name) for at, name in said if name.startswith("small")] == [
+        *[(0.0, "small, pass 1"), (20.5, "small, pass 2"), (50.5, "small, pass 3")],
+    ]
+    assert said[1] == (0.0, "pass 2 in 20 s") and len(said) == 3 + 21 + 1
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--passes", "1"], "--every=5.0: spreads several passes, and there is one pass"),
+        (["--scaling", "--algorithms", "direct"], "--every=5.0: spreads several passes, and --scaling has one pass"),
+    ],
+)
+def test_one_pass_cannot_be_spread(words, why, capsys):
+    assert cli.main(["bench", "mb1ic4ih6oc6kh3ph1", "--every", "5", *words]) == 2
+    assert why in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_is_wrong_in_a_later_pass_has_no_time(monkeypatch):

@@ -32,6 +32,7 @@ examples:
   leanconv bench layers.csv --filter 3x3 --threads 1,2 --json results.json
   leanconv bench mb1ic64ih56oc64kh3ph1 --layout NHWC,NCHW --algorithms direct,im2row
   leanconv bench mobilenet_v2 --batch 1,8 --plot mobilenet.png
+  leanconv bench mec --peers torch,onnxruntime --passes 9 --every 120 --json results.json
   leanconv bench compare old.json new.json
   leanconv bench --set mec --peers all --threads 1,2
   leanconv bench model.onnx --peers onnxruntime,openvino --memory-limit 64MiB
@@ -77,7 +78,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         default=("all",),
         metavar="A,B",
         help="algorithms to measure (auto: the one leanconv chooses; all: each that applies, but for the "
-        "slow reference; auto@256KiB: with a memory limit, which any name can have; default: all)",
+        "slow reference; auto@256KiB: with a memory limit, auto@256KiB/thread: with one of each thread's workspace, "
+        "which any name can have; default: all)",
     )
     add(
         "--layout",
@@ -127,6 +129,13 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         metavar="N",
         help="how often all layers are gone through, with everything prepared anew: a neighbour on a shared machine "
         "then weighs on one pass only; ONNX files and --scaling have one (default: 5)",
+    )
+    add(
+        "--every",
+        type=_seconds,
+        metavar="S",
+        help="seconds from the start of a pass to that of the next: passes that lie minutes apart see more states of a "
+        "shared machine than those of one go, and two such runs agree better (default: at once)",
     )
     add(
         "--max-time",

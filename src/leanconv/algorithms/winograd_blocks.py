@@ -145,9 +145,8 @@ class BlocksOfTiles:
                 tiles = min(tiles, max(24, -(-total // (4 * threads))))
             # Blocks of one size: one with the tiles left over would read all weights for few.
             tiles = -(-total // max(1, round(total / tiles)))
-        if workspace is not None:
-            tiles = self.fitting(tiles, threads, workspace - self.packed_beyond)
-        return tiles
+        # Who counts packed weights too (the planner, under a memory limit) says what they leave.
+        return tiles if workspace is None else self.fitting(tiles, threads, workspace)
 
     def fitting(self, tiles: int, threads: int, workspace: int) -> int:
         """At most so many tiles whose scratch fits, or one."""
@@ -172,12 +171,6 @@ class BlocksOfTiles:
         whole, last = (n * self.host.target.vector_bytes for n in (self.panels.vectors, self.panels.last))
         group = self.panels.count * self.panel_bytes(whole) + (self.panel_bytes(last) if last else 0)
         return self.problem.groups * group
-
-    @property
-    def packed_beyond(self) -> int:
-        """Bytes by which they are more than the plain ones."""
-        p = self.problem
-        return max(0, self.packed_bytes - p.w_bytes - (p.out_channels * p.itemsize if p.has_bias else 0))
 
     def weight_fields(self) -> dict[str, int]:
         """Where the user's weights and biases are."""

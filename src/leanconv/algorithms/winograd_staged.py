@@ -39,7 +39,7 @@ class SharedWindows(BlocksOfTiles):
         windows = Buffer("windows", blocks * self.window_bytes(tiles))
         zeros = [Buffer("zeros", self.zero_bytes, per_thread=True)] if self.zero_bytes else []
         buffers = (windows, self.buffer(tiles), *zeros)
-        if workspace is not None and arena_bytes(buffers, threads) + self.packed_beyond > workspace:
+        if workspace is not None and arena_bytes(buffers, threads) > workspace:
             return None
         fused = self.program(tiles, blocks, parts)
         phase = fused.phases[0]

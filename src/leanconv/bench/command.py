@@ -23,7 +23,7 @@ from leanconv.bench.peers import PEERS, PeerInfo, named
 from leanconv.bench.report import Report
 from leanconv.bench.run import Progress as Step
 from leanconv.bench.run import Save, run
-from leanconv.bench.settings import ALL, LIMITED, Engine, Settings
+from leanconv.bench.settings import ALL, LIMITED, Engine, Settings, limits_of
 from leanconv.errors import ArgumentValueError, LeanconvError
 from leanconv.sizes import parse_bytes
 
@@ -48,6 +48,9 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
         _check_outputs(options)
         if options.scaling and options.append:
             raise ArgumentValueError("--append", True, "adds passes, which --scaling does not have")
+        if options.every and (options.scaling or options.passes == 1):
+            what = "--scaling has one pass" if options.scaling else "there is one pass"
+            raise ArgumentValueError("--every", options.every, f"spreads several passes, and {what}")
         if options.scaling:
             return scaling.command(layers, options, engine)
         earlier = _earlier(options)
@@ -64,6 +67,7 @@ def bench(options: argparse.Namespace, command: Sequence[str], engine: Engine | 
         time=options.time,
         rounds=options.rounds,
         passes=options.passes,
+        every=options.every or 0.0,
         longest=2 * options.time if options.max_time is None else options.max_time,
         precision=options.precision / 100,
         peers=options.peers,
@@ -154,9 +158,10 @@ def _check_algorithms(wanted: Sequence[str]) -> None:
 
     known = [ALL, "auto", *REGISTRY.names]
     for word in wanted:
-        name, limited, limit = word.partition(LIMITED)
+        name, limited, _ = word.partition(LIMITED)
         if limited:
-            parse_bytes(limit, "--algorithms")
+            for limit in limits_of(word).values():
+                parse_bytes(limit, "--algorithms")
             if name == ALL:
                 raise LayerError(f"{word!r}: a memory limit is set on one algorithm or auto, not on all")
         if name not in known:

@@ -10,14 +10,13 @@ import contextlib
 import hashlib
 import importlib.metadata
 import math
-import multiprocessing
 import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from leanconv.bench.onnx_runtimes import RUNTIMES, Request, silenced
+from leanconv.bench.processes import process
 
 
 @dataclass(slots=True)
@@ -116,22 +115,6 @@ def _convert(pipe: Any, runtime: str, request: Request, folder: Path) -> None:
         pipe.send((convert(request, folder),))
     except Exception as error:
         pipe.send(f"{type(error).__name__}: {error}"[:500])
-
-
-@contextlib.contextmanager
-def process(life: Callable[..., None], *arguments: Any) -> Iterator[Any]:
-    """The pipe to a process, which ends with the block."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=life, args=(there, *arguments))
-    process.start()
-    there.close()
-    try:
-        yield here
-    finally:
-        here.close()
-        process.join(5)
-        process.kill()
 
 
 def ask(pipe: Any, contestant: Contestant) -> Any:

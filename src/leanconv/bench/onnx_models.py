@@ -25,10 +25,11 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.bench.ceilings import LEAST, least_ceiling
-from leanconv.bench.conversions import Contestant, Conversions, ask, process
+from leanconv.bench.conversions import Contestant, Conversions, ask
 from leanconv.bench.intervals import factor_interval
 from leanconv.bench.onnx_runtimes import OURS, RUNTIMES, Inputs, Request
 from leanconv.bench.process_memory import PeakMemory
+from leanconv.bench.processes import process
 from leanconv.errors import ArgumentValueError, LeanconvError
 
 SETTLE = 0.25  # seconds; idle threads of the runtime whose turn it was spin for up to 0.2
@@ -191,8 +192,9 @@ def run(options: argparse.Namespace) -> int:
     try:
         if others or options.net:
             raise ArgumentValueError("LAYERS", [*others, *options.net], "must all be .onnx files if one is")
-        if options.append:
-            raise ArgumentValueError("--append", True, "adds passes over layers; ONNX files have none")
+        if options.append or options.every:
+            option, value = ("--append", True) if options.append else ("--every", options.every)
+            raise ArgumentValueError(option, value, "is for passes over layers; ONNX files have one")
         known = [name for name in RUNTIMES if name != OURS]
         wanted = known if "all" in options.peers else options.peers
         for name in wanted:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import datetime
 import gc
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
@@ -123,6 +124,7 @@ class _Run:
         self._expected: dict[str, Expectation] = {}
         self.contests = [contest for group in contests for contest in group]
         self.done, self.steps = 0, len(self.contests) * settings.passes
+        self._due = time.monotonic()  # when the next pass may begin
 
     def all_passes(self) -> None:
         """Go through the layers, then through those again where something is uncertain."""
@@ -148,7 +150,16 @@ class _Run:
         finally:
             clients.close()
 
+    def _wait(self, number: int) -> None:
+        """Wait until a pass is due: what disturbs this one shall have gone, or come, by the next."""
+        while (left := self._due - time.monotonic()) > 0:
+            if self._progress:
+                self._progress(f"pass {number + 1} in {left:.0f} s", self.done, self.steps)
+            time.sleep(min(left, 1.0))
+        self._due = time.monotonic() + self._settings.every
+
     def _pass(self, layers: Pairs, clients: Clients, number: int) -> None:
+        self._wait(number)
         for group in layers:
             if not group:
                 continue

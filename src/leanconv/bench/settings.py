@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 ALL = "all"
-LIMITED = "@"
-"""Between an algorithm and a memory limit of its own: `auto@256KiB`."""
+LIMITED, OF_A_THREAD = "@", "/thread"
+"""Between an algorithm and a memory limit of its own: `auto@256KiB`; behind a limit of each thread's workspace."""
+
+
+def limits_of(word: str) -> dict[str, str]:
+    """The limit behind an algorithm's name, as `plan` takes it; nothing if there is none."""
+    _, limited, limit = word.partition(LIMITED)
+    if not limited:
+        return {}
+    return {"workspace_limit" if limit.endswith(OF_A_THREAD) else "memory_limit": limit.removesuffix(OF_A_THREAD)}
 
 
 class Engine(Protocol):
@@ -40,6 +48,7 @@ class Settings:
             for a call is timed once in each.
         rounds: how often they take turns in a pass.
         passes: how often the list of layers is gone through, everything prepared anew each time.
+        every: seconds from the start of a pass to that of the next one; at once if it took longer.
         longest: seconds with further rounds, or passes if there are several, for those whose ratio to the fastest is
             uncertain, in passes only if it is below 2; none if not above `time`.
         precision: a ratio is certain if the ends of its interval are within this part of it.
@@ -56,6 +65,7 @@ class Settings:
     time: float = 0.2
     rounds: int = 10
     passes: int = 1
+    every: float = 0.0
     longest: float = 0.0
     precision: float = 0.08
     peers: tuple[str, ...] = ()

@@ -7,21 +7,21 @@ has imported them and has done nothing else (where the system can fork), so that
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from leanconv.arrays import Array
 from leanconv.bench.models import MODELS, make_model
 from leanconv.bench.process_memory import PeakMemory
+from leanconv.bench.processes import process
 
 SIDES = ("pytorch", "leanconv")
 SETTLE = 0.05  # seconds in which the threads of the side before come to rest
 LONG = 0.5  # seconds; a call that takes longer is timed once in a turn, and without one to warm up
 CALLS = 2  # that are timed in each turn, if they are short
 MEASURED_CALLS = 2  # whose memory is measured
+_PRELOAD = ("leanconv.torch", "leanconv.bench.torch_sides")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Timed:
     def __init__(self, work: Work, threads: int) -> None:
         """Start the process and wait for its first output."""
         self._stack = contextlib.ExitStack()
-        self._pipe = self._stack.enter_context(_process(_serve, work, threads))
+        self._pipe = self._stack.enter_context(process(_serve, work, threads, preload=_PRELOAD))
         self.output: Array = self._pipe.recv()
 
     def turn(self, threads: int) -> list[float]:
@@ -75,27 +75,9 @@ def peak_bytes(work: Work, threads: int) -> int | None:
     That is how far resident memory rises at most, over conversion or swap and two calls. For leanconv's kernels to be
     in the cache, the same work must have run before.
     """
-    with _process(_measure, work, threads) as pipe:
+    with process(_measure, work, threads, preload=_PRELOAD) as pipe:
         found: int | None = pipe.recv()
     return found
-
-
-@contextlib.contextmanager
-def _process(life: Callable[..., None], *arguments: Any) -> Iterator[Any]:
-    """The pipe to a process, which ends with the block."""
-    forks = "forkserver" in multiprocessing.get_all_start_methods()
-    context: Any = multiprocessing.get_context("forkserver" if forks else "spawn")
-    if forks:
-        context.set_forkserver_preload(["leanconv.torch", "leanconv.bench.torch_sides"])
-    here, there = context.Pipe()
-    process = context.Process(target=life, args=(there, *arguments))
-    process.start()
-    there.close()
-    try:
-        yield here
-    finally:
-        here.close()
-        process.join()
 
 
 def _serve(pipe: Any, work: Work, threads: int) -> None:
