@@ -12,10 +12,12 @@ from hypothesis import given, settings
 import leanconv
 from guard import FailingAllocator, GuardedAllocator
 from leanconv.errors import AllocationError, MemoryLimitError, NotApplicableError
+from leanconv.host import this_host
 from leanconv.memory import ALIGNMENT, Arena
 from strategies import (
     ALGORITHMS,
     ANY_KIND,
+    EPILOGUES,
     POINTWISE,
     WINDOWS,
     Case,
@@ -294,6 +296,17 @@ def test_limits_of_unbound_calls_leave_out_what_plain_weights_take(name: str, ca
         case.check(convolve(case, inputs, algorithm=name, threads=1, memory_limit=least), name)
     assert least <= counted
     assert least == 0 or name not in GAPLESS
+
+
+@pytest.mark.parametrize("channels", [16, 43])
+def test_rows_of_an_image_larger_than_the_second_cache_are_asked_for_ahead(channels: int) -> None:
+    """Behind the last pixel there is nothing to read: asking for it must not touch it."""
+    pixels = this_host().l2 // (4 * channels) + 7
+    case = Case((1, channels, 1, pixels), (20, channels, 1, 1), SINGLE, layout="NHWC", epilogue=EPILOGUES[0])
+    plan = case.plan("pointwise")
+    assert "x_ahead" in plan.lowering.phases[0].fields
+    inputs = case.guarded_inputs(viewed=False)
+    case.check(convolve(case, inputs, algorithm="pointwise", threads=2), "pointwise")
 
 
 @pytest.mark.parametrize("name", NAMES)

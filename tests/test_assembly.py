@@ -223,6 +223,23 @@ def test_inner_loops_spill_nothing(case: str, name: str, target: Target) -> None
 
 
 @EACH_FUSED
+@pytest.mark.parametrize(("height", "outputs", "asks"), [(1 << 20, 32, True), (1, 32, False), (1 << 20, 640, False)])
+def test_rows_from_afar_are_asked_for_where_little_else_is_read(
+    height: int, outputs: int, asks: bool, target: Target
+) -> None:
+    shape, w_shape = (1, height, 56, 64), (outputs, 64, 1, 1)
+    spec = lowered(make_problem(2, shape, w_shape, dtype="float32", layout="NHWC"), "pointwise", target)[0][1]
+    assert isinstance(spec, DenseSpec)
+    rows, vectors = spec.rows[0], spec.panels.vectors
+    loops = [loop for loop in multiplying(spec) if count_fused(loop) == 4 * rows * vectors]
+    assert loops
+    for loop in loops:
+        assert not (target.name.startswith("avx") and spills(loop))
+        lines = sum(i.operation.startswith(("prefetch", "prfm")) for i in loop)
+        assert lines == (-(-rows * 4 * 4 // 64) if asks else 0)
+
+
+@EACH_FUSED
 @pytest.mark.parametrize("outputs", [5, 17, 39])
 def test_weights_without_gaps_spill_next_to_nothing(outputs: int, target: Target) -> None:
     """What a limit of nothing runs: the last register of each row of weights is read in pieces."""

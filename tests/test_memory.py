@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,6 +37,30 @@ def test_block_is_aligned_and_exact(nbytes: int, alignment: int) -> None:
     assert block.address % alignment == 0
     assert block.nbytes == nbytes
     block.array(np.uint8, (nbytes,))[...] = 7
+
+
+def _asked_for_large_pages(address: int) -> bool:
+    """Whether the system has been asked to map an address by large pages (the flag "hg" of its mapping)."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):
+            begin, end = (int(part, 16) for part in name.split("-"))
+            inside = begin <= address < end
+        elif name == "VmFlags:" and inside:
+            return "hg" in rest.split()
+    return False
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the system has no large pages")
+def test_large_blocks_ask_for_large_pages_wholly_inside() -> None:
+    # So large that the C library takes memory of its own for it, whatever was freed before.
+    block = AlignedBlock(48 << 20)
+    page = 2 << 20
+    inner = [-(-block.address // page) * page, (block.address + block.nbytes) // page * page - 1]
+    assert [_asked_for_large_pages(at) for at in inner] == [True, True]
+    assert not _asked_for_large_pages(block.address) or block.address % page == 0
+    assert not _asked_for_large_pages(block.address + block.nbytes - 1) or inner[1] + 1 == block.address + block.nbytes
 
 
 def test_block_arrays_share_memory_and_keep_it_alive() -> None:

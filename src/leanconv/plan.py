@@ -39,8 +39,7 @@ class Plan:
     Attributes:
         problem: what is computed.
         threads: how many threads a call uses at most.
-        memory_limit: bytes that workspace and packed weights beyond the plain ones may take together, or
-        None.
+        memory_limit: bytes that workspace and packed weights beyond the plain ones may take together, or None.
         staging: bytes of workspace that the algorithm was to keep to, if other than the limit.
     """
 
@@ -64,6 +63,7 @@ class Plan:
         self.memory_limit = memory_limit
         self.tunables = dict(tunables or {})
         self._algorithm = algorithm
+        self._inner = inner
         self.staging = staging
         if lowering is None:
             most = memory_limit if staging is None else staging
@@ -186,6 +186,11 @@ class Plan:
             f"{self.workspace_bytes} B, packed weights {self.packed_weight_bytes} B>"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What decides the plan: a copy shares no memory with it, and another process lowers it for its own CPU."""
+        decided = (self.problem, self._algorithm, self.threads, self.memory_limit, self.tunables)
+        return type(self), (*decided, self._inner, self.staging)
+
     @functools.cached_property
     def compiled(self) -> Compiled:
         """The program of a bound call, compiled."""
@@ -244,8 +249,7 @@ class Plan:
 
         Raises:
             ArgumentTypeError: not an array, or of another element type.
-            ArgumentValueError: a shape that is not the plan's; a bias the plan does not have, or none where
-            it has.
+            ArgumentValueError: a shape that is not the plan's; a bias the plan does not have, or none where it has.
             AllocationError: no memory for the packed weights.
         """
         weights, _ = as_array(w, "w")

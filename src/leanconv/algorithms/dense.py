@@ -20,7 +20,7 @@ from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
-FETCHED = 600  # cycles from asking for a line of the output until it is stored to
+FETCHED = 600  # cycles from asking for a line of the output, or of the image, until it is stored to, or read
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +248,10 @@ def dense_phase(
         tight=tight,
     )
     fields = core_fields(p, host, source, cut, image, tight=tight)
-    fields["o_ahead"] = _ahead(math.prod(source.kernel) * source.channels, rows[0], panels) * fields["o_row"]
+    ahead = _ahead(math.prod(source.kernel) * source.channels, rows[0], panels)
+    fields["o_ahead"] = ahead * fields["o_row"]
+    if isinstance(source.source, Rows) and source.source.ahead:
+        fields["x_ahead"] = ahead * fields["x_row"]
     chunks = fields["n_count"] * fields["g_count"] * fields["b_count"] * fields["k_count"]
     parameters: dict[str, int | str] = {
         "tile": f"{rows[0]}x{panels.vectors * host.target.lanes(p.dtype)}",
@@ -260,7 +263,7 @@ def dense_phase(
 
 
 def _ahead(steps: int, rows: int, panels: Panels) -> int:
-    """Pixels of the tiles that are computed in that time: short sums would else wait for the lines they go to."""
+    """Pixels of the tiles that are computed in that time: short sums would else wait for the lines of later ones."""
     tiles = -(-FETCHED * 2 // (steps * rows * panels.vectors))
     return tiles * rows
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from leanconv.codegen.ir import Function, Index, Value
 
+LINE = 64  # bytes of a line of cache
 ZERO_BYTES = 64  # a block of zeros that padded pixels read: a round of channels, 8 at the most, of 8 bytes
 
 Addresses = list[tuple[Sequence[Value], Index]]  # per step: every pixel's address, and an offset common to all
@@ -37,21 +38,35 @@ class Cursor(ABC):
 class SharedCursor(Cursor):
     """All pixels move alike: one offset register serves them all (every window lies inside the image).
 
-    The line of the first pixel is asked for `ahead` steps before its use (0: it is not).
+    The line of the first pixel is asked for `ahead` steps before its use (0: it is not). With pixels one behind the
+    other, `later` is where a tile begins whose lines are asked for in the order in which they lie in memory.
     """
 
-    def __init__(self, fn: Function, pixels: Sequence[Value], offset: Index, stride: Index, ahead: int = 0) -> None:
-        self._fn, self._pixels, self._stride, self._ahead = fn, pixels, stride, ahead
+    def __init__(
+        self,
+        fn: Function,
+        pixels: Sequence[Value],
+        offset: Index,
+        stride: Index,
+        ahead: int = 0,
+        later: Value | None = None,
+    ) -> None:
+        self._fn, self._pixels, self._stride, self._ahead, self._later = fn, pixels, stride, ahead, later
         self.state = [fn.i64(offset)]
 
     def at(self, state: list[Value]) -> SharedCursor:
         """The same walk at another offset."""
-        return SharedCursor(self._fn, self._pixels, state[0], self._stride, self._ahead)
+        return SharedCursor(self._fn, self._pixels, state[0], self._stride, self._ahead, self._later)
 
     def addresses(self, count: int) -> Addresses:
         """A constant stride becomes a displacement of the load, any other an offset register a step."""
         fn, offset = self._fn, self.state[0]
         if isinstance(self._stride, int):
+            if self._later is not None:
+                rows = len(self._pixels)
+                part = fn.gep(self._later, fn.mul(offset, rows))
+                for line in range(-(-count * self._stride * rows // LINE)):
+                    fn.prefetch(part, line * LINE)
             moved = [fn.gep(pixel, offset) for pixel in self._pixels]
             return [(moved, u * self._stride) for u in range(count)]
         result: Addresses = []

@@ -33,10 +33,11 @@ class Rows:
 
     `row_bytes` is the distance between rows if the kernel is made for it (adjacent pixels, whose loads then
     share one address register).  Fields: `x_row` that distance otherwise, `x_c` bytes between channels
-    (unless adjacent).
+    (unless adjacent).  `ahead`: rows lie one behind the other, and those `x_ahead` bytes behind a tile are asked for.
     """
 
     row_bytes: int | None
+    ahead: bool = False
 
     def _step(self, fields: Fields) -> Index:
         return fields["x_row"] if self.row_bytes is None else self.row_bytes
@@ -50,7 +51,8 @@ class Rows:
         fn = sum_.fn
         first = fn.gep(base, state[0])
         pixels = row_addresses(fn, first, sum_.tile.rows, self._step(sum_.fields))
-        return whole_windows(sum_, pixels, weights)
+        later = fn.gep(first, sum_.fields["x_ahead"]) if self.ahead else None
+        return whole_windows(sum_, pixels, weights, later=later)
 
     def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
         """Rows are evenly spaced."""
@@ -63,11 +65,12 @@ def whole_windows(
     weights: Value,
     ranges: list[tuple[Index, Index]] | None = None,
     apart: int | None = None,
+    later: Value | None = None,
 ) -> list[Value]:
     """Sum over windows that lie inside the image; `pixels` address the first taps.
 
     `ranges` are the taps [first, last) of each dimension but the innermost that do, where the others read nothing but
-    padding; `apart` the bytes from pixel to pixel, if the kernel is made for them.
+    padding; `apart` the bytes from pixel to pixel, if the kernel is made for them; `later` as in `SharedCursor`.
     """
     fn, red = sum_.fn, sum_.reduction
     pixels = [fn.opaque(pixel) for pixel in pixels[: 1 if apart is not None else None]]
@@ -81,7 +84,7 @@ def whole_windows(
         last = dim == len(red.kernel) - 1
         if dim == len(red.kernel) or (last and red.merged):
             count = None if red.channels is None else red.channels * (red.kernel[dim] if red.merged else 1)
-            cursor: Cursor = SharedCursor(fn, pixels, offset, stride, ahead)
+            cursor: Cursor = SharedCursor(fn, pixels, offset, stride, ahead, later)
             if apart is not None:  # one address that moves, not one for each pixel and a common offset
                 steps = [i * apart for i in range(sum_.tile.rows)]
                 cursor = PlaneCursor(fn, fn.gep(pixels[0], offset), steps, stride)

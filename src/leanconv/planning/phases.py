@@ -121,7 +121,9 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
             counts[name] += value * f["k_count"]
         reads += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.reads]
         writes += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.writes]
-    if spec.stage is None:
+    if isinstance(spec.source, Rows) and spec.source.ahead:
+        asked = 1.0
+    elif spec.stage is None:
         asked = ASKED if red.unit_channel else ASKED_APART
     else:
         asked = 1.0 if in_runs(spec.stage) else ASKED
