@@ -14,13 +14,15 @@ QUICK = ["--time", "0.001", "--rounds", "1", "--max-time", "0.001"]
 
 
 def test_a_limit_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
-    words = "im2row_strip,im2row_strip@16KiB,auto@0"
+    words = "im2row_strip,im2row_strip@16KiB,auto@0,im2row_strip@16KiB/thread"
     assert main(["bench", LAYER, "--algorithms", words, "--json", "-", *QUICK]) == 0
     rows = {row["algorithm"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
     assert list(rows) == words.split(",")
     assert rows["im2row_strip"]["workspace_bytes"] > 16 << 10 >= rows["im2row_strip@16KiB"]["workspace_bytes"] > 0
     assert rows["im2row_strip@16KiB"]["ran"] == "im2row_strip"
     assert rows["auto@0"]["workspace_bytes"] == 0
+    each = rows["im2row_strip@16KiB/thread"]
+    assert 0 < each["workspace_bytes"] <= each["threads"] * (16 << 10)
 
 
 def test_a_limit_that_is_too_small_is_a_row_that_says_so(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,6 +36,7 @@ def test_a_limit_that_is_too_small_is_a_row_that_says_so(capsys: pytest.CaptureF
     "words, message",
     [
         ("direct@lots", "--algorithms"),
+        ("direct@lots/thread", "--algorithms"),
         ("all@1MiB", "a memory limit is set on one algorithm or auto"),
         ("dirct@1MiB", "no algorithm is called 'dirct'"),
     ],

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 
+import leanconv
 from guard import GuardedAllocator
 from leanconv.algorithms import REGISTRY
 from leanconv.errors import ArgumentError, ArgumentTypeError
+from leanconv.memory import Block
 from strategies import READ_VIEWS, WRITE_VIEWS, Case, Geometry, applies, check_untouched, convolve, is_blas, spread
 
 EACH = pytest.mark.parametrize("name", [algorithm.name for algorithm in REGISTRY])
@@ -233,3 +237,35 @@ def test_subclasses_of_ndarray() -> None:
     masked = np.ma.masked_array(case.values["x"])
     with pytest.raises(ArgumentTypeError, match="masked"):
         convolve(case, {**case.values, "x": masked})
+
+
+# -- copies ------------------------------------------------------------------------------------------------
+
+COPIES = {"pickle": lambda found: pickle.loads(pickle.dumps(found)), "copy": copy.copy, "deepcopy": copy.deepcopy}
+
+
+@pytest.mark.parametrize("how", COPIES)
+@pytest.mark.parametrize("name", ["direct", "im2col", "indirect", "reference", "winograd_f4", "fft"])
+def test_copies_own_their_memory(name: str, how: str) -> None:
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(shape, dtype=np.float32) for shape in ((2, 5, 9, 11), (6, 5, 3, 3)))
+    plan = leanconv.plan(x.shape, w.shape, algorithm=name, memory_limit="8MiB", padding=1)
+    bound = plan.bind(w)
+    want = bound(x)
+    for found in (COPIES[how](plan).bind(w), COPIES[how](bound)):
+        assert repr(found) == repr(bound)
+        np.testing.assert_array_equal(found(x), want)
+        np.testing.assert_array_equal(found(x[:, :, ::-1]), bound(x[:, :, ::-1]))
+        del found
+    np.testing.assert_array_equal(bound(x), want)
+    block, copied = bound.packed_block, COPIES[how](bound).packed_block
+    if how != "copy" and isinstance(block, Block) and isinstance(copied, Block):
+        assert copied.address != block.address
+        assert bytes(copied.array("u1", (copied.nbytes,))) == bytes(block.array("u1", (block.nbytes,)))
+
+
+def test_packed_weights_are_not_read_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = pickle.dumps(leanconv.plan((1, 8, 6, 6), (4, 8, 3, 3)).bind(np.ones((4, 8, 3, 3), np.float32)))
+    monkeypatch.setattr(leanconv, "__version__", "9.9")
+    with pytest.raises(leanconv.LeanconvError, match=r"packed by leanconv 0.* this is 9\.9 on .* bind them here"):
+        pickle.loads(sent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
 import random
@@ -70,6 +71,8 @@ def test_the_same_as_llvm_links(data: bytes) -> None:
     assert own is not None
     assert run(own[1]) == run(theirs[1]) == ([1011, 1022, 1033, 1044], [1.5, 2.5], True)
     assert held
+    with pytest.raises(TypeError, match="machine code cannot be copied"):
+        copy.deepcopy(own[0])
 
 
 @pytest.mark.parametrize("name", ["direct", "im2row_strip", "winograd_f4", "fft", "depthwise", "reference"])

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from leanconv import compiled
 from leanconv.algorithms import REGISTRY
 from leanconv.cache import ObjectCache
+from leanconv.compiled import StoredSpec
 from leanconv.errors import MemoryLimitError
 from leanconv.host import this_host
 from leanconv.network import kept
@@ -81,7 +84,7 @@ def test_what_does_not_hold_is_planned_anew() -> None:
     for change in ({"algorithm": "im2row", "limit": None}, {"algorithm": "no such"}, {"threads": 1, "limit": 1}):
         wrong = [*steps[:first], {**steps[first], **change}, *steps[first + 1 :]]
         for other in (wrong, steps[:-1], [*steps[:-1], 99]):
-            kept.write(key, known.blocks, other, known.made, tight=False)
+            kept.write(key, known.blocks, other, known.made, known.specs, tight=False)
             again = plan_network(graph, setting, None)[1]
             assert [o and o.name for o in again.options] == [o and o.name for o in wanted.options]
     check(compile_graph(graph, threads=2).run(inputs), reference(graph, inputs))
@@ -116,3 +119,30 @@ def test_other_sizes_take_over_what_no_limit_asked_for() -> None:
         if step.name in free.ways.steps:
             assert once == free.ways.steps[step.name][2] and none is None
             assert half is not None and half.seconds == once.seconds / 2
+
+
+def test_kernels_that_are_gone_are_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    objects = ObjectCache(tmp_path)
+    monkeypatch.setattr(compiled, "object_cache", lambda: objects)
+    monkeypatch.setattr(kept, "object_cache", lambda: objects)
+    graph, inputs = graph_of("residual")
+    setting = Setting(this_host(), 2)
+    monkeypatch.setattr(compiled, "_kernels", {})
+    first = compile_graph(graph, threads=2).run(inputs)
+    known = plan_network(graph, setting, None)[1]
+    stored = [spec for o in known.options if o is not None for spec in o.specs if isinstance(spec, StoredSpec)]
+    assert stored and all(objects.holds(spec.key) for spec in stored)
+    # Gone between planning and linking: the layer is lowered again, in this process or for one that compiles.
+    objects.clear()
+    monkeypatch.setattr(compiled, "_kernels", {})
+    spec = stored[0]
+    assert compiled.key_of(pickle.loads(pickle.dumps(spec))) == spec.key
+    assert compiled.kernel(spec) is compiled.kernel(spec.origin())
+    assert objects.holds(spec.key)
+    # Gone before: planned anew.
+    monkeypatch.setattr(convolution, "layer_options", refuse)
+    with pytest.raises(AssertionError, match="weighed again"):
+        plan_network(graph, setting, None)
+    monkeypatch.undo()
+    for name, array in compile_graph(graph, threads=2).run(inputs).items():
+        np.testing.assert_array_equal(array, first[name])

@@ -22,7 +22,7 @@ from leanconv.errors import (
     NotApplicableError,
 )
 from leanconv.planning import choice, decisions, figures, layer_choices, model, network
-from leanconv.planning.candidates import algorithm_named, candidates, fastest_candidate
+from leanconv.planning.candidates import Terms, algorithm_named, candidates, fastest_candidate
 from leanconv.planning.limits import resolve_limit
 from strategies import Case, cases, convolve
 
@@ -68,6 +68,42 @@ def test_fewer_threads_where_the_limit_leaves_no_room_for_more() -> None:
         **LAYER, algorithm="im2row_strip", threads=4, parameters={"strip": 4}, memory_limit=one.extra_bytes
     )
     assert limited.threads == 1 and limited.extra_bytes == one.extra_bytes
+
+
+def test_a_limit_of_the_workspace_of_each_thread() -> None:
+    layer = {**LAYER, "x_shape": (1, 64, 28, 28), "w_shape": (64, 64, 3, 3), "threads": 2}
+    free = leanconv.plan(**layer, algorithm="winograd_f4")
+    limit = free.workspace_bytes // 4
+    tight = leanconv.plan(**layer, algorithm="winograd_f4", workspace_limit=limit)
+    assert 0 < tight.workspace_bytes <= limit * tight.threads < free.workspace_bytes
+    assert tight.packed_weight_bytes == free.packed_weight_bytes > 2 * tight.workspace_bytes  # does not count
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(layer[name], dtype=np.float32) for name in ("x_shape", "w_shape"))
+    assert tight.bind(w)(x).tobytes() == free.bind(w)(x).tobytes()
+
+    # Both limits hold, and what was decided for one is not the answer to another.
+    for _ in range(2):
+        found = [
+            leanconv.plan(**layer, memory_limit=memory, workspace_limit=workspace)
+            for memory, workspace in (("unlimited", None), ("unlimited", 0), (0, "1MiB"), (1 << 20, 1 << 16))
+        ]
+        assert found[1].workspace_bytes == 0 == found[2].extra_bytes
+        assert found[3].extra_bytes <= 1 << 20 and found[3].workspace_bytes <= found[3].threads << 16
+        assert found[0].workspace_bytes > found[3].workspace_bytes
+    with leanconv.record_plans() as pins:
+        leanconv.plan(**layer)
+        leanconv.plan(**layer, workspace_limit=0)
+    assert len(pins.decisions) == 2 and list(pins.decisions)[1].endswith("; workspace_limit=0")
+
+    with pytest.raises(MemoryLimitError, match="the workspace of a thread of im2col") as caught:
+        leanconv.plan(**LAYER, algorithm="im2col", threads=1, workspace_limit="1KiB")
+    assert caught.value.limit == 1024
+    enough = leanconv.plan(**LAYER, algorithm="im2col", threads=1, workspace_limit=caught.value.needed)
+    assert enough.workspace_bytes == caught.value.needed
+    for bad, error in ((-1, ArgumentValueError), ("much", ArgumentValueError), (1.5, ArgumentTypeError)):
+        with pytest.raises(error) as wrong:
+            leanconv.plan(**LAYER, workspace_limit=bad)  # type: ignore[arg-type]
+        assert wrong.value.argument == "workspace_limit"
 
 
 def test_default_limits() -> None:
@@ -199,13 +235,15 @@ def test_sums_of_one_order_have_the_same_bits(case: Case) -> None:
 def test_every_plan_has_a_time(case: Case) -> None:
     names = [i.name for i in leanconv.algorithms(**case.plan_arguments) if i.applies]
     for bound in (True, False):
-        for entry in candidates(case.problem, names, case.threads, None, bound=bound):
+        for entry in candidates(case.problem, names, Terms(case.threads, bound=bound)):
             assert 0 < entry.predicted_seconds < 10 and math.isfinite(entry.predicted_seconds)
             least = model.least_seconds(case.problem, algorithm_named(entry.name), case.threads)
             assert least <= entry.predicted_seconds * (1 + 1e-9), entry.name
             assert model.least_bytes(case.problem, algorithm_named(entry.name)) <= entry.needed_bytes
-    for entry in candidates(case.problem, names, case.threads, 0, bound=True):
+    for entry in candidates(case.problem, names, Terms(case.threads, 0)):
         assert model.least_bytes(case.problem, algorithm_named(entry.name)) <= entry.needed_bytes
+    within = fastest_candidate(case.problem, names, Terms(case.threads, workspace=4096))
+    assert within is not None and within.plan.workspace_bytes <= 4096 * within.threads
 
 
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
@@ -234,8 +272,8 @@ def test_what_is_not_lowered_could_not_win(layout: str) -> None:
         names = [name for name in REGISTRY.weighed(asked) if algorithm_named(name).refusal(asked) is None]
         assert len(names) > 1
         for threads, limit in ((1, None), (2, 1 << 18), (8, None), (1, 0)):
-            every = candidates(asked, names, threads, limit, bound=True)
-            first = fastest_candidate(asked, names, threads, limit, bound=True)
+            terms = Terms(threads, limit)
+            every, first = candidates(asked, names, terms), fastest_candidate(asked, names, terms)
             assert first is not None
             assert (first.name, first.threads, first.needed_bytes) == (
                 every[0].name,

@@ -20,7 +20,7 @@ from leanconv.cli import main
 from leanconv.errors import CacheError
 from leanconv.planning import records as records_module
 from leanconv.planning import tuning
-from leanconv.planning.candidates import candidates
+from leanconv.planning.candidates import Terms, candidates
 from leanconv.planning.records import Records, machine_key
 
 LAYER: dict[str, Any] = {"x_shape": (1, 8, 12, 12), "w_shape": (16, 8, 3, 3), "threads": 1}
@@ -321,6 +321,6 @@ def test_commands_that_cannot_be_done(capsys: pytest.CaptureFixture[str], tmp_pa
 
 def test_the_best_few_are_near_the_best() -> None:
     problem = leanconv.plan(**LAYER, algorithm="direct").problem
-    found = candidates(problem, ["direct", "reference"], 1, None, bound=True)
+    found = candidates(problem, ["direct", "reference"], Terms(1))
     assert [entry.name for entry in found] == ["direct", "reference"]
     assert found[1].predicted_seconds > tuning.NEAR * found[0].predicted_seconds

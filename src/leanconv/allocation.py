@@ -86,6 +86,10 @@ class Block:
         """
         return np.ndarray(shape, dtype, buffer=np.asarray(self), offset=offset)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies, and what comes out of a pickle, hold the same bytes in memory of their own."""
+        return _filled, (np.asarray(self).tobytes(),)
+
 
 class AlignedBlock(Block):
     """Memory of the system, not initialised, starting at a multiple of `alignment` bytes."""
@@ -142,3 +146,9 @@ def allocate(nbytes: int, alignment: int = ALIGNMENT) -> Block:
         AllocationError: the system has no such memory.
     """
     return (test_allocator or AlignedBlock)(nbytes, alignment)
+
+
+def _filled(data: bytes) -> Block:
+    block = allocate(len(data))
+    np.asarray(block)[:] = np.frombuffer(data, np.uint8)
+    return block

@@ -17,6 +17,7 @@ from leanconv.planning.choice import choose as choose_plan
 from leanconv.planning.limits import resolve_limit
 from leanconv.planning.wanted import AlgorithmLike
 from leanconv.select import AlgorithmInfo
+from leanconv.sizes import parse_bytes
 from leanconv.threads import get_num_threads
 
 
@@ -114,6 +115,7 @@ def plan(
     choose: str = "model",
     budget: float = 1.0,
     memory_limit: int | str | None = None,
+    workspace_limit: int | str | None = None,
     threads: int | None = None,
     parameters: Mapping[str, int] | None = None,
 ) -> Plan:
@@ -146,6 +148,8 @@ def plan(
         budget: seconds that "measure" takes at most for a problem not measured before.
         memory_limit: most bytes (an int, or text such as "256KiB") that workspace, and packed weights beyond the size
             of the plain ones, may take together.
+        workspace_limit: most bytes of workspace of each thread, such as its share of a cache, however many packed
+            weights take: those are part of the model, as for the limits of cuDNN. Both limits hold if both are given.
         threads: most threads a call uses; `get_num_threads()` if None.
         parameters: settings of the algorithm named, such as {"strip": 4} output rows for "im2row_strip".
 
@@ -180,6 +184,7 @@ def plan(
         algorithm,
         count,
         resolve_limit(memory_limit),
+        workspace_limit=parse_bytes(workspace_limit, "workspace_limit"),
         parameters=parameters,
         accuracy=accuracy,
         deterministic=deterministic,

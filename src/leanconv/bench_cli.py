@@ -78,7 +78,8 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser], e
         default=("all",),
         metavar="A,B",
         help="algorithms to measure (auto: the one leanconv chooses; all: each that applies, but for the "
-        "slow reference; auto@256KiB: with a memory limit, which any name can have; default: all)",
+        "slow reference; auto@256KiB: with a memory limit, auto@256KiB/thread: with one of each thread's workspace, "
+        "which any name can have; default: all)",
     )
     add(
         "--layout",

@@ -9,9 +9,10 @@ import numpy as np
 
 from leanconv.arrays import Array, address_of, as_array, check_out, check_overlap, check_residual
 from leanconv.classes import replace
-from leanconv.errors import ArgumentTypeError, ArgumentValueError
+from leanconv.errors import ArgumentTypeError, ArgumentValueError, LeanconvError
+from leanconv.host import Host, this_host
 from leanconv.locks import new_lock
-from leanconv.memory import Arena
+from leanconv.memory import Arena, Block
 from leanconv.outputs import new_output
 from leanconv.problem import Problem, to_canonical, to_user
 from leanconv.program import ARGUMENTS, Compiled, Job
@@ -57,7 +58,10 @@ class Runner:
 
 
 class BoundPlan:
-    """A plan with its weights: call it with images. Safe to call from several threads at once."""
+    """A plan with its weights: call it with images. Safe to call from several threads at once.
+
+    Can be copied, and pickled for a process of the same version on such a CPU: packed weights go along.
+    """
 
     def __init__(self, plan: Plan, weights: Array, bias: Array | None) -> None:
         self.plan = plan
@@ -101,8 +105,7 @@ class BoundPlan:
 
         Raises:
             ArgumentTypeError: not an array, or of another element type.
-            ArgumentValueError: a shape that is not the plan's; out not writable or overlapping an input; a
-            residual
+            ArgumentValueError: a shape that is not the plan's; out not writable or overlapping an input; a residual
                 the plan does not have, or none where it has one.
             MemoryLimitError: concurrent calls together would pass the plan's memory limit.
             AllocationError: no memory for workspace or result.
@@ -181,13 +184,14 @@ class BoundPlan:
 
     def with_plan(self, plan: Plan) -> BoundPlan:
         """Another plan, which packs weights as this one does, on the same packed weights."""
-        other = object.__new__(BoundPlan)
-        other.plan = plan
-        other._packed = self._packed
-        other._kept_weights, other._kept_bias = self._kept_weights, self._kept_bias
-        other._siblings, other._lock = {}, new_lock()
-        other._prepare()
-        return other
+        return _holding(plan, self._packed, self._kept_weights, self._kept_bias)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self.plan, _made_for(), self._packed, self._kept_weights, self._kept_bias)
+
+    def __repr__(self) -> str:
+        """The plan's line."""
+        return f"<BoundPlan of {self.plan!r}>"
 
     @property
     def packed_block(self) -> object:
@@ -197,6 +201,34 @@ class BoundPlan:
     def run_at(self, x: int, out: int, residual: int = 0) -> None:
         """Run on arrays at these addresses, which lie in memory as planned; nothing is checked."""
         (self._runner or self._first_runner()).run(x, out, residual)
+
+
+def _holding(plan: Plan, packed: Block | None, weights: Array | None, bias: Array | None) -> BoundPlan:
+    """A plan on weights that are packed already, or kept as they are."""
+    bound = object.__new__(BoundPlan)
+    bound.plan, bound._packed, bound._kept_weights, bound._kept_bias = plan, packed, weights, bias
+    bound._siblings, bound._lock = {}, new_lock()
+    bound._prepare()
+    return bound
+
+
+def _made_for() -> tuple[str, Host]:
+    """What the order of packed weights follows from."""
+    import leanconv
+
+    return leanconv.__version__, this_host()
+
+
+def _unpickled(
+    plan: Plan, made_for: tuple[str, Host], packed: Block | None, weights: Array | None, bias: Array | None
+) -> BoundPlan:
+    here = _made_for()
+    if made_for != here:
+        raise LeanconvError(
+            f"the weights were packed by leanconv {made_for[0]} for {made_for[1]}, this is {here[0]} on {here[1]}: "
+            "send the plan and the plain weights, and bind them here"
+        )
+    return _holding(plan, packed, weights, bias)
 
 
 def _is_like(array: Any, shape: tuple[int, ...], strides: tuple[int, ...], dtype: np.dtype[Any]) -> bool:

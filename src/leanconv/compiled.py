@@ -37,11 +37,12 @@ class KernelSpec(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Kernel:
-    """A compiled kernel: its address, the fields of its parameter block, and what keeps the code in memory."""
+    """A compiled kernel: its address, the fields of its parameter block, what keeps the code in memory, and its key."""
 
     address: int
     fields: tuple[str, ...]
     linked: jit.Linked
+    key: str
 
 
 _NAME = "kernel"
@@ -87,10 +88,19 @@ def kernel(spec: KernelSpec) -> Kernel:
         with _alone(spec):
             found = _kernels.get(spec)
             if found is None:
-                emit = functools.partial(spec.emit, name=_NAME)
-                fields, linked = _obtain(spec.target, identity(spec), emit, (_NAME,))
-                found = _kernels[spec] = Kernel(linked.addresses[_NAME], fields, linked)
+                found = _kernels[spec] = _come_by(spec)
     return found
+
+
+def _come_by(spec: KernelSpec) -> Kernel:
+    key = key_of(spec)
+    # A specification and what is stored of it (see `StoredSpec`) are not equal, but their kernels are the same.
+    found = next((each for each in list(_kernels.values()) if each.key == key), None)
+    if found is not None:
+        return found
+    emit = functools.partial(spec.emit, name=_NAME)
+    fields, linked = _obtain(spec.target, key, lambda: identity(spec), emit, (_NAME,))
+    return Kernel(linked.addresses[_NAME], fields, linked, key)
 
 
 @contextlib.contextmanager
@@ -110,7 +120,7 @@ def prepare(specs: Iterable[KernelSpec]) -> None:
         CompileError: as `kernel`.
     """
     wanted = [spec for spec in dict.fromkeys(specs) if spec not in _kernels]
-    new = [spec for spec in wanted if not object_cache().holds(cache_key(identity(spec)))]
+    new = [spec for spec in wanted if not object_cache().holds(key_of(spec))]
     if not new:
         return
     from leanconv import compilers  # only here: most processes find their kernels in the cache
@@ -138,7 +148,80 @@ def prepare(specs: Iterable[KernelSpec]) -> None:
 
 def identity(spec: KernelSpec) -> str:
     """What decides what a kernel's code is, beside the generator."""
+    if isinstance(spec, StoredSpec):
+        spec = spec.origin()
     return repr(spec) + sources(spec)
+
+
+def key_of(spec: KernelSpec) -> str:
+    """What the kernel of a specification is called in the cache."""
+    if isinstance(spec, StoredSpec):
+        return spec.key
+    found = _kernels.get(spec)
+    return cache_key(identity(spec)) if found is None else found.key
+
+
+class StoredSpec:
+    """A specification of which no more is known than its key in the cache: what a plan that is read from disk names.
+
+    Nothing of what makes specifications is imported for it.
+
+    Attributes:
+        key: of the kernel in the cache.
+        outputs: output channels of a panel, of a kernel that packs weights panel by panel; 0 for others.
+    """
+
+    __slots__ = ("_any", "_origin", "key", "outputs")
+
+    def __init__(
+        self, key: str, outputs: int, any_extents: StoredSpec | None, origin: Callable[[str], KernelSpec]
+    ) -> None:
+        """Note what is known.
+
+        Args:
+            key: see above.
+            outputs: see above.
+            any_extents: the kernel that serves images of any size in its place, if that is another.
+            origin: makes the specification of a key, where its kernel is not on disk any more.
+        """
+        self.key, self.outputs, self._any, self._origin = key, outputs, any_extents, origin
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the kernel is the same."""
+        return isinstance(other, StoredSpec) and other.key == self.key
+
+    def __hash__(self) -> int:
+        """Of the key."""
+        return hash(self.key)
+
+    def __repr__(self) -> str:
+        """The key."""
+        return f"StoredSpec({self.key!r})"
+
+    def __reduce__(self) -> tuple[Callable[[KernelSpec], KernelSpec], tuple[KernelSpec]]:
+        """Another process gets the specification itself."""
+        return _itself, (self.origin(),)
+
+    @property
+    def target(self) -> Target:
+        """This machine's: keys are of its kernels only."""
+        return jit.host_target()
+
+    def origin(self) -> KernelSpec:
+        """The specification."""
+        return self._origin(self.key)
+
+    def for_any_extents(self) -> StoredSpec:
+        """The kernel that computes the same, with the same fields, for any size."""
+        return self._any or self
+
+    def emit(self, module: Module, name: str) -> tuple[str, ...]:
+        """As the specification does."""
+        return self.origin().emit(module, name)
+
+
+def _itself(spec: KernelSpec) -> KernelSpec:
+    return spec
 
 
 def object_code(spec: KernelSpec) -> tuple[tuple[str, ...], bytes]:
@@ -152,30 +235,40 @@ def _keep(spec: KernelSpec, fields: tuple[str, ...], code: bytes) -> None:
     """Link and store what another process has compiled."""
     with _alone(spec):
         if spec not in _kernels:
-            linked = jit.Linked(code, (_NAME,))
-            _kernels[spec] = Kernel(linked.addresses[_NAME], fields, linked)
-            _store(spec.target, identity(spec), fields, code)
+            linked, key = jit.Linked(code, (_NAME,)), key_of(spec)
+            _kernels[spec] = Kernel(linked.addresses[_NAME], fields, linked, key)
+            _store(spec.target, key, identity(spec), fields, code)
 
 
 def runtime_functions() -> tuple[jit.Linked, int, int, int]:
     """The thread pool's native side: what keeps it in memory, then the addresses of submit, worker and share."""
-    from leanconv.kernels.runtime import emit_runtime
-
     target = jit.host_target()
     names = ("leanconv_submit", "leanconv_worker", "leanconv_share")
     with _alone(target):
         if target not in _runtimes:
-            _, linked = _obtain(target, f"runtime {target!r}", lambda module: emit_runtime(module, target), names)
+            named = f"runtime {target!r}"
+            emit = functools.partial(_emit_runtime, target=target)
+            _, linked = _obtain(target, cache_key(named), lambda: named, emit, names)
             submit, worker, share = (linked.addresses[name] for name in names)
             _runtimes[target] = (linked, submit, worker, share)
     return _runtimes[target]
 
 
+def _emit_runtime(module: Module, target: Target) -> tuple[str, ...]:
+    from leanconv.kernels.runtime import emit_runtime  # only here: most processes find it in the cache
+
+    return emit_runtime(module, target)
+
+
 def _obtain(
-    target: Target, named: str, emit: Callable[[Module], tuple[str, ...]], names: tuple[str, ...]
+    target: Target,
+    key: str,
+    named: Callable[[], str],
+    emit: Callable[[Module], tuple[str, ...]],
+    names: tuple[str, ...],
 ) -> tuple[tuple[str, ...], jit.Linked]:
     """Field names and linked code of one module, from the disk or from LLVM (then stored)."""
-    stored = object_cache().get(cache_key(named))
+    stored = object_cache().get(key)
     if stored is not None:
         head, _, code = stored.partition(b"\0")
         return tuple(head.decode().split()), jit.Linked(code, names)
@@ -183,7 +276,7 @@ def _obtain(
     fields = emit(module)
     code = jit.compile_object(module.text(), target)
     linked = jit.Linked(code, names)
-    _store(target, named, fields, code)
+    _store(target, key, named(), fields, code)
     return fields, linked
 
 
@@ -194,7 +287,7 @@ def cache_key(named: str) -> str:
     return make_key({"generator": generator_digest(), "llvm": jit.llvm_version(), "spec": named})
 
 
-def _store(target: Target, named: str, fields: tuple[str, ...], code: bytes) -> None:
+def _store(target: Target, key: str, named: str, fields: tuple[str, ...], code: bytes) -> None:
     """Put object code into the cache."""
     entry = " ".join(fields).encode() + b"\0" + code
-    object_cache().put(cache_key(named), entry, {"target": target.name, "spec": named[:2000]})
+    object_cache().put(key, entry, {"target": target.name, "spec": named[:2000]})

@@ -26,7 +26,7 @@ from leanconv.errors import ArgumentTypeError, ArgumentValueError, MemoryLimitEr
 from leanconv.options import ActivationLike, Ints, Padding, make_activation, make_problem
 from leanconv.outputs import new_output
 from leanconv.plan import Plan
-from leanconv.planning.candidates import plan_within
+from leanconv.planning.candidates import Terms, plan_within
 from leanconv.planning.limits import resolve_limit
 from leanconv.problem import Activation, to_canonical, to_user
 from leanconv.threads import get_num_threads
@@ -252,9 +252,9 @@ def _plan(
     )
     problem = replace(grid, x_strides=image.x_strides)
     algorithm = Mapped((height, width), map_strides, map_dtype, interpolation, pad_modes)
-    plan = plan_within(problem, algorithm, threads, memory_limit, bound=False)
+    plan = plan_within(problem, algorithm, Terms(threads, memory_limit, bound=False))
     while memory_limit is not None and plan.unbound_extra_bytes > memory_limit:
         if plan.threads == 1:
             raise MemoryLimitError(memory_limit, plan.unbound_extra_bytes, "mapped_conv2d")
-        plan = plan_within(problem, algorithm, plan.threads // 2, memory_limit, bound=False)
+        plan = plan_within(problem, algorithm, Terms(plan.threads // 2, memory_limit, bound=False))
     return _Call(plan)

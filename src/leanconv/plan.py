@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.base import Algorithm, Lowering, WeightPacking
 from leanconv.arrays import Array, address_of, as_array, check_bias
 from leanconv.bound import BoundPlan, Runner
@@ -38,31 +39,36 @@ class Plan:
     Attributes:
         problem: what is computed.
         threads: how many threads a call uses at most.
-        memory_limit: bytes that workspace and packed weights beyond the plain ones may take together, or
-        None.
+        memory_limit: bytes that workspace and packed weights beyond the plain ones may take together, or None.
         staging: bytes of workspace that the algorithm was to keep to, if other than the limit.
     """
 
     def __init__(
         self,
         problem: Problem,
-        algorithm: Algorithm,
+        algorithm: Algorithm | str,
         threads: int,
         memory_limit: int | None = None,
         tunables: Mapping[str, int] | None = None,
         inner: Problem | None = None,
         staging: int | None = None,
+        lowering: Lowering | None = None,
     ) -> None:
-        """`staging`: bytes of workspace that the algorithm should keep to, if other than the limit."""
+        """`staging`: bytes of workspace that the algorithm should keep to, if other than the limit.
+
+        `lowering`: what the algorithm makes of all that, if somebody knows; the algorithm's name does then.
+        """
         self.problem = problem
         self.threads = threads
         self.memory_limit = memory_limit
         self.tunables = dict(tunables or {})
         self._algorithm = algorithm
+        self._inner = inner
         self.staging = staging
-        self._lowering: Lowering = around_copies(
-            problem, algorithm, this_host(), threads, memory_limit if staging is None else staging, self.tunables, inner
-        )
+        if lowering is None:
+            most = memory_limit if staging is None else staging
+            lowering = around_copies(problem, self.chosen, this_host(), threads, most, self.tunables, inner)
+        self._lowering: Lowering = lowering
         # A limit counts packed weights and tables too; what they leave all concurrent calls may use together.
         left = memory_limit
         if left is not None:
@@ -76,8 +82,8 @@ class Plan:
 
         Where such arrays would want weights in another order they are copied instead, a step counted in the workspace.
         """
-        options = (self._algorithm, self.threads, self.memory_limit, self.tunables)
-        if refusal(self._algorithm, problem) is None:
+        options = (self.chosen, self.threads, self.memory_limit, self.tunables)
+        if refusal(self.chosen, problem) is None:
             plan = Plan(problem, *options, staging=self.staging)
             if _same_packing(plan.packing, self.packing):
                 return plan
@@ -87,7 +93,7 @@ class Plan:
     @property
     def chosen(self) -> Algorithm:
         """The algorithm."""
-        return self._algorithm
+        return REGISTRY[self._algorithm] if isinstance(self._algorithm, str) else self._algorithm
 
     @property
     def lowering(self) -> Lowering:
@@ -102,7 +108,7 @@ class Plan:
     @property
     def algorithm(self) -> str:
         """The algorithm's name."""
-        return self._algorithm.name
+        return self._algorithm if isinstance(self._algorithm, str) else self._algorithm.name
 
     @property
     def parameters(self) -> Mapping[str, int | str]:
@@ -180,6 +186,11 @@ class Plan:
             f"{self.workspace_bytes} B, packed weights {self.packed_weight_bytes} B>"
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What decides the plan: a copy shares no memory with it, and another process lowers it for its own CPU."""
+        decided = (self.problem, self._algorithm, self.threads, self.memory_limit, self.tunables)
+        return type(self), (*decided, self._inner, self.staging)
+
     @functools.cached_property
     def compiled(self) -> Compiled:
         """The program of a bound call, compiled."""
@@ -238,8 +249,7 @@ class Plan:
 
         Raises:
             ArgumentTypeError: not an array, or of another element type.
-            ArgumentValueError: a shape that is not the plan's; a bias the plan does not have, or none where
-            it has.
+            ArgumentValueError: a shape that is not the plan's; a bias the plan does not have, or none where it has.
             AllocationError: no memory for the packed weights.
         """
         weights, _ = as_array(w, "w")

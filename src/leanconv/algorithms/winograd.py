@@ -5,8 +5,9 @@ Idea        F(m, r) computes m outputs of r taps with m + r - 1 products, along 
             matrices; blocks of tiles go through all steps while they are in the cache; a stride makes several
             interleaved filters of one, a dilation several interleaved images
 Workspace   a thread: points * block * (C/g + NR) elements, where points is the product of the m + r - 1 and block
-            the tiles staged at one time; with weights on the fly points * block * (c + NR) + (row + taps) * c * NR,
-            where c are the input channels staged at one time, and row the points but for those of the first axis
+            the tiles staged at one time; for several threads and few tiles points * tiles * C in all and points *
+            block * NR a thread; with weights on the fly points * block * (c + NR) + (row + taps) * c * NR, where c
+            are the input channels staged at one time, and row the points but for those of the first axis
 Weights     points / taps times as large as plain ones (4 times for F(4, 3)); or plain ones, transformed anew for each
             block, some channels after others
 Good for    3x3 and 5x5, stride 1, many channels in and out
@@ -39,6 +40,7 @@ from leanconv.algorithms.winograd_fly import (
     output_slots,
     pass_slots,
 )
+from leanconv.algorithms.winograd_staged import SharedWindows
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.cost import Cost, issue_slots
@@ -177,7 +179,9 @@ class Winograd(Algorithm):
             kept += number * part
             issued += number * part * tiles * (issue_slots(high, wide) / (high * wide) if high else 0.0)
         point = kept * pass_slots(len(tiling.active))
-        parts = lowering.phases[-1].chunks / max(1, blocks * p.groups)  # each transforms the windows of its block anew
+        parts = 1.0
+        if len(lowering.phases) == 1:  # each part of the panels transforms the windows of its block anew
+            parts = lowering.phases[0].chunks / max(1, blocks * p.groups)
         moved = WINDOW * inner * parts + output_slots(splits) * outer
         counts = {"multiply": issued * p.group_in * outer, "vector": tiles * moved * point}
         if p.group_in < lanes:
@@ -204,12 +208,13 @@ class Winograd(Algorithm):
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
-        """One phase, a chunk for each block of tiles, group and group of panels."""
+        """One phase, a chunk for each block of tiles, group and group of panels; or windows in a phase before."""
         tiling, tiles = tiling_of(problem, self.outputs), tunables.get("tiles")
         if self.transform:
             fly = BlocksOnTheFly(problem, host, tiling, threads, workspace, tunables.get("splits"))
             return fly.lowering(threads, workspace, tiles)
-        return BlocksOfTiles(problem, host, tiling).lowering(threads, workspace, tiles)
+        shared = SharedWindows(problem, host, tiling).shared(threads, workspace, tiles)
+        return shared or BlocksOfTiles(problem, host, tiling).lowering(threads, workspace, tiles)
 
 
 class WinogradF2(Winograd):

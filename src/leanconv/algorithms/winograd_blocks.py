@@ -145,11 +145,8 @@ class BlocksOfTiles:
                 tiles = min(tiles, max(24, -(-total // (4 * threads))))
             # Blocks of one size: one with the tiles left over would read all weights for few.
             tiles = -(-total // max(1, round(total / tiles)))
-        if workspace is not None:
-            p = self.problem
-            plain = p.w_bytes + (p.out_channels * p.itemsize if p.has_bias else 0)
-            tiles = self.fitting(tiles, threads, workspace - max(0, self.packed_bytes - plain))
-        return tiles
+        # Who counts packed weights too (the planner, under a memory limit) says what they leave.
+        return tiles if workspace is None else self.fitting(tiles, threads, workspace)
 
     def fitting(self, tiles: int, threads: int, workspace: int) -> int:
         """At most so many tiles whose scratch fits, or one."""
@@ -213,13 +210,21 @@ class BlocksOfTiles:
 
     def lowering(self, threads: int, workspace: int | None, wanted: int | None) -> Lowering:
         """The whole program."""
-        p, panels = self.problem, self.panels
         tiles = self.block(threads, workspace, wanted)
         blocks = -(-max(1, self.fields["tile_count"]) // tiles)
         parts = 1
-        enough = (2 if self.heavy else 4) * threads  # each part of the panels transforms the windows again
-        while threads > 1 and blocks * p.groups * parts < enough and panels.total >= 8 * parts:
+        enough = self.enough(threads)  # each part of the panels transforms the windows again
+        while threads > 1 and blocks * self.problem.groups * parts < enough and self.panels.total >= 8 * parts:
             parts *= 2
+        return self.program(tiles, blocks, parts)
+
+    def enough(self, threads: int) -> int:
+        """Chunks that keep the threads busy."""
+        return (2 if self.heavy else 4) * threads
+
+    def program(self, tiles: int, blocks: int, parts: int) -> Lowering:
+        """One phase: so many blocks of tiles, and about so many parts of the panels."""
+        p, panels = self.problem, self.panels
         group = -(-panels.total // parts)
         parts = -(-panels.total // group)
         places, _ = self.scratch(tiles)
@@ -276,25 +281,14 @@ class BlocksOfTiles:
         p, target = self.problem, self.host.target
         outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
         split = self.splits > 1
-        sections = self.sections > 1
-        stream = not sections and self.section * self.panels.vectors * target.vector_bytes > self.host.l1 // 2
+        stream = self.sections == 1 and self.section * self.panels.vectors * target.vector_bytes > self.host.l1 // 2
         # The code is the same for all blocks of several vectors of channels, no longer than a section of a sum.
-        channels = SECTION if split or sections else p.group_in
+        channels = SECTION if split or self.sections > 1 else p.group_in
         return WinogradSpec(
             target,
             p.dtype,
             self.tiling,
-            InputStep(
-                target,
-                p.dtype,
-                self.tiling,
-                self.padded,
-                p.pad_mode,
-                self.adjacent,
-                self.runs,
-                p.group_in % self.lanes,
-                sections,
-            ),
+            self.input_step(),
             OutputStep(
                 target,
                 p.dtype,
@@ -309,6 +303,12 @@ class BlocksOfTiles:
             self.panels.shape,
             self.transform,
             split,
-            sections,
+            self.sections > 1,
             lines_asked(target, self.panels.vectors, tiles),
         )
+
+    def input_step(self) -> InputStep:
+        """How windows are read and transformed."""
+        p, target, tail = self.problem, self.host.target, self.problem.group_in % self.lanes
+        flags = self.adjacent, self.runs
+        return InputStep(target, p.dtype, self.tiling, self.padded, p.pad_mode, *flags, tail, self.sections > 1)

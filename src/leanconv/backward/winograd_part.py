@@ -58,6 +58,7 @@ class Sizes:
         fields |= {"z_panel": tiles * panels.vectors * register, "z_point": odd_lines(tiles * wide)}
         fields |= {"m_row": wide, "m_point": odd_lines(channels * wide), "section": tiles}
         fields |= {"v_section": points * fields["v_point"], "z_section": points * fields["z_point"]}
+        fields["section_bytes"] = fields["v_section"]
         buffers = [
             Buffer("windows", sections * fields["v_section"]),
             Buffer("gradients", sections * fields["z_section"]),

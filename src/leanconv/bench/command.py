@@ -23,7 +23,7 @@ from leanconv.bench.peers import PEERS, PeerInfo, named
 from leanconv.bench.report import Report
 from leanconv.bench.run import Progress as Step
 from leanconv.bench.run import Save, run
-from leanconv.bench.settings import ALL, LIMITED, Engine, Settings
+from leanconv.bench.settings import ALL, LIMITED, Engine, Settings, limits_of
 from leanconv.errors import ArgumentValueError, LeanconvError
 from leanconv.sizes import parse_bytes
 
@@ -158,9 +158,10 @@ def _check_algorithms(wanted: Sequence[str]) -> None:
 
     known = [ALL, "auto", *REGISTRY.names]
     for word in wanted:
-        name, limited, limit = word.partition(LIMITED)
+        name, limited, _ = word.partition(LIMITED)
         if limited:
-            parse_bytes(limit, "--algorithms")
+            for limit in limits_of(word).values():
+                parse_bytes(limit, "--algorithms")
             if name == ALL:
                 raise LayerError(f"{word!r}: a memory limit is set on one algorithm or auto, not on all")
         if name not in known:

@@ -24,7 +24,7 @@ from leanconv.bench.peers.client import Clients
 from leanconv.bench.process_memory import PeakMemory
 from leanconv.bench.report import FAILED, NOT_APPLICABLE, OK, PEER, WRONG, Row, fastest, ratio
 from leanconv.bench.sampling import sample
-from leanconv.bench.settings import ALL, LIMITED, Engine, Settings
+from leanconv.bench.settings import ALL, LIMITED, Engine, Settings, limits_of
 from leanconv.bench.turns import CLOSE, Schedule, mark, take_turns
 from leanconv.blas import blas_threads
 from leanconv.errors import LeanconvError, NotApplicableError
@@ -185,8 +185,8 @@ class Contest:
         self, row: Row, x: NDArray[Any], w: NDArray[Any], bias: NDArray[Any], out: NDArray[Any]
     ) -> tuple[Any, Callable[[], object]]:
         """Plan and bind, and return the plan and the call that is timed."""
-        name, _, limit = row.algorithm.partition(LIMITED)
-        asked = self._options(row.layout) | ({"memory_limit": limit} if limit else {})
+        name, _, _ = row.algorithm.partition(LIMITED)
+        asked = self._options(row.layout) | limits_of(row.algorithm)
         plan = self._engine.plan(*self.layer.shapes(row.layout), **asked, algorithm=name, threads=row.threads)
         bound = plan.bind(w, bias)
         return plan, lambda: bound(x, out=out)

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 ALL = "all"
-LIMITED = "@"
-"""Between an algorithm and a memory limit of its own: `auto@256KiB`."""
+LIMITED, OF_A_THREAD = "@", "/thread"
+"""Between an algorithm and a memory limit of its own: `auto@256KiB`; behind a limit of each thread's workspace."""
+
+
+def limits_of(word: str) -> dict[str, str]:
+    """The limit behind an algorithm's name, as `plan` takes it; nothing if there is none."""
+    _, limited, limit = word.partition(LIMITED)
+    if not limited:
+        return {}
+    return {"workspace_limit" if limit.endswith(OF_A_THREAD) else "memory_limit": limit.removesuffix(OF_A_THREAD)}
 
 
 class Engine(Protocol):

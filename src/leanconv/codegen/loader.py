@@ -58,6 +58,10 @@ class Code:
         if flush is not None:
             flush(self.address, self.address + self.nbytes)
 
+    def __reduce__(self) -> str:
+        """Not to be copied: two owners of a mapping would both unmap it."""
+        raise TypeError("machine code cannot be copied or pickled")
+
     def __del__(self, _finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         """Unmap, but not at the end of the interpreter, where daemon threads may still run the code."""
         if self.address and not _finalizing():

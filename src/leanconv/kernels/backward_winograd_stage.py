@@ -98,7 +98,7 @@ class WindowStageSpec:
     """Transform windows; a chunk is a part of a section.
 
     Buffers: x, windows and, if padded with adjacent channels, zeros of each thread (a row of channels).  Fields: those
-    of `each_section_tile`, `Tiling` and `InputStep`; `channels`; `v_section` bytes of a section.
+    of `each_section_tile`, `Tiling` and `InputStep`; `channels`; `section_bytes` of the windows of a section.
     """
 
     read: InputStep
@@ -124,7 +124,7 @@ class WindowStageSpec:
             fn.loop(0, fields["channels"], 1, [], clear, hint="zero")
 
         def section(number: Value, walk: Callable[[Callable[[Place, Counters], None]], None]) -> None:
-            windows = fn.gep(fields.buffer("windows"), fn.mul(number, fields["v_section"]))
+            windows = fn.gep(fields.buffer("windows"), fn.mul(number, fields["section_bytes"]))
             walk(self.read.emit(fn, fields, fields.buffer("x"), zeros, windows).tile)
 
         each_section_tile(kernel, self.read.tiling, section)

@@ -8,8 +8,9 @@ A chunk is one (block of tiles, group, group of panels):
         products    V times the panel's weights, a matrix product a point, on the register-tiled core  ->  M
         output step M [point][tile][NR]  ->  pixels, bias, residual, activation
 
-V and M are a thread's own.  With `transform` the panel's weights are transformed here as well, each time, a row of
-points before its products (`winograd_fly.py`), instead of beforehand.
+V and M are a thread's own.  With `staged` a phase before has written V of all blocks, for all threads: several chunks
+read the same.  With `transform` the panel's weights are transformed here as well, each time, a row of points before its
+products (`winograd_fly.py`), instead of beforehand.
 """
 
 from __future__ import annotations
@@ -78,8 +79,9 @@ class WriteStep(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """One chunk inside the kernel: its group, its part of the panels, its tiles [first, end), the thread's scratch."""
+    """One chunk inside the kernel: block, group, part of the panels, tiles [first, end), and the thread's scratch."""
 
+    block: Index
     group: Index
     part: Index
     first: Value
@@ -96,7 +98,8 @@ class WinogradSpec:
     `panels` a chunk, `panel_count`; `x_g o_g r_g` bytes between groups; `w_g w_panel` bytes of weights a group and
     whole panel; `u_point u_last` from point to point in whole panels and the last; `v_at m_at u_at t_at zero_at` where
     in the scratch V, M, transformed weights, biases with taps, and zeros are.  With `split`: `c_count` blocks of the
-    `c_vectors` whole vectors of input channels.  `sections` and `asked` are those of `Products`.
+    `c_vectors` whole vectors of input channels.  With `staged`: `block_tiles` a block, the last one perhaps fewer,
+    `section_bytes` from one to the next in the buffer "windows".  `sections` and `asked` are those of `Products`.
     """
 
     target: Target
@@ -110,6 +113,7 @@ class WinogradSpec:
     split: bool = False
     sections: bool = False
     asked: int = 0
+    staged: bool = False
 
     @property
     def lanes(self) -> int:
@@ -127,9 +131,13 @@ class WinogradSpec:
         fn, fields = kernel.fn, kernel.fields
         index = {letter: kernel.index(letter) for letter in "gbk"}
         scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
-        first = fn.i64(fn.udiv(fn.mul(index["b"], fields["tile_count"]), fields["b_count"]))
-        end = fn.i64(fn.udiv(fn.mul(fn.add(index["b"], 1), fields["tile_count"]), fields["b_count"]))
-        place = Chunk(index["g"], index["k"], first, end, self.tiling.start(fn, fields, first), scratch)
+        if self.staged:
+            first = fn.i64(fn.mul(index["b"], fields["block_tiles"]))
+            end = fn.i64(fn.smin(fn.add(first, fields["block_tiles"]), fields["tile_count"]))
+        else:
+            first = fn.i64(fn.udiv(fn.mul(index["b"], fields["tile_count"]), fields["b_count"]))
+            end = fn.i64(fn.udiv(fn.mul(fn.add(index["b"], 1), fields["tile_count"]), fields["b_count"]))
+        place = Chunk(index["b"], index["g"], index["k"], first, end, self.tiling.start(fn, fields, first), scratch)
         if not self.split:
             self._channels(kernel, fields, place, 0)
             return kernel.finish()
@@ -151,7 +159,7 @@ class WinogradSpec:
     def _channels(self, kernel: KernelFunction, fields: Fields, chunk: Chunk, before: Index) -> None:
         """All steps for the channels that `fields` tell of; `before` channels come before them."""
         fn = kernel.fn
-        source, products = fn.gep(chunk.scratch, fields["v_at"]), fn.gep(chunk.scratch, fields["m_at"])
+        products = fn.gep(chunk.scratch, fields["m_at"])
 
         def group_of(role: str, letter: str) -> Value:
             return fn.gep(fields.buffer(role), fn.mul(chunk.group, fields[f"{letter}_g"]))
@@ -159,12 +167,16 @@ class WinogradSpec:
         def each(body: Callable[[Place, Counters], None]) -> Counters:
             return self.tiling.each(fn, fields, chunk.first, chunk.end, chunk.start, body)
 
-        zeros = self._zeros(fn, fields, chunk.scratch)
-        image = group_of("x", "x")
-        if self.split:
-            image = fn.gep(image, fn.mul(before, fields["x_c"]))
-        reader = self.read.emit(fn, fields, image, zeros, source)
-        counts = each(reader.tile)
+        if self.staged:
+            source = fn.gep(fields.buffer("windows"), fn.mul(chunk.block, fields["section_bytes"]))
+            counts = each(lambda place, rows: None)
+        else:
+            source = fn.gep(chunk.scratch, fields["v_at"])
+            zeros = self._zeros(fn, fields, chunk.scratch)
+            image = group_of("x", "x")
+            if self.split:
+                image = fn.gep(image, fn.mul(before, fields["x_c"]))
+            counts = each(self.read.emit(fn, fields, image, zeros, source).tile)
 
         out = group_of("out", "o")
         residual = group_of("residual", "r") if self.write.epilogue.residual else None

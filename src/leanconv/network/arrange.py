@@ -8,8 +8,9 @@ reads any more; an output of the network is written where the caller gets it.  W
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from typing import TypeAlias
 
+from leanconv.classes import replace
 from leanconv.network.arrangement import ARENA, CONSTANT, INPUT, OUTPUT, Arrangement, Step, lifetimes, live, live_bytes
 from leanconv.network.constants import Values
 from leanconv.network.graph import Graph, Node, ValueType
@@ -31,20 +32,21 @@ def arrange(graph: Graph, *, joined: bool = True, tight: bool = False) -> Arrang
         joined: whether inputs of a Concat may be written where the output has them.
         tight: whether steps may write a smaller output over their input, on fewer threads perhaps.
     """
-    plain = _Arranger(graph, {}, tight).run()
+    first = _Arranger(graph, {}, tight)
+    plain = first.run()
     if not joined:
         return plain
     slots = concat_slots(graph, plain)
     if not slots:
         return plain
-    found = _Arranger(graph, slots, tight).run()
+    found = _Arranger(graph, slots, tight, first.placers).run()
     least = live_bytes(found)
     # A part that lives long keeps the whole output alive: where that costs memory, it is copied after all.
     for concat in [node for node in graph.nodes if node.op == "Concat"]:
         fewer = {name: part for name, part in slots.items() if part.storage != ARENA + concat.outputs[0]}
         if len(fewer) == len(slots) or not _at_peak(found, ARENA + concat.outputs[0]):
             continue
-        other = _Arranger(graph, fewer, tight).run()
+        other = _Arranger(graph, fewer, tight, first.placers).run()
         if live_bytes(other) < least:
             slots, found, least = fewer, other, live_bytes(other)
     return found
@@ -57,10 +59,16 @@ def _at_peak(found: Arrangement, storage: str) -> bool:
     return any(levels[i] == max(levels) for i in range(first, last + 1))
 
 
+Found: TypeAlias = tuple[Placer | None, str]
+"""What knows where the values of a node may lie, or None and why."""
+
+
 class _Arranger:
     """One pass over the nodes, in order; `slots` are parts of Concat outputs that values are to be written to."""
 
-    def __init__(self, graph: Graph, slots: Mapping[str, Place], tight: bool) -> None:
+    def __init__(
+        self, graph: Graph, slots: Mapping[str, Place], tight: bool, placers: list[Found] | None = None
+    ) -> None:
         self.graph, self.slots, self.tight = graph, slots, tight
         self.result = Arrangement()
         self.last: dict[str, int] = {}
@@ -71,7 +79,7 @@ class _Arranger:
                     self.last[name] = number
                     self.users.setdefault(name, []).append(number)
         self.members: dict[str, list[str]] = {}  # values that lie in each storage
-        self.placers = [self._placer(node) for node in graph.nodes]
+        self.placers = placers or [self._placer(node) for node in graph.nodes]
 
     def run(self) -> Arrangement:
         """All places and steps."""
@@ -79,7 +87,7 @@ class _Arranger:
         for name, type_ in graph.inputs.items():
             places[name] = dense(INPUT + name, type_)
         for name, constant in graph.constants.handles():
-            places[name] = dense(CONSTANT + name, ValueType(constant.shape, constant.dtype.name))
+            places[name] = dense(CONSTANT + name, ValueType(constant.shape, constant.element))
         for name in dict.fromkeys(graph.outputs):
             if name in places:
                 self._to_output(name)
@@ -87,7 +95,7 @@ class _Arranger:
             self._node(number, node)
         return self.result
 
-    def _placer(self, node: Node) -> tuple[Placer | None, str]:
+    def _placer(self, node: Node) -> Found:
         found = placer(node.op)
         if found is None:
             return None, f"no kernels for {node.op}"

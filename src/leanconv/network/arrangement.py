@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import field
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.network.places import Place
 from leanconv.network.steps.base import Call, Lowerer
 

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.errors import LeanconvError, MemoryLimitError
 from leanconv.network.arena import ArenaPlan, Region, plan_arena
 from leanconv.network.arrange import arrange
@@ -134,6 +133,8 @@ def plan_network(
             rows = options_of(found, setting)
             try:
                 choice = choose(found, rows, setting.threads, limit)
+                # Asked again: the machine's figures may have been measured for the weighing.
+                key = question(graph, setting, limit)
                 if key is not None:
                     keep(key, found, rows, choice.options, pressed=choice.pressed)
                 return found, choice

@@ -7,6 +7,7 @@ needs the plain weights of one layer at a time.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
@@ -16,6 +17,12 @@ import numpy as np
 
 from leanconv.arrays import Array
 from leanconv.network import scratch
+
+
+@functools.cache
+def _name(dtype: np.dtype[Any]) -> str:
+    """`dtype.name`, which NumPy makes anew in microseconds whenever it is asked for."""
+    return dtype.name
 
 
 class Constant(ABC):
@@ -31,6 +38,11 @@ class Constant(ABC):
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         """Note what is known without the elements."""
         self.shape, self.dtype = shape, dtype
+
+    @property
+    def element(self) -> str:
+        """NumPy's name of the element type."""
+        return _name(self.dtype)
 
     @property
     def nbytes(self) -> int:

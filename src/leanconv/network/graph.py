@@ -7,6 +7,7 @@ How a value lies in memory (channels last, say) is no part of it.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import field
@@ -16,6 +17,12 @@ import numpy as np
 
 from leanconv.classes import dataclass
 from leanconv.network.constants import Constants
+
+
+@functools.cache
+def itemsize(dtype: str) -> int:
+    """Bytes of an element; NumPy takes a microsecond to find its type by name, and planning asks thousands of times."""
+    return np.dtype(dtype).itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,7 @@ class ValueType:
     @property
     def nbytes(self) -> int:
         """Bytes of the value, dense."""
-        return self.size * np.dtype(self.dtype).itemsize
+        return self.size * itemsize(self.dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
+from leanconv.classes import replace
 from leanconv.network.arrangement import ARENA, Arrangement
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.places import Place, dense, order_of, sliced

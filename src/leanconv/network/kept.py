@@ -1,10 +1,10 @@
-"""What was chosen for a network, kept on disk: the next process makes one plan a layer, and weighs none.
+"""What was chosen for a network, kept on disk: the next process weighs nothing, and lowers no layer.
 
 Weighing imports every algorithm that may run and makes its program for every layer, most of which never run: a large
-part of the time and of the memory that loading a network takes.  The files lie beside the compiled kernels, and are
-verified, trusted and moved into place as those are (`cache.py`).  A choice is found by all that it depends on: this
-package's sources, the machine and its figures, the graph and the setting.  What is made of it is compared with what was
-written down; whatever differs is planned anew.
+part of the time and of the memory that loading a network takes.  The phases of the layers are kept too (`lowered.py`).
+The files lie beside the compiled kernels, and are verified, trusted and moved into place as those are (`cache.py`).  A
+choice is found by all that it depends on: this package's sources, the machine and its figures, the graph and the
+setting.  What is made of it is compared with what was written down; whatever differs is planned anew.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leanconv.algorithms import REGISTRY
+from leanconv.classes import replace
+from leanconv.compiled import StoredSpec, object_cache
 from leanconv.errors import LeanconvError
 from leanconv.network.arrangement import Arrangement
 from leanconv.network.fusion import INVERTED, SEPARABLE
 from leanconv.network.graph import Graph
+from leanconv.network.lowered import Reader, Writer
 from leanconv.network.steps.base import Decided, Option, Setting
 
 if TYPE_CHECKING:
@@ -77,20 +81,31 @@ def keep(
 ) -> None:
     """Write down which of its options each step takes, and whether a limit asked for others than the fastest."""
     steps: list[Any] = []
+    writer = Writer()
     for row, option in zip(rows, chosen, strict=True):
         if option is None or option.decided is None:
             steps.append(None if option is None else row.index(option))
         else:
-            steps.append(asdict(option.decided))
+            decided = asdict(replace(option.decided, restore=None))
+            del decided["restore"]
+            steps.append(decided | ({} if option.plan is None else {"lowering": writer.lowering(option.plan.lowering)}))
     blocks = [step.name for step in found.steps if step.op in (SEPARABLE, INVERTED)]
-    write(key, blocks, steps, _made(found, chosen), tight=bool(found.shrunk), pressed=pressed)
+    write(key, blocks, steps, _made(found, chosen), writer.specs, tight=bool(found.shrunk), pressed=pressed)
 
 
 def write(
-    key: str, blocks: Sequence[str], steps: Sequence[Any], made: str, *, tight: bool, pressed: bool = False
+    key: str,
+    blocks: Sequence[str],
+    steps: Sequence[Any],
+    made: str,
+    specs: Sequence[Any],
+    *,
+    tight: bool,
+    pressed: bool = False,
 ) -> None:
     """Write a record: names of blocks, the way of each step, the digest of what is made of it, and as in `Kept`."""
-    record = {"blocks": list(blocks), "steps": list(steps), "made": made, "tight": tight, "pressed": pressed}
+    record: dict[str, Any] = {"blocks": list(blocks), "steps": list(steps), "made": made, "specs": list(specs)}
+    record |= {"tight": tight, "pressed": pressed}
     _disk().put(key, json.dumps(record).encode(), {"about": f"a network of {len(steps)} steps"})
 
 
@@ -110,6 +125,7 @@ class Kept:
         blocks: names of the steps that are blocks of layers.
         steps: for each step a `Decided`, the number of its option, or None if it has none.
         made: a digest of the options that were chosen.
+        specs: the kernels that the layers' plans name.
         tight: whether values were arranged for the least memory.
         pressed: whether a limit asked for others than the fastest ways.
     """
@@ -119,6 +135,7 @@ class Kept:
         self.blocks: list[str] = record["blocks"]
         self.steps: list[Any] = record["steps"]
         self.made: str = record["made"]
+        self.specs: list[Any] = record["specs"]
         self.tight: bool = record["tight"]
         self.pressed: bool = record["pressed"]
 
@@ -130,7 +147,8 @@ class Kept:
         """
         if len(self.steps) != len(found.steps):
             raise Outdated("there are other steps")
-        return [Decided(**each) if isinstance(each, dict) else None for each in self.steps]
+        reader = Reader(self.specs)
+        return [_decided(each, reader) if isinstance(each, dict) else None for each in self.steps]
 
     def pick(self, found: Arrangement, rows: Sequence[Sequence[Option]]) -> list[Option | None]:
         """The option of each step.
@@ -147,7 +165,16 @@ class Kept:
             raise Outdated("there are fewer ways") from None
         if _made(found, chosen) != self.made:
             raise Outdated("the ways are others")
+        stored = {spec for option in chosen if option is not None for spec in option.specs if type(spec) is StoredSpec}
+        if not all(object_cache().holds(spec.key) for spec in stored):
+            raise Outdated("kernels are not on disk any more")
         return chosen
+
+
+def _decided(record: Mapping[str, Any], reader: Reader) -> Decided:
+    known = {name: value for name, value in record.items() if name != "lowering"}
+    written = record.get("lowering")
+    return Decided(**known) if written is None else Decided(**known, restore=partial(reader.plan, written, known))
 
 
 def _made(found: Arrangement, chosen: Sequence[Option | None]) -> str:

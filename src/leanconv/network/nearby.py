@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.network.arrangement import Arrangement, Step
 from leanconv.network.steps.base import Decided, Option
 

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
-
-from leanconv.classes import dataclass
-from leanconv.network.graph import ValueType
+from leanconv.classes import dataclass, replace
+from leanconv.network.graph import ValueType, itemsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class Place:
     @property
     def item(self) -> int:
         """Bytes of an element."""
-        return np.dtype(self.dtype).itemsize
+        return itemsize(self.dtype)
 
     @property
     def size(self) -> int:

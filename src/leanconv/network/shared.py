@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Hashable, MutableMapping, Sequ
 from typing import TypeAlias
 
 from leanconv.algorithms.base import WeightPacking
+from leanconv.compiled import key_of
 from leanconv.memory import Block
 from leanconv.program import Phase
 
@@ -62,4 +63,4 @@ def apart(packing: WeightPacking, pack: Pack) -> Block:
 
 def _what(phase: Phase) -> Hashable:
     parts = (sorted(each.items()) for each in (phase.fields, phase.roles, phase.offsets))
-    return (phase.spec, *(tuple(part) for part in parts))
+    return (key_of(phase.spec), *(tuple(part) for part in parts))

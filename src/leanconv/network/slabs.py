@@ -6,12 +6,13 @@ Half of VGG-16's memory is one matrix of 411 MB; packed at once it would be ther
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 
 from leanconv.algorithms.base import WeightPacking
 from leanconv.arrays import Array, address_of
+from leanconv.classes import replace
+from leanconv.compiled import KernelSpec, StoredSpec
 from leanconv.kernels.pack import PackSpec
 from leanconv.memory import Block, allocate
 from leanconv.plan import pack_into
@@ -29,14 +30,19 @@ def can_be_packed_in_slabs(packing: WeightPacking) -> bool:
     """Whether weights are large, and packed panel by panel of output channels."""
     if packing.nbytes < SMALLEST or packing.more or packing.bias_apart:
         return False
-    return isinstance(packing.phase.spec, PackSpec) and packing.phase.fields["g_count"] == 1
+    return panel_outputs(packing.phase.spec) > 0 and packing.phase.fields["g_count"] == 1
+
+
+def panel_outputs(spec: KernelSpec) -> int:
+    """Output channels of a panel, of a kernel that packs weights panel by panel; 0 for others."""
+    if isinstance(spec, StoredSpec):
+        return spec.outputs
+    return (spec.outputs or spec.panels.vectors * spec.target.lanes(spec.dtype)) if isinstance(spec, PackSpec) else 0
 
 
 def packed_in_slabs(packing: WeightPacking, rows: Rows, channels: int, bias: Array | None, threads: int) -> Block:
     """A block with the weights of so many output channels as a packing has them."""
-    phase, spec = packing.phase, packing.phase.spec
-    assert isinstance(spec, PackSpec)
-    outputs = spec.outputs or spec.panels.vectors * spec.target.lanes(spec.dtype)
+    phase, outputs = packing.phase, panel_outputs(packing.phase.spec)
     panels, nbytes = phase.fields["panel_count"], phase.fields["p_panel"]
     step = max(1, SLAB_BYTES // nbytes)
     block = allocate(packing.nbytes)

@@ -44,7 +44,7 @@ def specialise(model: Model, types: Mapping[str, ValueType], values: Mapping[str
     free = {name: type_ for name, type_ in types.items() if name not in values}
     graph = Graph([], free, list(model.outputs), model.constants.with_more(values), dict(types))
     for name, constant in graph.constants.handles():
-        graph.types[name] = ValueType(constant.shape, constant.dtype.name)
+        graph.types[name] = ValueType(constant.shape, constant.element)
     budget = _FOLDED_EXTRA + _FOLDED_FACTOR * model.constants.nbytes
     sources: dict[str, frozenset[str]] = {name: frozenset((name,)) for name in types if name not in values}
 

@@ -16,7 +16,7 @@ from leanconv.bench.layers import Layer
 from leanconv.bench.sampling import sample
 from leanconv.errors import LeanconvError
 from leanconv.plan import Plan
-from leanconv.planning.candidates import Candidate, algorithm_named, candidate, candidates, fits
+from leanconv.planning.candidates import Candidate, Terms, algorithm_named, candidate, candidates
 from leanconv.planning.choice import choose
 from leanconv.planning.tuning import example_arrays, ready_call
 from leanconv.planning.wanted import wanted
@@ -91,14 +91,15 @@ def contest(problem: Problem, threads: int, limit: int | None) -> list[Candidate
     """What "auto" chooses from, its choice first, and each of it on one thread too where that might be faster."""
     allowed = wanted("auto", "standard", False, problem)
     names = [name for name in allowed.names if refusal(algorithm_named(name), problem) is None]
-    found = [entry for entry in candidates(problem, names, threads, limit, bound=True) if fits(entry, limit)]
+    terms = Terms(threads, limit)
+    found = [entry for entry in candidates(problem, names, terms) if terms.kept(entry.plan)]
     if threads > 1:
         seen = {(entry.name, entry.threads) for entry in found}
         for name in names:
             for count in (1, threads):
-                entry = candidate(problem, algorithm_named(name), count, limit, bound=True)
+                entry = candidate(problem, algorithm_named(name), terms.on(count))
                 near = entry.predicted_seconds < HOPELESS * found[0].predicted_seconds
-                if near and fits(entry, limit) and (entry.name, count) not in seen:
+                if near and terms.kept(entry.plan) and (entry.name, count) not in seen:
                     found.append(entry)
     return found
 

@@ -1,18 +1,18 @@
-"""`leanconv explain`, `leanconv tune`, `leanconv formulas`, `leanconv records` and `leanconv network`."""
+"""`leanconv explain`, `leanconv tune`, `leanconv formulas` and `leanconv records`; the other commands of planning."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
-import time
-from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
 from leanconv.classes import replace
 from leanconv.errors import LeanconvError
 from leanconv.planning.check_commands import add_limits, add_model_error, limits, model_error
+from leanconv.planning.command_options import add_common, asked
+from leanconv.planning.network_commands import add_network, network
 
 
 def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -40,7 +40,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     explain.add_argument(
         "--why-im2col", action="store_true", help="why a matrix product beats plain loops, in this machine's figures"
     )
-    _add_common(explain)
+    add_common(explain)
     tune = commands.add_parser(
         "tune",
         help="time the candidates of layers and remember the fastest",
@@ -51,28 +51,8 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     tune.add_argument("--exhaustive", action="store_true", help="every algorithm with every setting")
     tune.add_argument("--budget", type=float, default=1.0, metavar="S", help="seconds a layer (default: 1)")
     tune.add_argument("--lock", metavar="PATH", help="write a lock file that pins the plans found")
-    _add_common(tune)
-    network = commands.add_parser(
-        "network",
-        help="plan layers together under one memory limit",
-        description="Plan all layers under one limit: one workspace for all, packed weights for each; or show what "
-        "time each number of bytes would give.",
-    )
-    network.add_argument("layers", nargs="+", metavar="LAYERS", help="as for leanconv bench")
-    network.add_argument("--chain", action="store_true", help="each layer reads what the one before wrote")
-    network.add_argument("--frontier", action="store_true", help="show time against memory")
-    network.add_argument("--plot", metavar="PATH", help="draw time against memory into a PNG, SVG or PDF")
-    network.add_argument(
-        "--measure", action="store_true", help="time it at its least memory, at twice that, and without a limit"
-    )
-    network.add_argument(
-        "--leaner",
-        type=float,
-        default=0.0,
-        metavar="SHARE",
-        help="without a limit, the part of the shortest time that may go to save packed weights, such as 0.02",
-    )
-    _add_common(network)
+    add_common(tune)
+    add_network(commands)
     add_model_error(commands)
     add_limits(commands)
     formulas = commands.add_parser(
@@ -82,7 +62,7 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "plan declares, and what was asked of the system while weights were bound and a call ran.",
     )
     formulas.add_argument("layers", nargs="+", metavar="LAYERS", help="as for leanconv bench")
-    _add_common(formulas)
+    add_common(formulas)
     records = commands.add_parser(
         "records",
         help="show, export, merge or delete what was measured",
@@ -92,20 +72,9 @@ def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     records.add_argument("path", nargs="?", help="file for export and merge")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    layouts = ("NHWC", "NCHW", "CHWN", "CHWN8")
-    add("--layout", choices=layouts, default="NHWC", help="order of the arrays in memory (default: NHWC)")
-    add("--threads", type=int, metavar="N", help="most threads (default: as leanconv chooses)")
-    add("--memory-limit", metavar="BYTES", help="bytes, or text such as 256KiB")
-    add("--algorithm", default="auto", metavar="A,B", help='names joined by commas, or exclusions such as "!mec"')
-    add("--accuracy", choices=("exact", "standard", "fast"), default="standard")
-    add("--json", action="store_true", help="print JSON")
-
-
 def run(options: argparse.Namespace) -> int:
     """Run a command; returns the exit code."""
-    steps = {"explain": _explain, "tune": _tune, "network": _network, "records": _records, "model-error": model_error}
+    steps = {"explain": _explain, "tune": _tune, "network": network, "records": _records, "model-error": model_error}
     steps |= {"formulas": _formulas, "limits": limits}
     try:
         return steps[options.command](options)
@@ -118,17 +87,6 @@ def _problems(options: argparse.Namespace) -> list[tuple[str, Any]]:
     from leanconv.bench.catalogue import resolve
 
     return [(layer.name, layer.problem(options.layout, bias=True)) for layer in resolve(options.layers)]
-
-
-def _arguments(options: argparse.Namespace) -> tuple[Any, int, int | None]:
-    """Algorithms, threads and limit."""
-    from leanconv.checks import integer
-    from leanconv.planning.limits import resolve_limit
-    from leanconv.threads import get_num_threads
-
-    words = options.algorithm.split(",")
-    threads = get_num_threads() if options.threads is None else integer("threads", options.threads, 1)
-    return words if len(words) > 1 else words[0], threads, resolve_limit(options.memory_limit)
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -149,7 +107,7 @@ def _explain(options: argparse.Namespace) -> int:
     if not options.layers:
         print("leanconv: name the layers to explain, or --why-im2col", file=sys.stderr)
         return 2
-    algorithm, threads, limit = _arguments(options)
+    algorithm, threads, limit = asked(options)
     layers = resolve(options.layers)
     if options.plot and len(layers) != 1:
         print(f"leanconv: --plot draws one layer, these are {len(layers)}", file=sys.stderr)
@@ -215,7 +173,7 @@ def _tune(options: argparse.Namespace) -> int:
     from leanconv.planning.pins import record_plans
     from leanconv.planning.records import records
 
-    algorithm, threads, limit = _arguments(options)
+    algorithm, threads, limit = asked(options)
     problems = _problems(options)
     failed = records().info().write_errors
     console = Console(stderr=True)
@@ -249,78 +207,12 @@ def _tune(options: argparse.Namespace) -> int:
     return 0
 
 
-def _network(options: argparse.Namespace) -> int:
-    from leanconv.bench.catalogue import in_order
-    from leanconv.planning.figures import figures
-    from leanconv.planning.network import frontier, plan_layers
-
-    algorithm, threads, limit = _arguments(options)
-    layers = [(layer.name, layer.problem(options.layout, bias=True)) for layer in in_order(options.layers)]
-    wishes: dict[str, Any] = {"chain": options.chain, "algorithm": algorithm, "accuracy": options.accuracy}
-    if not 0 <= options.leaner <= 1:
-        from leanconv.errors import ArgumentValueError
-
-        raise ArgumentValueError("leaner", options.leaner, "must be from 0 to 1")
-    if options.frontier or options.plot:
-        points = frontier(layers, threads, **wishes)
-        if options.plot:
-            points.plot(options.plot, " ".join(options.layers))
-        print(json.dumps(points) if options.json else points)
-        return 0
-    if options.measure:
-        return _measure_network(layers, threads, limit, options, wishes)
-    figures()  # of the machine: measured once, then remembered
-    begin = time.perf_counter()
-    found = plan_layers(layers, threads, limit, **wishes, leaner=options.leaner)
-    took = time.perf_counter() - begin
-    if not options.json:
-        shapes = len({problem for _, problem in layers})
-        print(f"{found}\nplanned in         {1e3 * took:.1f} ms: {len(layers)} layers of {shapes} shapes")
-        return 0
-    steps = [{"name": s.name, "algorithm": s.plan.algorithm, "layout": s.layout} for s in found.steps]
-    totals = {
-        "needed_bytes": found.needed_bytes,
-        "seconds": found.predicted_seconds,
-        "planning_seconds": took,
-        "steps": steps,
-    }
-    print(json.dumps(totals, indent=1))
-    return 0
-
-
-def _measure_network(
-    layers: Sequence[tuple[str, Any]], threads: int, limit: int | None, options: argparse.Namespace, wishes: Any
-) -> int:
-    from leanconv.planning.network_measured import passes, passes_text
-
-    if options.chain:
-        print("leanconv: --measure times layers as they are given; not with --chain", file=sys.stderr)
-        return 2
-    found = passes(layers, threads, limit, leaner=options.leaner, **wishes)
-    if options.json:
-        rows = [
-            {
-                "name": entry.name,
-                "limit": entry.limit,
-                "needed_bytes": entry.plan.needed_bytes,
-                "memory": entry.memory,
-                "predicted": entry.plan.predicted_seconds,
-                "seconds": entry.seconds,
-            }
-            for entry in found
-        ]
-        print(json.dumps(rows, indent=1))
-    else:
-        print(passes_text(found))
-    return 0
-
-
 def _formulas(options: argparse.Namespace) -> int:
     from leanconv.bench.catalogue import resolve
     from leanconv.planning.formulas import rows
     from leanconv.planning.text import formulas_text
 
-    threads = _arguments(options)[1]
+    threads = asked(options)[1]
     several = []
     for layer in resolve(options.layers):
         problem = layer.problem(options.layout)

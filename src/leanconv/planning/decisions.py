@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from leanconv.cache import ObjectCache
     from leanconv.planning.figures import Figures
 
-Question = tuple[Problem, str | tuple[str, ...], str, bool, int, int | None, bool]
-"""Problem, algorithms asked for, accuracy, deterministic, most threads, memory limit, whether weights are bound."""
+Question = tuple[Problem, str | tuple[str, ...], str, bool, int, int | tuple[int | None, int] | None, bool]
+"""Problem, algorithms asked for, accuracy, deterministic, most threads, limits, whether weights are bound.
+
+The limits are that of memory, or both that and the one of a thread's workspace.
+"""
 
 KEPT = 4096  # decisions that a process remembers
 _MOST_BYTES = 8 << 20

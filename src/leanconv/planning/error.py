@@ -12,7 +12,7 @@ from typing import Any
 from leanconv.bench.layers import Layer
 from leanconv.classes import dataclass
 from leanconv.errors import CacheError, LeanconvError
-from leanconv.planning.candidates import candidates, fits
+from leanconv.planning.candidates import Terms, candidates
 from leanconv.problem import Problem
 
 LARGE = 1_000_000  # operations of a layer above which no choice should be far off
@@ -166,8 +166,8 @@ def _by_model(
 ) -> tuple[_Way, float]:
     """What the model takes of some ways, and the seconds it predicts; on all threads unless `both` were measured."""
     names = list(dict.fromkeys(name for name, _ in ways))
-    found = candidates(problem, names, threads, limit, bound=True, keep_threads=not both)
-    first = next((entry for entry in found if fits(entry, limit)), found[0])
+    found = candidates(problem, names, Terms(threads, limit, keep_threads=not both))
+    first = found[0]  # the fastest of those that keep to the limit, or what comes nearest
     return (first.name, first.threads), first.predicted_seconds
 
 

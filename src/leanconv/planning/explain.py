@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from leanconv.algorithms import REGISTRY
 from leanconv.classes import dataclass, replace
 from leanconv.plan import Plan
-from leanconv.planning.candidates import Candidate, candidate, candidates, fits
+from leanconv.planning.candidates import Candidate, Terms, candidate, candidates, fits
 from leanconv.planning.choice import choose
 from leanconv.planning.counters import counted
 from leanconv.planning.figures import figures
@@ -178,7 +178,7 @@ def explain_problem(
     allowed = wanted(algorithm, accuracy, deterministic, problem)
     reasons = {entry.name: refusal(entry, problem) for entry in REGISTRY}
     able = [name for name, reason in reasons.items() if reason is None]
-    found = candidates(problem, able, threads, limit, bound=True, keep_threads=allowed.insisted)
+    found = candidates(problem, able, Terms(threads, limit, keep_threads=allowed.insisted))
     if measure:
         contest = [entry for entry in found if fits(entry, limit) and entry.name in allowed.names]
         times = measured(problem, contest, bound=True, budget=budget)
@@ -203,7 +203,7 @@ def explain_problem(
 
 def _counted(problem: Problem, plan: Plan, limit: int | None) -> tuple[dict[str, float], str]:
     """What the processor counts in a call of the algorithm chosen, on this thread alone."""
-    alone = candidate(problem, plan.chosen, 1, limit, bound=True, parameters=plan.tunables).plan
+    alone = candidate(problem, plan.chosen, Terms(1, limit, parameters=plan.tunables)).plan
     call = ready_call(alone, example_arrays(problem), bound=True)
     call()
     return counted(call, COUNTED)
@@ -282,7 +282,7 @@ def _offers(
     from leanconv.planning.model import seconds
 
     names = [name for name in able if name not in refused]
-    more = [e for e in candidates(problem, names, threads, None, bound=True) if e.needed_bytes > limit]
+    more = [e for e in candidates(problem, names, Terms(threads)) if e.needed_bytes > limit]
     now = best = seconds(plan)
     offers = []
     for entry in sorted(more, key=lambda entry: entry.needed_bytes):

@@ -8,7 +8,7 @@ from typing import Any
 
 from leanconv.classes import dataclass, replace
 from leanconv.errors import NotApplicableError
-from leanconv.planning.candidates import Candidate, algorithm_named, candidates
+from leanconv.planning.candidates import Candidate, Terms, algorithm_named, candidates
 from leanconv.planning.wanted import wanted
 from leanconv.problem import Problem, dense_strides
 from leanconv.registry import forget_with
@@ -101,7 +101,7 @@ def _options(
 @lru_cache(maxsize=8192)
 def _option(problem: Problem, name: str, threads: int, budget: int | None) -> LayerOption:
     """One algorithm within one budget; kept, because a frontier asks again and again."""
-    (entry,) = candidates(problem, (name,), threads, budget, bound=True)
+    (entry,) = candidates(problem, (name,), Terms(threads, budget))
     bias = problem.out_channels * problem.itemsize if problem.has_bias else 0
     weights = max(0, entry.plan.packed_weight_bytes - problem.w_bytes - bias)
     return LayerOption(entry, problem.layout, entry.plan.workspace_bytes, weights, entry.predicted_seconds)

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from leanconv.checks import flag
+from leanconv.classes import replace
 from leanconv.errors import CacheError, LeanconvError
 from leanconv.plan import Plan
+from leanconv.planning.candidates import Terms, algorithm_named, candidate
 from leanconv.problem import Problem
 
 FORMAT = "leanconv lock 1"
@@ -92,19 +94,18 @@ def pinned(path: str | os.PathLike[str], *, strict: bool = True) -> Iterator[Pin
         _active.reset(token)
 
 
-def question(problem: Problem, threads: int, limit: int | None, *, bound: bool) -> str:
+def question(problem: Problem, terms: Terms) -> str:
     """The text under which a decision is kept."""
-    return f"{problem!r}; threads={threads}; memory_limit={limit}; bound={bound}"
+    asked = f"{problem!r}; threads={terms.threads}; memory_limit={terms.limit}; bound={terms.bound}"
+    return asked if terms.workspace is None else f"{asked}; workspace_limit={terms.workspace}"
 
 
-def decided(pins: Pins, asked: str, problem: Problem, limit: int | None, *, bound: bool) -> Plan | None:
+def decided(pins: Pins, asked: str, problem: Problem, terms: Terms) -> Plan | None:
     """The plan that is pinned for a question, or None if there is none and none is needed.
 
     Raises:
         CacheError: nothing is pinned and the pins are strict, or what is pinned cannot be carried out here.
     """
-    from leanconv.planning.candidates import algorithm_named, candidate, fits
-
     decision = pins.decisions.get(asked)
     if decision is None:
         if pins.strict:
@@ -112,10 +113,11 @@ def decided(pins: Pins, asked: str, problem: Problem, limit: int | None, *, boun
         return None
     try:
         algorithm = algorithm_named(decision["algorithm"])
-        found = candidate(problem, algorithm, decision["threads"], limit, bound=bound, parameters=decision["settings"])
+        kept = replace(terms, threads=decision["threads"], parameters=decision["settings"])
+        found = candidate(problem, algorithm, kept)
     except LeanconvError as error:
         raise CacheError(f"the plan that is pinned for {problem.describe()} does not apply: {decision}") from error
-    if not fits(found, limit):
+    if not kept.kept(found.plan):
         raise CacheError(f"the plan that is pinned for {problem.describe()} needs {found.needed_bytes:,} bytes now")
     return found.plan
 

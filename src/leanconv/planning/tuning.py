@@ -12,11 +12,11 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from leanconv.arrays import Array, address_of
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.foreign import sources
 from leanconv.outputs import new_output
 from leanconv.plan import Plan
-from leanconv.planning.candidates import Candidate, algorithm_named, candidate, fits
+from leanconv.planning.candidates import Candidate, Terms, algorithm_named, candidate
 from leanconv.planning.records import machine_key, records, sources_digest
 from leanconv.problem import Problem, to_user
 from leanconv.registry import added
@@ -31,9 +31,8 @@ _SETTINGS = (1, 2, 4, 8, 16, 32, 64)
 def fastest(
     problem: Problem,
     fitting: Sequence[Candidate],
-    limit: int | None,
+    terms: Terms,
     *,
-    bound: bool,
     exhaustive: bool,
     budget: float,
 ) -> Plan:
@@ -41,29 +40,29 @@ def fastest(
 
     Args:
         problem: what is computed.
-        fitting: candidates that fit the limit, best by the model first.
-        limit: bytes, or None.
-        bound: whether calls with packed weights are timed.
+        fitting: candidates that keep to the terms, best by the model first.
+        terms: what others that are timed keep to; calls are timed with packed weights if they are bound.
         exhaustive: time all of them with all settings, however long it takes.
         budget: seconds, otherwise.
     """
     if exhaustive:
-        contest = [*fitting, *_settings(problem, fitting, limit, bound=bound)]
+        contest = [*fitting, *_settings(problem, fitting, terms)]
     else:
         near = [entry for entry in fitting if entry.predicted_seconds <= NEAR * fitting[0].predicted_seconds]
         contest = (near if len(near) > 1 else list(fitting[:2]))[:FEW]
-        contest += _alone(problem, contest, limit, bound=bound)
-    times = measured(problem, contest, bound=bound, budget=None if exhaustive else budget)
+        contest += _alone(problem, contest, terms)
+    times = measured(problem, contest, bound=terms.bound, budget=None if exhaustive else budget)
     return min(contest, key=lambda entry: times.get(signature(entry.plan), float("inf"))).plan
 
 
-def _alone(problem: Problem, contest: Sequence[Candidate], limit: int | None, *, bound: bool) -> list[Candidate]:
+def _alone(problem: Problem, contest: Sequence[Candidate], terms: Terms) -> list[Candidate]:
     """The candidates of short calls again, on one thread: others may take longer to come than they save."""
     found = []
     for entry in contest:
         if entry.threads > 1 and entry.predicted_seconds < SHORT:
-            alone = candidate(problem, entry.plan.chosen, 1, limit, bound=bound, parameters=entry.plan.tunables)
-            found += [alone] if fits(alone, limit) else []
+            same = replace(terms, threads=1, parameters=entry.plan.tunables)
+            alone = candidate(problem, entry.plan.chosen, same)
+            found += [alone] if same.kept(alone.plan) else []
     return found
 
 
@@ -101,7 +100,7 @@ def _key(problem: Problem, *, bound: bool) -> dict[str, str]:
     return machine_key("times", code=code, problem=repr(problem), bound=str(bound))
 
 
-def _settings(problem: Problem, fitting: Sequence[Candidate], limit: int | None, *, bound: bool) -> list[Candidate]:
+def _settings(problem: Problem, fitting: Sequence[Candidate], terms: Terms) -> list[Candidate]:
     """The candidates again, with each of their tunables at other values."""
     result: list[Candidate] = []
     seen = {signature(entry.plan) for entry in fitting}
@@ -109,8 +108,9 @@ def _settings(problem: Problem, fitting: Sequence[Candidate], limit: int | None,
         algorithm = algorithm_named(entry.name)
         for name in algorithm.tunables:
             for value in _SETTINGS:
-                other = candidate(problem, algorithm, entry.threads, limit, bound=bound, parameters={name: value})
-                if fits(other, limit) and signature(other.plan) not in seen:
+                changed = replace(terms, threads=entry.threads, parameters={name: value})
+                other = candidate(problem, algorithm, changed)
+                if changed.kept(other.plan) and signature(other.plan) not in seen:
                     seen.add(signature(other.plan))
                     result.append(other)
     return result

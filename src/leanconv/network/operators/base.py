@@ -177,6 +177,8 @@ def known_ints(node: Node, types: Types, constants: Arrays, position: int) -> tu
 
 def ints(values: Any) -> tuple[int, ...]:
     """A tuple of ints from an array or a sequence; a single number gives a tuple of one."""
+    if type(values) is tuple and all(type(value) is int for value in values):
+        return values  # as most attributes are
     return tuple(int(value) for value in np.asarray(values).reshape(-1))
 
 

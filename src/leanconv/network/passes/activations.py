@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
+from leanconv.classes import replace
 from leanconv.network.graph import Node
 from leanconv.network.passes.base import Rewriter, input_of
 

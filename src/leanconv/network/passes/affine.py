@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import replace
 from leanconv.network.graph import Node
 from leanconv.network.passes.base import Rewriter
 from leanconv.network.passes.scales import affine_of

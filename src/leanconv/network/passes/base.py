@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import replace
 from leanconv.network.constants import Constant, Derived, Held
 from leanconv.network.graph import Graph, Node, ValueType
 from leanconv.network.operators.base import dense
@@ -26,6 +26,7 @@ class Rewriter:
         self._slot_of = {node.name: slot for slot, node in self._slots.items()}
         self._producer: dict[str, Node] = {}
         self._users: dict[str, dict[str, Node]] = {}
+        self._changed = True
         for node in graph.nodes:
             self._add(node)
 
@@ -96,8 +97,9 @@ class Rewriter:
             # What depends on the shapes of one graph is not shared with others.
             if all(source in self.shared or source in self.derived for source in sources if source):
                 self.derived[name] = found
+        self._changed = True
         self.graph.constants[name] = found
-        self.graph.types[name] = ValueType(found.shape, found.dtype.name)
+        self.graph.types[name] = ValueType(found.shape, found.element)
         return name
 
     def insert_before(self, node: Node, new: Node) -> None:
@@ -111,14 +113,13 @@ class Rewriter:
 
     def replace(self, old: Node, new: Node, *removed: Node) -> None:
         """Put a node in the place of another, and take out others that it stands for as well."""
-        slot = self._slot_of[old.name]
-        for node in (old, *removed):
-            self._take(node)
-            del self._slots[self._slot_of.pop(node.name)]
+        for node in removed:
+            self.remove(node)
+        self._take(old)
+        slot = self._slot_of.pop(old.name)
+        # The order of slots is that of the dictionary: written over, for a new entry would come last.
         self._slots[slot] = new
         self._slot_of[new.name] = slot
-        # The order of slots is that of the dictionary; a new entry would come last.
-        self._slots = dict(sorted(self._slots.items()))
         self._add(new)
 
     def remove(self, node: Node) -> None:
@@ -146,6 +147,8 @@ class Rewriter:
 
     def sweep(self) -> None:
         """Drop nodes and constants that nobody needs, and write the nodes back to the graph."""
+        if not self._changed:
+            return
         wanted = set(self.graph.outputs)
         for node in reversed(list(self._slots.values())):
             if any(name in wanted for name in node.outputs if name):
@@ -160,8 +163,10 @@ class Rewriter:
         alive = {*wanted, *computed, *graph.inputs}
         for name in [name for name in graph.types if name not in alive]:
             del graph.types[name]
+        self._changed = False
 
     def _add(self, node: Node) -> None:
+        self._changed = True
         for name in node.outputs:
             if name:
                 self._producer[name] = node
@@ -170,6 +175,7 @@ class Rewriter:
                 self._users.setdefault(name, {})[node.name] = node
 
     def _take(self, node: Node) -> None:
+        self._changed = True
         for name in node.outputs:
             if self._producer.get(name) is node:
                 del self._producer[name]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from leanconv.classes import replace
 from leanconv.network.operators.base import axes_of, ints
 from leanconv.network.passes.base import Rewriter, input_of
 

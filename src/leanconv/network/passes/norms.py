@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import replace
 from leanconv.network.graph import Node
 from leanconv.network.operators.base import axes_of, ints
 from leanconv.network.passes.activations import activation_of

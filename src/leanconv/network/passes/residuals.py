@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
+from leanconv.classes import replace
 from leanconv.network.graph import Node
 from leanconv.network.passes.activations import FUSED
 from leanconv.network.passes.base import Rewriter, input_of, with_inputs

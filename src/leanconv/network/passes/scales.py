@@ -6,11 +6,10 @@ else reads, are another set of weights and bias.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import replace
 from leanconv.network.graph import Node
 from leanconv.network.passes.base import Rewriter, input_of, with_inputs
 

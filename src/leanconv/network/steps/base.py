@@ -12,7 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import field
-from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, TypeAlias
 
 from leanconv.arrays import Array, address_of
 from leanconv.classes import dataclass, replace
@@ -24,6 +24,7 @@ from leanconv.network.graph import Node, ValueType
 from leanconv.network.places import Place, channels_last, order_of, row_major
 from leanconv.network.shared import Share, SharedWeights, apart
 from leanconv.plan import Plan
+from leanconv.problem import Problem
 from leanconv.program import Phase
 
 FLOATS = ("float32", "float64")
@@ -31,12 +32,14 @@ Types: TypeAlias = Sequence[ValueType | None]
 Arrays: TypeAlias = Sequence[Array | None]
 
 
-@runtime_checkable
-class AnyExtents(Protocol):
-    """A kernel's specification of which a part depends on the size of an image."""
+def for_any_extents(spec: KernelSpec) -> KernelSpec:
+    """The kernel that computes the same, with the same fields, for images of any size; the same if there is no other.
 
-    def for_any_extents(self) -> KernelSpec:
-        """The kernel that computes the same, with the same fields, for any size."""
+    A specification of which a part depends on the size of an image has a method of this name.
+    """
+    other = getattr(spec, "for_any_extents", None)
+    found: KernelSpec = spec if other is None else other()
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Decided:
         limit: bytes that its plan was made within, or None.
         staging: bytes of workspace that it was to keep to, if others.
         seconds: predicted.
+        restore: makes the plan of a layer without its algorithm, from what was kept.
     """
 
     algorithm: str
@@ -58,6 +62,7 @@ class Decided:
     limit: int | None
     staging: int | None
     seconds: float
+    restore: Callable[[Problem], Plan] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +94,8 @@ class Setting:
         if not self.free:
             return tuple(phases)
         return tuple(
-            replace(phase, spec=phase.spec.for_any_extents()) if isinstance(phase.spec, AnyExtents) else phase
-            for phase in phases
+            phase if spec is phase.spec else replace(phase, spec=spec)
+            for phase, spec in ((phase, for_any_extents(phase.spec)) for phase in phases)
         )
 
     def share(self, operands: Sequence[Operand | None], *more: Hashable) -> Share:

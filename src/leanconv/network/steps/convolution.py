@@ -152,6 +152,8 @@ def plan_options(
         )
 
     known = setting.decided
+    if known is not None and known.restore is not None:
+        return [made(known.restore(problem), known.seconds)]
     algorithm = None if known is None else algorithm_named(known.algorithm)
     if known is not None and algorithm is not None and refusal(algorithm, problem) is None:
         plan = Plan(problem, algorithm, known.threads, known.limit, known.settings, staging=known.staging)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
+from leanconv.classes import replace
 from leanconv.kernels.net_expression import Formula
 from leanconv.kernels.net_map import FAR, SAME, UNIT, MapSpec
 from leanconv.kernels.net_turn import TurnSpec

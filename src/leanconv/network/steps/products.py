@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 
 from leanconv.arrays import Array
+from leanconv.classes import replace
 from leanconv.memory import Buffer
 from leanconv.network.constants import is_known
 from leanconv.network.graph import Node

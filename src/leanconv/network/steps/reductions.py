@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
+from leanconv.classes import replace
 from leanconv.kernels.net_reduce import ReduceSpec
 from leanconv.network.graph import Node
 from leanconv.network.operators.base import ints

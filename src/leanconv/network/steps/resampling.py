@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
 from leanconv.arrays import Array
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.kernels.net_expression import Formula, Step
 from leanconv.kernels.net_gather import GatherSpec
 from leanconv.network.graph import Node

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
+from leanconv.classes import replace
 from leanconv.kernels.net_rownorm import RowNormSpec
 from leanconv.network.graph import Node
 from leanconv.network.operators.base import axis_of

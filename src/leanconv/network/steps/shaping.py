@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
 
+from leanconv.classes import replace
 from leanconv.network.constants import is_known
 from leanconv.network.graph import Node, ValueType
 from leanconv.network.operators.base import axis_of, ints
