@@ -55,8 +55,9 @@ def _asked_for_large_pages(address: int) -> bool:
 @pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="the system has no large pages")
 def test_large_blocks_ask_for_large_pages_wholly_inside() -> None:
     # So large that the C library takes memory of its own for it, whatever was freed before.
-    block = AlignedBlock(48 << 20)
+    block = AlignedBlock((48 << 20) + 8192)
     page = 2 << 20
+    assert block.address % page == 0
     inner = [-(-block.address // page) * page, (block.address + block.nbytes) // page * page - 1]
     assert [_asked_for_large_pages(at) for at in inner] == [True, True]
     assert not _asked_for_large_pages(block.address) or block.address % page == 0
