@@ -13,6 +13,7 @@ import leanconv
 from guard import FailingAllocator, GuardedAllocator
 from leanconv.errors import AllocationError, MemoryLimitError, NotApplicableError
 from leanconv.host import this_host
+from leanconv.kernels.columns import ColumnSpec
 from leanconv.memory import ALIGNMENT, Arena
 from strategies import (
     ALGORITHMS,
@@ -298,13 +299,14 @@ def test_limits_of_unbound_calls_leave_out_what_plain_weights_take(name: str, ca
     assert least == 0 or name not in GAPLESS
 
 
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
 @pytest.mark.parametrize("channels", [16, 43])
-def test_rows_of_an_image_larger_than_the_second_cache_are_asked_for_ahead(channels: int) -> None:
+def test_pixels_of_an_image_larger_than_the_second_cache_are_asked_for_ahead(channels: int, layout: str) -> None:
     """Behind the last pixel there is nothing to read: asking for it must not touch it."""
     pixels = this_host().l2 // (4 * channels) + 7
-    case = Case((1, channels, 1, pixels), (20, channels, 1, 1), SINGLE, layout="NHWC", epilogue=EPILOGUES[0])
-    plan = case.plan("pointwise")
-    assert "x_ahead" in plan.lowering.phases[0].fields
+    case = Case((1, channels, 1, pixels), (20, channels, 1, 1), SINGLE, layout=layout, epilogue=EPILOGUES[0])
+    spec = case.plan("pointwise").lowering.phases[0].spec
+    assert spec.ahead if isinstance(spec, ColumnSpec) else spec.source.ahead  # type: ignore[attr-defined]
     inputs = case.guarded_inputs(viewed=False)
     case.check(convolve(case, inputs, algorithm="pointwise", threads=2), "pointwise")
 

@@ -18,6 +18,7 @@ from leanconv.codegen.ir import Module
 from leanconv.codegen.targets import TARGETS, Target
 from leanconv.compiled import KernelSpec, cache_key, identity
 from leanconv.host import Host
+from leanconv.kernels.columns import ColumnSpec
 from leanconv.kernels.dense import DenseSpec
 from leanconv.options import make_problem
 from leanconv.problem import Problem, to_user
@@ -235,8 +236,26 @@ def test_rows_from_afar_are_asked_for_where_little_else_is_read(
     assert loops
     for loop in loops:
         assert not (target.name.startswith("avx") and spills(loop))
-        lines = sum(i.operation.startswith(("prefetch", "prfm")) for i in loop)
+        lines = sum(i.operation.startswith(("prefetch", "prf")) for i in loop)
         assert lines == (-(-rows * 4 * 4 // 64) if asks else 0)
+
+
+@EACH_FUSED
+@pytest.mark.parametrize(("height", "channels", "asks"), [(1 << 20, 32, True), (1, 32, False), (1 << 20, 1024, False)])
+def test_columns_from_afar_are_asked_for_where_they_stay_near(
+    height: int, channels: int, asks: bool, target: Target
+) -> None:
+    problem = make_problem(2, (1, channels, height, 64), (24, channels, 1, 1), dtype="float32")
+    spec = lowered(problem, "pointwise", target)[0][1]
+    assert isinstance(spec, ColumnSpec)
+    assert spec.ahead == asks
+    loops = [loop for loop in multiplying(spec) if count_fused(loop) == 4 * spec.rows * 2]
+    assert loops
+    for loop in loops:
+        lines = sum(i.operation.startswith(("prefetch", "prf")) for i in loop)
+        assert not (target.name.startswith("avx") and spills(loop))
+        # Each step: the next tile's lines, or else that of a later channel if there are many.
+        assert lines == 4 * (max(1, 2 * target.vector_bytes // 64) if asks else spec.reduction.stream)
 
 
 @EACH_FUSED

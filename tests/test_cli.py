@@ -128,6 +128,7 @@ def test_bench_options_reach_the_measurement(capsys, engine, tmp_path):
         "time": 0.01,
         "rounds": 2,
         "passes": 2,
+        "every": 0.0,
         "longest": 0.02,
         "precision": 0.08,
         "peers": [],

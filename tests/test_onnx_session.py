@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -214,7 +216,7 @@ def test_weights_that_are_inputs(network: object) -> None:
     np.testing.assert_allclose(leanconv.onnx.load(proto).run(inputs)["y"], wanted, atol=1e-5)
 
 
-def test_functions_are_expanded() -> None:
+def test_functions_are_expanded_and_sessions_not_copied() -> None:
     double = helper.make_function(
         "local", "Double", ["a"], ["b"], [node("Add", ["a", "a"], ["b"])], [helper.make_opsetid("", 17)]
     )
@@ -226,7 +228,11 @@ def test_functions_are_expanded() -> None:
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("local", 1)]
     proto = helper.make_model(graph, opset_imports=opsets, functions=[double], ir_version=8)
-    np.testing.assert_array_equal(leanconv.onnx.load(proto).run({"x": np.array([1, 2], np.float32)})["y"], [2, 4])
+    session = leanconv.onnx.load(proto)
+    np.testing.assert_array_equal(session.run({"x": np.array([1, 2], np.float32)})["y"], [2, 4])
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="load the model where it is to run"):
+            duplicate(session)
 
 
 def test_external_data(tmp_path) -> None:

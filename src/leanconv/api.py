@@ -148,7 +148,7 @@ def plan(
         budget: seconds that "measure" takes at most for a problem not measured before.
         memory_limit: most bytes (an int, or text such as "256KiB") that workspace, and packed weights beyond the size
             of the plain ones, may take together.
-        workspace_limit: most bytes of workspace of each thread, such as its share of a cache, however many packed
+        workspace_limit: most bytes of workspace of each thread, such as its share of a cache, however much packed
             weights take: those are part of the model, as for the limits of cuDNN. Both limits hold if both are given.
         threads: most threads a call uses; `get_num_threads()` if None.
         parameters: settings of the algorithm named, such as {"strip": 4} output rows for "im2row_strip".

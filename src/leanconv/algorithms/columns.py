@@ -101,6 +101,7 @@ def column_phase(
         p.has_bias,
         Epilogue(p.activation, p.residual),
         source.stage,
+        _asked_ahead(p, host, source),
     )
     groups_of_panels = -(-panels // cut.group)
     fields = {
@@ -136,3 +137,16 @@ def column_phase(
         "chunks": chunks,
     }
     return Phase("core", spec, fields, chunks, {"x": source.buffer}), parameters
+
+
+def _asked_ahead(problem: Problem, host: Host, source: CoreInput) -> bool:
+    """Whether each row of a tile asks for the next tile's: from afar, if the nearest cache holds both and the weights.
+
+    Lines a plane apart the processor does not foresee: eight images of 144 channels, 56 x 56, to 24 take 0.8 of the
+    time so, 32 channels, 112 x 112, to 16 nine tenths; with 256 channels they displace one another (1.1 times).
+    """
+    p = problem
+    nbytes = p.batch * p.groups * source.channels * math.prod(p.out_size) * p.itemsize
+    rows = heights(p, host)[0]
+    near = source.channels * (2 * 2 * host.target.vector_bytes + rows * p.itemsize)
+    return source.stage is None and nbytes > host.l2 and near <= host.l1 * 3 // 4

@@ -18,6 +18,7 @@ from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Sum, Tile
+from leanconv.kernels.cost import LINE
 from leanconv.kernels.cursor import SharedCursor
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
@@ -32,9 +33,9 @@ class ColumnSpec:
     """A dense kernel over pixel columns; one chunk is one (image, group, block of pixels, group of panels).
 
     `rows` output channels a tile, `short` whether the last panels are one row shorter; `tail` vectors hold the pixels
-    that whole tiles leave over at the end of a block (0: none).  Buffers: x, w (packed), out, residual.  Fields: as in
-    `DenseSpec`, with `x_c` bytes between rows of the matrix, `panel_long` panels of full height, `w_row` bytes of
-    weights a channel.
+    that whole tiles leave over at the end of a block (0: none); `ahead`: each row of a tile asks for that of the next.
+    Buffers: x, w (packed), out, residual.  Fields: as in `DenseSpec`, with `x_c` bytes between rows of the matrix,
+    `panel_long` panels of full height, `w_row` bytes of weights a channel.
     """
 
     target: Target
@@ -46,6 +47,7 @@ class ColumnSpec:
     bias: bool
     epilogue: Epilogue
     stage: Stage | None = None
+    ahead: bool = False
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -123,7 +125,7 @@ class ColumnSpec:
                 channel = fn.mul(at, self.rows)
                 if tile.rows < self.rows:
                     channel = fn.sub(channel, fn.sub(at, long))
-                sum_ = ColumnSum(fn, fields, tile, self.reduction, left=left)
+                sum_ = ColumnSum(fn, fields, tile, self.reduction, left=left, ahead=self.ahead and left is None)
                 accs = sum_.tile_sums(x, fn.gep(weights, fn.mul(channel, fields["w_row"])))
                 o = fn.gep(out, fn.mul(channel, fields["o_k"]))
                 r = fn.gep(residual, fn.mul(channel, fields["r_k"])) if residual is not None else None
@@ -154,9 +156,13 @@ class ColumnSpec:
 
 @dataclass(slots=True)
 class ColumnSum(Sum):
-    """The reduction of a tile whose vectors are pixels; `left` pixels exist in a last tile, None in a whole one."""
+    """The reduction of a tile whose vectors are pixels; `left` pixels exist in a last tile, None in a whole one.
+
+    `ahead`: the lines of the next tile are asked for.
+    """
 
     left: Value | None = None
+    ahead: bool = False
 
     def mask(self, vector: int) -> Value | None:
         """Which lanes of a vector exist; None for all."""
@@ -191,6 +197,11 @@ class ColumnSum(Sum):
         """Pixels of one row of the matrix."""
         fn, tile = self.fn, self.tile
         base = fn.gep(weights, fn.mul(self.fields["x_c"], row))
+        if self.ahead:
+            width = tile.vectors * tile.target.vector_bytes
+            for end in range(min(width, LINE), width + 1, LINE):
+                # By their last bytes: where a tile begins within a line, this one has asked for the next one's first.
+                fn.prefetch(base, width + end - 1)
         if self.reduction.stream:
             fn.prefetch(base, fn.mul(self.fields["x_c"], AHEAD))
         result = []

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from leanconv.codegen.ir import Function, Index, Value
+from leanconv.kernels.cost import LINE
 
-LINE = 64  # bytes of a line of cache
 ZERO_BYTES = 64  # a block of zeros that padded pixels read: a round of channels, 8 at the most, of 8 bytes
 
 Addresses = list[tuple[Sequence[Value], Index]]  # per step: every pixel's address, and an offset common to all

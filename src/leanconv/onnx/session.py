@@ -103,6 +103,10 @@ class Session:
         network, values = self._prepared(inputs)
         return network.run(values)
 
+    def __reduce__(self) -> str:
+        """Machine code and its memory stay in their process."""
+        raise TypeError("a session cannot be copied or pickled: load the model where it is to run, from a warm cache")
+
     def profile(self, inputs: Mapping[str, Array], repeat: int = 1) -> Profile:
         """As `run`, with the time of each step.
 

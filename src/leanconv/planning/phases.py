@@ -246,7 +246,7 @@ def _columns(spec: ColumnSpec, f: Fields, chunks: int, host: Host) -> Cost:
             counts[name] += value * f["k_count"]
         reads += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.reads]
         writes += [(nbytes * f["k_count"], set_) for nbytes, set_ in copied.writes]
-    streams = _from_memory(source, f, ASKED, host)
+    streams = _from_memory(source, f, 1.0 if spec.ahead else ASKED, host)
     return Cost(counts, tuple(reads), tuple(writes), chunks, streams)
 
 
