@@ -40,7 +40,7 @@ from leanconv.algorithms.winograd_fly import (
     output_slots,
     pass_slots,
 )
-from leanconv.algorithms.winograd_staged import SharedWindows
+from leanconv.algorithms.winograd_staged import SharedWindows, SharedWindowsOnTheFly
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.cost import Cost, issue_slots
@@ -211,8 +211,10 @@ class Winograd(Algorithm):
         """One phase, a chunk for each block of tiles, group and group of panels; or windows in a phase before."""
         tiling, tiles = tiling_of(problem, self.outputs), tunables.get("tiles")
         if self.transform:
-            fly = BlocksOnTheFly(problem, host, tiling, threads, workspace, tunables.get("splits"))
-            return fly.lowering(threads, workspace, tiles)
+            splits = tunables.get("splits")
+            both = SharedWindowsOnTheFly(problem, host, tiling, threads, workspace, splits)
+            fly = BlocksOnTheFly(problem, host, tiling, threads, workspace, splits)
+            return both.shared(threads, workspace, tiles) or fly.lowering(threads, workspace, tiles)
         shared = SharedWindows(problem, host, tiling).shared(threads, workspace, tiles)
         return shared or BlocksOfTiles(problem, host, tiling).lowering(threads, workspace, tiles)
 

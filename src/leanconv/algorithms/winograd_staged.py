@@ -1,5 +1,7 @@
 """Winograd for several threads and few tiles: windows are transformed once, into a buffer that all threads read.
 
+With weights on the fly each of them is transformed once, too, where all tiles make one block.
+
 A chunk of the fused form is a block of tiles.  Where there are fewer blocks than threads would like, each of them is
 shared by several chunks, that take some of its panels each; every one of these would transform the same windows again.
 Here a phase of its own transforms them, some tiles a chunk; then each chunk takes some panels of a block.
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles
+from leanconv.algorithms.winograd_fly import MOST_TILES, BlocksOnTheFly
 from leanconv.classes import replace
 from leanconv.kernels.backward_winograd_stage import WindowStageSpec
 from leanconv.kernels.winograd import WinogradSpec
@@ -29,8 +32,8 @@ class SharedWindows(BlocksOfTiles):
         tiles = self.block(threads, None, wanted)
         total, panels = max(1, self.fields["tile_count"]), self.panels.total
         blocks = -(-total // tiles)
-        few = threads > 1 and blocks < self.enough(threads) and panels > 1
-        if not few or self.problem.groups > 1 or not self.problem.batch:
+        few = threads > 1 and blocks <= self.most_blocks(threads) and panels > 1
+        if not few or self.splits > 1 or self.problem.groups > 1 or not self.problem.batch:
             return None
         tiles = -(-total // blocks)
         blocks = -(-total // tiles)
@@ -50,6 +53,10 @@ class SharedWindows(BlocksOfTiles):
         first = Phase("windows", WindowStageSpec(self.input_step()), stage, blocks * spread)
         return replace(fused, phases=(first, products), workspace=buffers)
 
+    def most_blocks(self, threads: int) -> int:
+        """As many blocks as this is done for: fewer than threads would like."""
+        return self.enough(threads) - 1
+
     def window_bytes(self, tiles: int) -> int:
         """Bytes of V of a block."""
         return self.points * super().scratch(tiles)[0]["v_point"]
@@ -61,9 +68,29 @@ class SharedWindows(BlocksOfTiles):
 
     def scratch(self, tiles: int) -> tuple[dict[str, int], int]:
         """Where everything lies in a thread's scratch, and its bytes: M alone."""
-        fields, _ = super().scratch(tiles)
-        return fields | {"m_at": 0}, self.points * fields["m_point"]
+        fields, end = super().scratch(tiles)
+        gap = fields["m_at"] + self.zero_bytes
+        behind = {name: fields[name] - gap for name in ("u_at", "t_at") if name in fields}
+        return fields | behind | {"m_at": 0}, end - gap
 
     def spec(self, tiles: int) -> WinogradSpec:
         """The kernel of products."""
         return replace(super().spec(tiles), staged=True)
+
+
+class SharedWindowsOnTheFly(SharedWindows, BlocksOnTheFly):
+    """The same with weights on the fly, if channels are not split."""
+
+    def most_blocks(self, threads: int) -> int:
+        """No more than threads: their own windows would take as much memory."""
+        return threads
+
+    def near(self, threads: int) -> int:
+        """What all threads may take, who share it."""
+        return super().near(threads) * threads
+
+    def block(self, threads: int, workspace: int | None, wanted: int | None) -> int:
+        """As many tiles as there can be: each block transforms all weights."""
+        total = max(1, self.fields["tile_count"])
+        tiles = self.fitting(min(wanted or MOST_TILES, total), 1, workspace or self.near(threads))
+        return -(-total // -(-total // tiles))
