@@ -269,6 +269,12 @@ def test_the_least_limit_is_named_and_enough(name: str, case: Case) -> None:
     assert plan.workspace_bytes <= case.plan(name, 2).workspace_bytes
     with GuardedAllocator():
         case.check(plan.bind(**weights)(**inputs), name)
+    # So with the workspace of each thread, whatever packed weights take.
+    try:
+        assert case.plan(name, 2, workspace_limit=0).workspace_bytes == 0
+    except MemoryLimitError as error:
+        narrow = case.plan(name, 2, workspace_limit=error.needed)
+        assert 0 < narrow.workspace_bytes <= error.needed * narrow.threads
 
 
 GAPLESS = ("direct", "pointwise")  # what runs in no memory at all

@@ -18,6 +18,7 @@ from leanconv.host import this_host
 from leanconv.network import kept
 from leanconv.network.choose import plan_network
 from leanconv.network.compile import compile_graph
+from leanconv.network.constants import Constants
 from leanconv.network.graph import Graph
 from leanconv.network.nearby import Ways
 from leanconv.network.steps import blocks, convolution
@@ -69,6 +70,16 @@ def test_another_question_is_weighed(tmp_path: Path, monkeypatch: pytest.MonkeyP
             compile_graph(graph, **{"threads": 2, **other})
     monkeypatch.setattr(REGISTRY, "_added", {"mine": REGISTRY["direct"]})
     assert kept.question(graph, Setting(this_host(), 2), None) is None  # what a program adds is not on disk
+
+
+def test_the_order_of_constants_is_no_other_question() -> None:
+    """A model that was read before lists those left in the file last."""
+    graph, _ = graph_of("residual")
+    turned = dict(reversed([*graph.constants.handles()]))
+    assert [*turned] != [*graph.constants]
+    other = Graph(graph.nodes, graph.inputs, graph.outputs, Constants(turned), graph.types)
+    keys = {kept.question(each, Setting(this_host(), 2), None) for each in (graph, other)}
+    assert len(keys) == 1 and None not in keys
 
 
 def test_what_does_not_hold_is_planned_anew() -> None:

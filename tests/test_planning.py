@@ -90,6 +90,8 @@ def test_a_limit_of_the_workspace_of_each_thread() -> None:
         assert found[1].workspace_bytes == 0 == found[2].extra_bytes
         assert found[3].extra_bytes <= 1 << 20 and found[3].workspace_bytes <= found[3].threads << 16
         assert found[0].workspace_bytes > found[3].workspace_bytes
+    turned = {name: value for name, value in layer.items() if name != "bias"}
+    assert leanconv.plan_transpose(**turned, workspace_limit=0).workspace_bytes == 0
     with leanconv.record_plans() as pins:
         leanconv.plan(**layer)
         leanconv.plan(**layer, workspace_limit=0)

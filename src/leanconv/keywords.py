@@ -67,6 +67,7 @@ class PlanOptions(AnyProblemOptions, Choice, total=False):
 
     dtype: DTypeLike
     budget: float
+    workspace_limit: int | str | None
     parameters: Mapping[str, int] | None
 
 

@@ -17,6 +17,7 @@ from leanconv.plan import Plan
 from leanconv.planning.choice import choose as choose_plan
 from leanconv.planning.limits import resolve_limit
 from leanconv.planning.wanted import AlgorithmLike
+from leanconv.sizes import parse_bytes
 from leanconv.threads import get_num_threads
 from leanconv.transposed_options import make_backward_data_problem, make_transposed_problem
 
@@ -243,6 +244,7 @@ def _plan(
     choose: str = "model",
     budget: float = 1.0,
     memory_limit: int | str | None = None,
+    workspace_limit: int | str | None = None,
     threads: int | None = None,
     parameters: Mapping[str, int] | None = None,
     **options: Unpack[AnyProblemOptions],
@@ -255,6 +257,7 @@ def _plan(
         algorithm,
         get_num_threads() if threads is None else integer("threads", threads, 1),
         resolve_limit(memory_limit),
+        workspace_limit=parse_bytes(workspace_limit, "workspace_limit"),
         parameters=parameters,
         accuracy=accuracy,
         deterministic=deterministic,

@@ -53,7 +53,8 @@ def question(graph: Graph, setting: Setting, limit: int | None) -> str | None:
     from leanconv.planning.records import machine_key
 
     nodes = [(n.op, n.name, n.inputs, n.outputs, n.version, _plain(n.attributes)) for n in graph.nodes]
-    text = repr((nodes, list(graph.inputs), graph.outputs, list(graph.constants), sorted(graph.types.items())))
+    # Sorted: what was read before lists constants in another order than the file.
+    text = repr((nodes, list(graph.inputs), graph.outputs, sorted(graph.constants), sorted(graph.types.items())))
     more = (setting.threads, setting.limited, asked, setting.accuracy, setting.deterministic, limit)
     return make_key(
         machine_key(
