@@ -213,6 +213,14 @@ def test_bits_do_not_depend_on_blocks(name: str) -> None:
     assert len(set(results)) == 1
 
 
+def test_channels_are_split_alike_on_any_number_of_threads() -> None:
+    """How many blocks of channels there are decides the bits of the sums."""
+    for channels, size in ((512, 28), (256, 56), (1024, 14), (2048, 20), (96, 112)):
+        case = Case((1, channels, size, size), (64, channels, 3, 3), WINDOW, layout="NHWC")
+        plans = [case.plan("winograd_f4_on_the_fly", threads) for threads in (1, 2, 3, 8)]
+        assert len({plan.parameters["splits"] for plan in plans}) == 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_memory(name: str) -> None:
     """The workspace is what the formula says, shrinks to a limit, and weights on the fly cost no packed ones."""
@@ -252,8 +260,9 @@ def test_threads_share_windows_of_few_tiles(name: str, layout: str) -> None:
     tight = case.plan(name, threads=2, memory_limit=plans[1].extra_bytes - 1)
     assert phases(tight) == ["winograd"] and tight.extra_bytes < plans[1].extra_bytes
     arrays = [case.values["w"], case.values["bias"]]
-    assert len({plan.bind(*arrays)(case.values["x"]).tobytes() for plan in (*plans, tight)}) == 1
+    assert len({plan.bind(*arrays)(case.values["x"]).tobytes() for plan in plans}) == 1
     assert_right(case, plans[1])
+    assert_right(case, tight)
 
 
 def assert_right(case: Case, plan: leanconv.Plan) -> None:

@@ -212,8 +212,8 @@ class Winograd(Algorithm):
         tiling, tiles = tiling_of(problem, self.outputs), tunables.get("tiles")
         if self.transform:
             splits = tunables.get("splits")
-            both = SharedWindowsOnTheFly(problem, host, tiling, threads, workspace, splits)
             fly = BlocksOnTheFly(problem, host, tiling, threads, workspace, splits)
+            both = SharedWindowsOnTheFly(problem, host, tiling, threads, workspace, fly.splits)
             return both.shared(threads, workspace, tiles) or fly.lowering(threads, workspace, tiles)
         shared = SharedWindows(problem, host, tiling).shared(threads, workspace, tiles)
         return shared or BlocksOfTiles(problem, host, tiling).lowering(threads, workspace, tiles)
