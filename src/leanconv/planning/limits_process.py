@@ -2,7 +2,7 @@
 
 It reads a case a line from its input, in JSON, and answers each with a line: what it takes, or {"error": text}. The
 child inherits what is loaded and nothing else: kernels, threads, workspace and packed weights are its own, and it does
-all twice, so that only what a plan and a call take is counted the second time.
+all once before, so that only what a plan and a call take is counted.
 """
 
 from __future__ import annotations
@@ -90,19 +90,23 @@ def _case(case: dict[str, Any]) -> dict[str, Any]:
     out = empty(plan.problem.out_shape, "float32")
     out.fill(0)
     bound(x, out=out)
-    del plan, bound
-    trim_arenas()
-    memory = PeakMemory()
-    plan, bound = ready()
-    bound(x, out=out)
-    measured = memory.extra_bytes()
+    found: list[int | None] = []
+    # Twice, and the less: a table of the interpreter's own that doubles at this moment (270 KiB) is no part of a plan.
+    for _ in range(2):
+        del plan, bound
+        trim_arenas()
+        memory = PeakMemory()
+        plan, bound = ready()
+        bound(x, out=out)
+        found.append(memory.extra_bytes())
+    known = [each for each in found if each is not None]
     kept = plan.packed_weight_bytes if plan.packing is not None else plan.problem.w_bytes
     return {
         "algorithm": plan.algorithm,
         "threads": plan.threads,
         "counted": plan.extra_bytes,
         "declared": plan.workspace_bytes + kept,
-        "measured": measured,
+        "measured": min(known) if known else None,
     }
 
 
