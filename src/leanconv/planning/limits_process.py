@@ -91,7 +91,8 @@ def _case(case: dict[str, Any]) -> dict[str, Any]:
     out.fill(0)
     bound(x, out=out)
     found: list[int | None] = []
-    # Twice, and the less: a table of the interpreter's own that doubles at this moment (270 KiB) is no part of a plan.
+    # Twice, and the less: what a process takes once, to keep, is no part of a plan. On a few short layers planning,
+    # before anything was packed or run, took 270 KiB so; what a plan itself takes is there both times.
     for _ in range(2):
         del plan, bound
         trim_arenas()
