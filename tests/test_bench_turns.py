@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import os
+import threading
 
 import pytest
 
@@ -149,6 +151,42 @@ def test_a_sample_that_waited_for_a_cpu_is_taken_again(monkeypatch):
     # least is the second.
     assert sampling.sample(call, 1) == pytest.approx(0.3)
     assert next(queue, None) is None
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="no choice of CPUs"
+)
+@pytest.mark.parametrize(
+    ("ran", "apart"),
+    [
+        ({"caller": 10, "other": 10}, True),
+        ({"caller": 10, "other": 1}, True),  # it has slept through the others' work: all the more
+        ({"caller": 1, "other": 10}, False),  # the caller only waits
+        ({"caller": 10, "other": 10, **dict.fromkeys(range(-99, -1), 10)}, False),  # more than there are CPUs
+    ],
+)
+def test_the_calling_thread_has_a_cpu_of_its_own(monkeypatch, ran, apart):
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    threads = {"caller": threading.get_native_id(), "other": other.native_id}
+    times = iter(
+        [{threads.get(name, name): (0, 0) for name in ran}, {threads.get(k, k): (v, 0) for k, v in ran.items()}]
+    )
+    monkeypatch.setattr(sampling, "_threads", lambda: next(times))
+
+    def allowed():
+        return [os.sched_getaffinity(thread) for thread in threads.values()]
+
+    usual = allowed()
+    try:
+        with sampling._apart(sampling._threads()):
+            caller, others = allowed()
+            assert (len(caller) == 1 and not caller & others) if apart else [caller, others] == usual
+        assert allowed() == usual
+    finally:
+        done.set()
+        other.join()
 
 
 @pytest.mark.parametrize("calls", [1, 3, 4])
