@@ -1,9 +1,9 @@
 """`leanconv bench model.onnx`: whole networks beside other runtimes, each in a process of its own.
 
 They take turns, round by round, so that what slows the machine slows all alike. Before each timed run the threads of
-the one before come to rest, and one more run is made, for a process that has slept has cold caches and sleeping
-threads. Memory is the rise of the process's resident memory from before the model is loaded to the highest point of
-loading and three runs; the runtime itself is loaded by then.
+the one before come to rest, and other runs are made, for a process that has slept has cold caches and sleeping threads
+(`sampling`). Memory is the rise of the process's resident memory from before the model is loaded to the highest point
+of loading and three runs; the runtime itself is loaded by then.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from leanconv.bench.intervals import factor_interval
 from leanconv.bench.onnx_runtimes import OURS, RUNTIMES, Inputs, Request
 from leanconv.bench.process_memory import PeakMemory
 from leanconv.bench.processes import process
+from leanconv.bench.sampling import sample
 from leanconv.errors import ArgumentValueError, LeanconvError
 
 SETTLE = 0.25  # seconds; idle threads of the runtime whose turn it was spin for up to 0.2
@@ -53,9 +54,7 @@ def _serve(pipe: Any, runtime: str, request: Request) -> None:
         while pipe.recv():
             time.sleep(SETTLE)
             run(inputs)
-            begin = time.perf_counter()
-            run(inputs)
-            pipe.send(time.perf_counter() - begin)
+            pipe.send(sample(lambda: run(inputs), 1))
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:
