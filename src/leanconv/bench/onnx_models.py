@@ -34,6 +34,7 @@ from leanconv.bench.sampling import sample
 from leanconv.errors import ArgumentValueError, LeanconvError
 
 SETTLE = 0.25  # seconds; idle threads of the runtime whose turn it was spin for up to 0.2
+SAMPLE = 0.02  # seconds; a shorter run is repeated: single ones of 2 to 4 ms differed by a third
 DIFFERENT = 1e-3
 """Difference of outputs, relative to the largest, that means another network."""
 
@@ -53,8 +54,10 @@ def _serve(pipe: Any, runtime: str, request: Request) -> None:
         pipe.send((loaded, memory.extra_bytes(), outputs))
         while pipe.recv():
             time.sleep(SETTLE)
+            begin = time.perf_counter()
             run(inputs)
-            pipe.send(sample(lambda: run(inputs), 1))
+            took = time.perf_counter() - begin
+            pipe.send(sample(lambda: run(inputs), max(int(SAMPLE / took), 1)))
     except (EOFError, KeyboardInterrupt):
         return
     except Exception as error:
