@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Value
+from leanconv.codegen.targets import Target
 from leanconv.kernels.cook_toom import ONE, ZERO, Matrix, Surd
 
 Terms = dict[int, Surd]  # a sum: coefficient of each value
@@ -41,12 +42,20 @@ class Linear:
         one = self.lazily(fn, values, fused=fused)
         return [one(i) for i in range(len(self.outputs))]
 
-    def lazily(self, fn: Function, values: Sequence[Value], *, fused: bool) -> Callable[[int], Value]:
-        """A function that emits what one output takes and no output before it has taken, and returns that output."""
-        known = dict(enumerate(values))
+    def lazily(
+        self, fn: Function, values: Sequence[Value] | Callable[[int], Value], *, fused: bool
+    ) -> Callable[[int], Value]:
+        """A function that emits what one output takes and no output before it has taken, and returns that output.
+
+        `values` may be a function, which is asked once for each value that is used.
+        """
+        known = {} if callable(values) else dict(enumerate(values))
 
         def value(i: int) -> Value:
-            if i not in known:
+            if i not in known and i < self.inputs:
+                assert callable(values)
+                known[i] = values(i)
+            elif i not in known:
                 step = self.steps[i - self.inputs]
                 a, b = value(step.a), value(step.b)
                 factor = fn.const(a.type, step.factor)
@@ -59,6 +68,33 @@ class Linear:
             return known[i]
 
         return lambda output: value(self.outputs[output])
+
+    def parts(self, most: int) -> list[list[int]]:
+        """Outputs in the fewest parts of at most `most` (or one group's) that have no step in common.
+
+        Outputs with common steps are a group; the largest groups come first.
+        """
+        groups: list[tuple[list[int], set[int]]] = []
+        for output, value in enumerate(self.outputs):
+            together, steps = [output], self._steps(value)
+            for group in [group for group in groups if group[1] & steps]:
+                groups.remove(group)
+                together, steps = [*group[0], *together], steps | group[1]
+            groups.append((together, steps))
+        parts: list[list[int]] = []
+        for together, _ in sorted(groups, key=lambda group: -len(group[0])):
+            part = next((part for part in parts if len(part) + len(together) <= most), None)
+            if part is None:
+                parts.append(part := [])
+            part += together
+        return parts
+
+    def _steps(self, value: int) -> set[int]:
+        """All steps that a value takes."""
+        if value < self.inputs:
+            return set()
+        step = self.steps[value - self.inputs]
+        return {value} | self._steps(step.a) | self._steps(step.b)
 
 
 @dataclass(slots=True)
@@ -147,3 +183,43 @@ def _merge_columns(writer: _Writer, rows: list[Terms], inputs: int) -> list[Term
             rows = merged
             break
     return rows
+
+
+def in_registers(
+    fn: Function,
+    programs: tuple[Linear, Linear],
+    parts: Sequence[Sequence[int]],
+    load: Callable[[int, int], Value],
+    done: Callable[[int, list[Value]], None],
+    *,
+    fused: bool,
+) -> None:
+    """Transform along two axes, some outputs of the first at a time, so that nothing between them goes to memory.
+
+    `load(i, j)` is value j along the first axis of line i; `done(o, values)` takes all outputs along the second axis
+    of output o along the first.
+    """
+    first, second = programs
+    for part in parts:
+        lines: list[list[Value]] = []
+        for i in range(second.inputs):
+
+            def taken(j: int, line: int = i) -> Value:
+                return load(line, j)
+
+            one = first.lazily(fn, taken, fused=fused)
+            lines.append([one(output) for output in part])
+        for at, output in enumerate(part):
+            done(output, second.emit(fn, [line[at] for line in lines], fused=fused))
+
+
+def register_parts(target: Target, programs: tuple[Linear, Linear]) -> list[list[int]] | None:
+    """The parts for `in_registers`: at most two, whose values take three quarters of the registers; None: the stack.
+
+    With 32 registers F(4, 3) has windows in parts of 3 x 6 values and outputs in 2 x 6, and neither spills.  More parts
+    would load too much twice.
+    """
+    first, second = programs
+    most = target.accumulators * 3 // 4 // second.inputs
+    parts = first.parts(most)
+    return parts if len(parts) <= 2 and all(len(part) <= most for part in parts) else None

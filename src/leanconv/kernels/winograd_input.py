@@ -19,7 +19,7 @@ from leanconv.kernels.cursor import ZERO_BYTES
 from leanconv.kernels.epilogue import load_lanes
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.image import mapped_position
-from leanconv.kernels.linear import linear
+from leanconv.kernels.linear import Linear, in_registers, linear, register_parts
 from leanconv.kernels.winograd_tiles import Counters, Place, Tiling, Turns, over, row_major
 
 
@@ -211,6 +211,11 @@ class InputEmitter:
         fn, tiling = self.fn, self.step.tiling
         to = {bits: fn.gep(base, fn.mul(channel, self.step.item)) for bits, base in bases.items()}
         order = tiling.active[::-1]
+        if self.step.adjacent and len(order) == 2:
+            programs = linear(window.matrices[order[0]]), linear(window.matrices[order[1]])
+            if parts := register_parts(self.step.target, programs):
+                self._in_registers(window, to, programs, parts, channel, count)
+                return
 
         def along(d: int, inside: bool = True) -> list[Value]:
             self._pass(window, to, d, order, channel, count, inside)
@@ -222,6 +227,36 @@ class InputEmitter:
             fn.if_(window.inside, lambda: along(order[0]), lambda: along(order[0], False), hint="inside")
         for d in order[1:]:
             along(d)
+
+    def _in_registers(
+        self,
+        window: Window,
+        to: Counters,
+        programs: tuple[Linear, Linear],
+        parts: list[list[int]],
+        channel: Index,
+        count: int,
+    ) -> None:
+        """Both axes at once: some columns of points at a time."""
+        fn, step = self.fn, self.step
+        axes, (high, wide) = step.tiling.axes, step.tiling.active
+        entries = [8 * n for n in row_major(window.sizes)]
+        far = [fn.mul(self.fields["v_point"], n) for n in row_major(step.tiling.sizes)]
+        asked: set[int] = set()
+
+        def load(i: int, j: int) -> Value:
+            if i not in asked:
+                asked.add(i)
+                self._ask(window, fn.gep(self.table, entries[high] * i), entries[wide], channel)
+            return self._load(self.table, self.table, entries[high] * i + entries[wide] * j, channel, count)
+
+        def done(j: int, values: list[Value]) -> None:
+            for i, value in enumerate(values):
+                place = {high: i, wide: j}
+                bits = tuple(axis.bit(place.get(d, 0)) for d, axis in enumerate(axes))
+                fn.store(value, fn.gep(fn.gep(to[bits], fn.mul(far[wide], j)), fn.mul(far[high], i)))
+
+        in_registers(fn, programs, parts, load, done, fused=step.target.fma)
 
     def _pass(
         self, window: Window, to: Counters, d: int, order: list[int], channel: Index, count: int, inside: bool

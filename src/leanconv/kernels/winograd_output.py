@@ -11,7 +11,7 @@ from leanconv.kernels.cost import LINE
 from leanconv.kernels.cursor import ZERO_BYTES
 from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
 from leanconv.kernels.fields import Fields, Overlaid
-from leanconv.kernels.linear import linear
+from leanconv.kernels.linear import Linear, in_registers, linear, register_parts
 from leanconv.kernels.winograd_tiles import Bits, Counters, Place, Tiling, Turns, over, row_major
 
 _AHEAD = 2  # tiles between asking for pixels and writing them: one takes about as long as the third level of cache
@@ -175,6 +175,11 @@ class OutputEmitter:
                 result.append(fn.load(kind, fn.gep(fn.gep(base, state[0]), fn.mul(far[d], j))))
             return result
 
+        if len(active) == 2 and active[-1] == last:
+            programs = linear(matrices[active[0]]), linear(matrices[last])
+            if parts := register_parts(step.target, programs):
+                self._in_registers(place, programs, parts, bases, to, shift, count)
+                return
         zero = Value("0", I64)
         passes = [d for d in active if d != last]
 
@@ -201,7 +206,7 @@ class OutputEmitter:
 
         def row(state: list[Value], bits: tuple[int, ...]) -> None:
             values = source(state, bits, last, alone)
-            self._store(program.emit(fn, values, fused=step.target.fma), state, place, shift, count)
+            self._store(program.emit(fn, values, fused=step.target.fma), state[1], state[2], place, shift, count)
 
         loops = []
         for k in range(last):
@@ -211,7 +216,49 @@ class OutputEmitter:
             loops.append(Turns(spans, [far[k] if alone else near[k], o_at, r_at]))
         over(fn, loops, [zero if alone else self.stack, *to], row)
 
-    def _store(self, values: list[Value], state: list[Value], place: Place, shift: Value | None, count: int) -> None:
+    def _in_registers(
+        self,
+        place: Place,
+        programs: tuple[Linear, Linear],
+        parts: list[list[int]],
+        bases: Counters,
+        to: list[Value],
+        shift: Value | None,
+        count: int,
+    ) -> None:
+        """Both axes at once: some rows of outputs at a time."""
+        fn, fields, tiling = self.fn, self.fields, self.step.tiling
+        axes, (high, wide) = tiling.axes, tiling.active
+        kind = vector(SCALARS[self.step.dtype], self.step.lanes)
+        far = [fn.mul(fields["m_point"], n) for n in row_major(tiling.sizes)]
+        letters = "oo" if self.residual is None else "or"
+
+        def load(j: int, i: int) -> Value:
+            point = {high: i, wide: j}
+            base = bases[tuple(axis.bit(point.get(d, 0)) for d, axis in enumerate(axes))]
+            return fn.load(kind, fn.gep(fn.gep(base, fn.mul(far[wide], j)), fn.mul(far[high], i)))
+
+        def done(i: int, values: list[Value]) -> None:
+            out, residual = (
+                fn.gep(pointer, fn.mul(fields[f"{letter}_at{high}"], i * axes[high].dilation))
+                for pointer, letter in zip(to, letters, strict=True)
+            )
+
+            def row() -> list[Value]:
+                self._store(values, out, residual, place, shift, count)
+                return []
+
+            exist = place.valid[high]
+            if isinstance(exist, int):
+                row()
+            else:
+                fn.if_(fn.cmp("sgt", exist, i), row, lambda: [], hint="exists")
+
+        in_registers(fn, programs, parts, load, done, fused=self.step.target.fma)
+
+    def _store(
+        self, values: list[Value], out: Value, residual: Value, place: Place, shift: Value | None, count: int
+    ) -> None:
         """Bias, then a row of outputs along the last axis; those beyond the image are left out."""
         fn, fields, step = self.fn, self.fields, self.step
         last = len(place.outputs) - 1
@@ -221,9 +268,9 @@ class OutputEmitter:
         if step.runs:
             extra: list[Value | None] = [None] * len(values)
             if self.residual is not None:
-                extra = [*load_runs(fn, values[0].type, state[2], fields["r_k"], len(values), count)]
+                extra = [*load_runs(fn, values[0].type, residual, fields["r_k"], len(values), count)]
             done = [self._applied(value, more) for value, more in zip(values, extra, strict=True)]
-            store_runs(fn, done, state[1], fields["o_k"], count)
+            store_runs(fn, done, out, fields["o_k"], count)
             return
 
         def from_(j: int) -> list[Value]:
@@ -231,10 +278,10 @@ class OutputEmitter:
                 return []
 
             def one() -> list[Value]:
-                o = fn.gep(state[1], fn.mul(fields[f"o_at{last}"], j * dilation))
+                o = fn.gep(out, fn.mul(fields[f"o_at{last}"], j * dilation))
                 r = o
                 if self.residual is not None:
-                    r = fn.gep(state[2], fn.mul(fields[f"r_at{last}"], j * dilation))
+                    r = fn.gep(residual, fn.mul(fields[f"r_at{last}"], j * dilation))
                 self._one(values[j], o, r, count)
                 return from_(j + 1)
 
