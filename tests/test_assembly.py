@@ -224,6 +224,17 @@ def test_inner_loops_spill_nothing(case: str, name: str, target: Target) -> None
 
 
 @EACH_FUSED
+@pytest.mark.parametrize("padding", [0, 3])
+def test_pixels_of_three_channels_from_a_table_spill_nothing(padding: int, target: Target) -> None:
+    shape, w_shape = (1, 60, 60, 3), (64, 3, 7, 7)
+    problem = make_problem(2, shape, w_shape, dtype="float32", layout="NHWC", stride=2, padding=padding, bias=True)
+    loops = multiplying(lowered(problem, "indirect", target)[0][1])
+    assert loops
+    for loop in loops:
+        assert not spills(loop)
+
+
+@EACH_FUSED
 @pytest.mark.parametrize(("height", "outputs", "asks"), [(1 << 20, 32, True), (1, 32, False), (1 << 20, 640, False)])
 def test_rows_from_afar_are_asked_for_where_little_else_is_read(
     height: int, outputs: int, asks: bool, target: Target

@@ -61,8 +61,9 @@ class ImplicitGemm(Algorithm):
         height = heights[0] if panels_of(p, host).count else heights[1]  # the tiles are packed for all panels alike
         image = image_input(p).fields
         fields = patch_fields(p, {}) | {"x_n": image["x_n"], "x_g": image["x_g"], "depth": depth}
-        tail = p.group_in % host.target.lanes(p.dtype)
-        stage = PackTiles(patches(p, host, True, True), height, tail)
+        lanes, joint = host.target.lanes(p.dtype), _joint_taps(p, host)
+        tails = p.group_in % lanes, joint * p.group_in % lanes
+        stage = PackTiles(patches(p, host, True, True), height, tails[0], joint, tails[1])
         source = CoreInput(Micropanels(p.dtype), (1,), depth, True, False, fields, "x", stage)
         core, parameters = dense_phase(p, host, source, (height, height), cut)
         return Lowering(
@@ -75,3 +76,13 @@ class ImplicitGemm(Algorithm):
             ),
             {**parameters, "strip": cut.block},
         )
+
+
+def _joint_taps(problem: Problem, host: Host) -> int:
+    """Taps of the last dimension that are packed as one: all, if they make a run and channels do not fill vectors.
+
+    11x11 taps of 3 channels, 96 outputs: 87 % of the peak instead of 75, 3x3 taps: 76 instead of 63 (AVX-512).
+    """
+    p = problem
+    run = p.x_strides[1] == 1 and p.x_strides[-1] == p.group_in and p.dilation[-1] == 1
+    return p.kernel[-1] if run and p.group_in % host.target.lanes(p.dtype) else 1

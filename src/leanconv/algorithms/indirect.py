@@ -4,8 +4,8 @@ Idea        one offset for each output pixel and tap, and a row of zeros for pad
             it, so that nothing of the image is copied and edges cost no more than the middle
 Workspace   P * Q * taps offsets of 4 bytes (8 in an image of 2 GiB and more) and C/g zeros; made once by a bound
             plan and kept with it, the same for all images of the batch and all groups
-Good for    channels last with many channels, ragged geometries, padding of any mode
-Bad for     few channels, which share the cost of an entry; large images, for whose table the cache is too small
+Good for    channels last, ragged geometries, padding of any mode
+Bad for     large images with few channels, for whose table the cache is too small
 
     image        table [P * Q][R * S] of offsets, 2 x 2 taps      at each offset: channels c0 c1 c2 ...
     a b c d      pixel 0   &a &b &e &f

@@ -35,6 +35,7 @@ from leanconv.kernels.cost import LINE
 from leanconv.kernels.image import Rows
 from leanconv.problem import Problem
 
+LEAST_FILLED = 0.85  # of vectors of pixels: 160 to 960 channels on 7 x 7 reach 71 % of the peak so, 87 % the other way
 FEW_PANELS = 8  # which read a block of the image so often; only the first has it from afar
 
 
@@ -64,7 +65,8 @@ class Pointwise(Algorithm):
         # the weights, or where no tile has parts of two lines to be asked for again and again.
         line = 2 * host.target.vector_bytes
         few = problem.group_in * line < host.l1 // 2
-        if rows and columns.applies(problem, rows) and (few or rows.fields["x_c"] % LINE == 0):
+        beside = few or (rows is not None and rows.fields["x_c"] % LINE == 0)
+        if rows and columns.applies(problem, rows) and beside and _filled(problem, host) >= LEAST_FILLED:
             cut = columns.blocking(problem, host, threads)
             phase, parameters = columns.column_phase(problem, host, rows, cut)
             return Lowering(
@@ -82,6 +84,12 @@ class Pointwise(Algorithm):
             steps=(f"core {parameters['tile']} reads the image in place as {how}",),
             parameters=parameters,
         )
+
+
+def _filled(problem: Problem, host: Host) -> float:
+    """The part of the lanes of vectors of pixels that pixels fill: of 49 three quarters in vectors of sixteen."""
+    pixels, lanes = math.prod(problem.out_size), host.target.lanes(problem.dtype)
+    return pixels / (-(-pixels // lanes) * lanes)
 
 
 def _asked_ahead(problem: Problem, host: Host, rows: CoreInput) -> CoreInput:

@@ -14,9 +14,14 @@ from leanconv.classes import dataclass
 from leanconv.codegen.ir import I1, SCALARS, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Sum
-from leanconv.kernels.cursor import PointerCursor, SharedCursor
+from leanconv.kernels.cursor import Cursor, PointerCursor, SharedCursor
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.patches import Patches, each_pixel
+
+# LLVM loads all that belongs to an address as soon as it has it, if the channels of a tap are one block of code. Of the
+# twelve addresses of a tile (x86-64 has 15 registers) 54 elements were put on the stack beside 72 multiply-adds, for 3
+# channels; of four at a time none. Tiles with no more than ten have registers enough, and so has AArch64.
+MOST_ADDRESSES, ADDRESSES = 10, 4
 
 
 def nowhere(entry_bytes: int) -> int:
@@ -66,35 +71,59 @@ class Indirect:
         self, sum_: Sum, base: Value, entry: Value, weights: Value, accs: list[Value]
     ) -> tuple[Value, list[Value]]:
         """All channels of one tap; returns the weights' new address and the sums."""
-        fn, red = sum_.fn, sum_.reduction
-        row = self.taps * self.entry_bytes
-        offsets = [fn.load_integer(self.entry_bytes, entry, i * row) for i in range(sum_.tile.rows)]
-        pixels = [fn.gep(base, offset) for offset in offsets]
-        step: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
+        fn, red, vectors = sum_.fn, sum_.reduction, sum_.tile.vectors
+        block = red.channels is not None and red.channels <= Cursor.longest
+        if block and sum_.tile.rows > MOST_ADDRESSES and (red.unit_channel or not self.padded):
+            after, sums = weights, []
+            for first in range(0, sum_.tile.rows, ADDRESSES):
+                rows = range(first, min(first + ADDRESSES, sum_.tile.rows))
+                pixels, _ = self._pixels(sum_, base, entry, rows)
+                own = accs[rows.start * vectors : rows.stop * vectors]
+                after, own = self._together(sum_, pixels, weights, own)
+                sums += own
+            return after, sums
+        pixels, outside = self._pixels(sum_, base, entry, range(sum_.tile.rows))
+        if not self.padded or red.unit_channel:
+            return self._together(sum_, pixels, weights, accs)
 
-        def together(pixels: list[Value]) -> list[Value]:
-            cursor = SharedCursor(fn, [fn.opaque(pixel) for pixel in pixels], 0, step)
-            after, sums = sum_.run(cursor, red.channels, weights, accs)
+        def together() -> list[Value]:
+            after, sums = self._together(sum_, pixels, weights, accs)
             return [after, *sums]
 
         def apart() -> list[Value]:
-            cursor = PointerCursor.punched(fn, pixels, [fn.negate(pad) for pad in outside], step)
+            inside = [fn.negate(pad) for pad in outside]
+            cursor = PointerCursor.punched(fn, pixels, inside, sum_.fields["x_c"])
             after, sums = sum_.run(cursor, red.channels, weights, accs)
             return [after, *sums]
 
-        if not self.padded:
-            after, *sums = together(pixels)
-            return after, sums
-        outside = [fn.cmp("eq", offset, nowhere(self.entry_bytes)) for offset in offsets]
-        if red.unit_channel:
-            zeros = sum_.fields.buffer("zeros")
-            after, *sums = together([fn.select(pad, zeros, pixel) for pad, pixel in zip(outside, pixels, strict=True)])
-            return after, sums
         some = outside[0]
         for pad in outside[1:]:
             some = fn.either(some, pad)
-        after, *sums = fn.if_(some, apart, lambda: together(pixels), hint="padding")
+        after, *sums = fn.if_(some, apart, together, hint="padding")
         return after, sums
+
+    def _pixels(self, sum_: Sum, base: Value, entry: Value, rows: range) -> tuple[list[Value], list[Value]]:
+        """The addresses that the entries of some rows of a tile name, and which of them mean padding.
+
+        With adjacent channels padding has the address of the row of zeros.
+        """
+        fn = sum_.fn
+        offsets = [fn.load_integer(self.entry_bytes, entry, i * self.taps * self.entry_bytes) for i in rows]
+        pixels = [fn.gep(base, offset) for offset in offsets]
+        if not self.padded:
+            return pixels, []
+        outside = [fn.cmp("eq", offset, nowhere(self.entry_bytes)) for offset in offsets]
+        if sum_.reduction.unit_channel:
+            zeros = sum_.fields.buffer("zeros")
+            pixels = [fn.select(pad, zeros, pixel) for pad, pixel in zip(outside, pixels, strict=True)]
+        return pixels, outside
+
+    def _together(self, sum_: Sum, pixels: list[Value], weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
+        """The sums of pixels that move alike."""
+        red = sum_.reduction
+        step: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
+        cursor = SharedCursor(sum_.fn, [sum_.fn.opaque(pixel) for pixel in pixels], 0, step)
+        return sum_.run(cursor, red.channels, weights, accs)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ packed without a transpose, because the pixels of a channel lie side by side the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from leanconv.classes import dataclass
@@ -31,13 +31,17 @@ class PackTiles:
     """Packs the windows of output pixels [first, end) in tiles of `height` pixels, the last ones a pixel shorter.
 
     The split is that of the dense kernel: n pixels make t = ceil(n / height) tiles, of which height * t - n are short.
-    `tail` = channels mod lanes.  Packing writes up to a
+    `tail` = channels mod lanes.  `joint` taps of the last dimension follow each other in the image as in the strip,
+    and are packed in one run (1: each on its own), of which `joint_tail` elements are left over by whole vectors:
+    transposing vectors takes as long whether they hold 3 channels or 16.  Packing writes up to a
     vector behind the last tile.  Fields: those of `Patches`, less the matrix's steps.
     """
 
     patches: Patches
     height: int
     tail: int
+    joint: int = 1
+    joint_tail: int = 0
 
     def emit(
         self, fn: Function, fields: Fields, x: Value, scratch: Value, first: Value, end: Value
@@ -66,10 +70,12 @@ class PackTiles:
         pixels = f["n_count"] * f["g_count"] * f["pixels"]
         nbytes = pixels * taps * f["channels"] * patches.itemsize
         if patches.unit_channel:
-            counts: dict[str, float] = {"block": pixels * taps * -(-f["channels"] // lanes)}
+            runs = taps // self.joint
+            counts: dict[str, float] = {"block": pixels * runs * -(-f["channels"] * self.joint // lanes)}
         else:
+            runs = taps
             counts = {"vector": 2 * pixels * taps * f["channels"] / self.height}
-        counts["tap"] = pixels * taps
+        counts["tap"] = pixels * runs
         return Cost(counts, (), ((nbytes, min(nbytes, host.l2 / 2)),))
 
     def _tile(self, fn: Function, fields: Fields, x: Value, target: Value, positions: list[list[Value]]) -> Value:
@@ -79,7 +85,11 @@ class PackTiles:
         def taps(dim: int, offsets: list[Index], valid: list[Value], target: Value) -> Value:
             if dim == patches.dims:
                 return self._channels(fn, fields, x, offsets, valid, target)
+            if dim == patches.dims - 1 and self.joint > 1:
+                return self._run_of_taps(fn, fields, x, positions, offsets, valid, target, each)
+            return each(dim, offsets, valid, target)
 
+        def each(dim: int, offsets: list[Index], valid: list[Value], target: Value) -> Value:
             def tap(index: Value, state: list[Value]) -> list[Value]:
                 moved: list[Index] = []
                 inside: list[Value] = []
@@ -93,10 +103,44 @@ class PackTiles:
 
         return taps(0, [0] * len(positions), [Value("true", I1)] * len(positions), target)
 
-    def _channels(
-        self, fn: Function, fields: Fields, x: Value, offsets: list[Index], valid: list[Value], target: Value
+    def _run_of_taps(
+        self,
+        fn: Function,
+        fields: Fields,
+        x: Value,
+        positions: list[list[Value]],
+        offsets: list[Index],
+        valid: list[Value],
+        target: Value,
+        each: Callable[[int, list[Index], list[Value], Value], Value],
     ) -> Value:
-        """All channels of one tap; returns where the next tap goes."""
+        """All taps of the last dimension in one run, or `each` on its own where one may lie outside the image."""
+        patches, last = self.patches, self.patches.dims - 1
+        corners = [fn.sub(fn.mul(p[last], patches.stride[last]), patches.pad_low[last]) for p in positions]
+
+        def together() -> list[Value]:
+            moved = [fn.add(o, fn.mul(corner, fields[f"at{last}"])) for o, corner in zip(offsets, corners, strict=True)]
+            return [self._channels(fn, fields, x, moved, valid, target, self.joint)]
+
+        if not patches.padded:
+            return together()[0]
+        inside = Value("true", I1)
+        for corner in corners:
+            end = fn.cmp("slt", fn.add(corner, self.joint - 1), fields[f"in{last}"])
+            inside = fn.both(inside, fn.both(fn.cmp("sge", corner, 0), end))
+        return fn.if_(inside, together, lambda: [each(last, offsets, valid, target)], hint="joint")[0]
+
+    def _channels(
+        self,
+        fn: Function,
+        fields: Fields,
+        x: Value,
+        offsets: list[Index],
+        valid: list[Value],
+        target: Value,
+        taps: int = 1,
+    ) -> Value:
+        """All channels of one tap, or of several that follow each other; returns where the next tap goes."""
         patches = self.patches
         sources = [fn.gep(x, offset) for offset in offsets]
         punched = patches.padded and patches.pad_mode == "zeros"
@@ -107,7 +151,7 @@ class PackTiles:
             sources = [fn.select(ok, source, zeros) for ok, source in zip(valid, sources, strict=True)]
             steps = [fn.select(ok, step, 0) for ok in valid]
         if patches.unit_channel:
-            return self._transposed(fn, fields, sources, steps, target)
+            return self._transposed(fn, fields, sources, steps, target, taps)
         adjacent = valid[0]
         for i, (offset, ok) in enumerate(zip(offsets[1:], valid[1:], strict=True), 1):
             neighbour = fn.cmp("eq", offset, fn.add(offsets[0], i * patches.itemsize))
@@ -147,7 +191,7 @@ class PackTiles:
         return fn.loop(0, fields["channels"], 1, [target, *moving], channel, hint="channel")[0]
 
     def _transposed(
-        self, fn: Function, fields: Fields, sources: list[Value], steps: Sequence[Index], target: Value
+        self, fn: Function, fields: Fields, sources: list[Value], steps: Sequence[Index], target: Value, taps: int
     ) -> Value:
         """Blocks of L adjacent channels; whole vectors are stored, whose last lanes the next store overwrites."""
         patches, rows = self.patches, len(sources)
@@ -168,11 +212,12 @@ class PackTiles:
                     fn.store(group[c], target, (c * rows + g * lanes) * item)
             return [fn.gep(target, count * rows * item), *(fn.gep(p, s) for p, s in zip(at, strides, strict=True))]
 
-        whole = fn.mul(fn.udiv(fields["channels"], lanes), lanes)
+        whole = fn.mul(fn.udiv(fn.mul(fields["channels"], taps), lanes), lanes)
         state = [target, *sources]
         state = fn.loop(0, whole, lanes, state, lambda _, s: block(s, lanes), guard=True, hint="channels")
-        if self.tail:
-            state = block(state, self.tail)
+        tail = self.tail if taps == 1 else self.joint_tail
+        if tail:
+            state = block(state, tail)
         return state[0]
 
 
