@@ -330,36 +330,19 @@ def test_figures_are_remembered_and_damaged_ones_are_not_believed(
     assert not fresh().measured and len(count) == 2
 
 
-def test_figures_that_are_measured_can_be_true(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = figures.measure()
-    least, most = figures._FORKS
-    assert found.measured and min(figures.asdict(found).values()) > 0 and least <= found.fork <= most
-    monkeypatch.setattr(figures.machine, "cpu_count", lambda: 1)
-    assert figures._fork_seconds(figures.this_host()) == figures.reference().fork  # there is nobody to share with
-
-
-def test_other_threads_take_part_as_soon_as_they_save_more_than_they_cost(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer = dict(x_shape=(1, 28, 28, 64), w_shape=(64, 1, 3, 3), padding=1, groups=64, layout="NHWC")
-    for fork in (1e-4, 1e-8):
-        known = figures.Figures(100.0, 107.0, 75.0, 25.0, fork)
-        monkeypatch.setattr(model, "figures", lambda known=known: known)
-        monkeypatch.setattr(figures, "figures", lambda known=known: known)
-        assert leanconv.plan(**layer, threads=2).threads == (1 if fork > 1e-5 else 2)
-
-
 def test_figures_that_look_slow_are_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     from leanconv.planning.records import Records, machine_key
 
     store, now = Records(tmp_path, "rw"), [1000.0]
     monkeypatch.setattr(figures, "records", lambda: store)
     monkeypatch.setattr(figures.time, "time", lambda: now[0])
-    busy, quiet = figures.Figures(90.0, 95.0, 70.0, 6.0, 9e-6), figures.Figures(100.0, 90.0, 75.0, 24.0, 2e-6)
+    busy, quiet = figures.Figures(90.0, 95.0, 70.0, 6.0), figures.Figures(100.0, 90.0, 75.0, 24.0)
     answers = [busy, quiet]
     monkeypatch.setattr(figures, "measure", lambda: answers.pop(0))
     fresh = figures.figures.__wrapped__
     assert fresh() == fresh() == busy and answers == [quiet]  # not at once: what disturbs may go on
     now[0] += 100
-    assert fresh() == fresh() == figures.Figures(100.0, 95.0, 75.0, 24.0, 2e-6)  # the fastest of both
+    assert fresh() == fresh() == figures.Figures(100.0, 95.0, 75.0, 24.0)  # the fastest of both
     now[0] += 100
     assert fresh().memory == 24.0 and not answers
     # A machine that is like that is not measured for ever, and not at all where nothing may be written.

@@ -11,7 +11,7 @@ from leanconv.errors import ArgumentValueError
 from leanconv.plan import Plan
 from leanconv.problem import Problem
 
-_ALONE = 1e-4  # seconds below which one thread may be as fast as all
+_ALONE = 12  # times what it takes to start other threads, below which one thread may be as fast
 _ROUNDED = 1 + 1e-9  # the least time of an algorithm may be its time, but for rounding
 
 
@@ -161,7 +161,7 @@ def _before(entry: Candidate, other: Candidate, places: Mapping[str, int]) -> bo
 
 def _best_of(problem: Problem, algorithm: Algorithm, terms: Terms) -> Candidate:
     """One algorithm on as many threads as the terms allow and are worth it."""
-    from leanconv.planning.model import least_bytes, least_seconds
+    from leanconv.planning.model import FORK, least_bytes, least_seconds
 
     if terms.limit is not None and least_bytes(problem, algorithm) > terms.limit:  # what comes nearest, at once
         return Candidate.of(terms.on(1).plan(problem, algorithm, 0), terms)
@@ -169,7 +169,7 @@ def _best_of(problem: Problem, algorithm: Algorithm, terms: Terms) -> Candidate:
     while count > 1 and not terms.kept(best.plan):
         count //= 2
         best = candidate(problem, algorithm, terms.on(count))
-    if terms.keep_threads or best.threads == 1 or best.predicted_seconds >= _ALONE:
+    if terms.keep_threads or best.threads == 1 or best.predicted_seconds >= _ALONE * FORK:
         return best
     if terms.kept(best.plan) and least_seconds(problem, algorithm, 1) > best.predicted_seconds * _ROUNDED:
         return best

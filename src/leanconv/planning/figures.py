@@ -11,29 +11,25 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import statistics
 import time
 from dataclasses import asdict
 
-from leanconv import machine
 from leanconv.bandwidth import ReadSpec
 from leanconv.classes import dataclass
 from leanconv.host import Host, this_host
 from leanconv.memory import AlignedBlock, Buffer
-from leanconv.peak import PeakSpec, fma_peak
+from leanconv.peak import fma_peak
 from leanconv.planning.records import machine_key, records
 from leanconv.program import Compiled, Job, Phase, Program
 from leanconv.threads import pool
 
-_SPEEDS = ("gflops", "l2", "l3", "memory")
+_FIELDS = ("gflops", "l2", "l3", "memory")
 _LARGEST = 256 << 20
-_CACHES = 4  # times the last-level cache: of twice as much a third is still there from the round before
+_CACHES = 4  # times the last-level cache: of twice as much a part is still there from the round before
 _SECONDS, _ROUNDS = (0.004, 0.008, 0.02), 3  # of reading from each level
 _IMPOSSIBLE = 8  # times the reference, up or down: what a measurement on a busy machine is corrected to
 _SLOW = 2  # times slower than the reference: measured again
 _TIMES, _PAUSE = 6, 60.0  # how often at most, and seconds between: what disturbed it may be over
-_FORK, _FORKS = 8e-6, (5e-7, 2e-5)  # seconds where nothing is measured, and what can be true
-_SHARED, _TURNS, _RUNS = 16, 400, 64  # a job to be shared: chunks and turns of each, some 10 us; how often it runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +41,6 @@ class Figures:
         l2: reading from the second-level cache, 1e9 bytes a second.
         l3: reading from the third-level cache.
         memory: reading from memory.
-        fork: seconds until other threads take part in a phase, and until all have ended.
         measured: whether this machine was measured.
     """
 
@@ -53,7 +48,6 @@ class Figures:
     l2: float
     l3: float
     memory: float
-    fork: float = _FORK
     measured: bool = True
 
     @property
@@ -82,8 +76,7 @@ def figures() -> Figures:
         return reference()
     fresh = measure()
     if known is not None:
-        speeds = [max(getattr(known, name), getattr(fresh, name)) for name in _SPEEDS]
-        fresh = Figures(*speeds, min(known.fork, fresh.fork))
+        fresh = Figures(*[max(getattr(known, name), getattr(fresh, name)) for name in _FIELDS])
     store.put(key, {"kind": "figures", "figures": asdict(fresh), "times": times + 1, "at": time.time()})
     return fresh
 
@@ -96,8 +89,7 @@ def remembered_figures() -> Figures:
 
 def _looks_slow(known: Figures) -> bool:
     usual = reference(known.gflops)
-    alone = known.fork * _SLOW > _FORK and machine.cpu_count() > 1
-    return alone or any(getattr(known, level) * _SLOW < getattr(usual, level) for level in ("l2", "l3", "memory"))
+    return any(getattr(known, level) * _SLOW < getattr(usual, level) for level in ("l2", "l3", "memory"))
 
 
 def _counted(times: object) -> int:
@@ -120,25 +112,7 @@ def measure() -> Figures:
     speeds = [max(of_size) for of_size in zip(*rounds, strict=True)]
     wanted = (usual.l2, usual.l3, usual.memory)
     l2, l3, memory = (min(max(s, w / _IMPOSSIBLE), w * _IMPOSSIBLE) for s, w in zip(speeds, wanted, strict=True))
-    return Figures(gflops, l2, l3, memory, _fork_seconds(host))
-
-
-def _fork_seconds(host: Host) -> float:
-    """What two threads take for a job beyond half of what one does: as it usually is, not at best."""
-    if machine.cpu_count() < 2:
-        return _FORK
-    spec, run = PeakSpec(host.target, "float32"), pool().run
-    job = Job(Compiled(Program((Phase("fork", spec, {"turns": _TURNS}, _SHARED),), (), 2)))
-    taken: tuple[list[float], list[float]] = ([], [])
-    for _ in range(_RUNS):
-        for count, times in enumerate(taken, 1):
-            run(job.address, count)  # wakes who sleeps
-            begin = time.perf_counter()
-            run(job.address, count)
-            times.append(time.perf_counter() - begin)
-    alone, both = map(statistics.median, taken)
-    least, most = _FORKS
-    return min(max(both - alone / 2, least), most)
+    return Figures(gflops, l2, l3, memory)
 
 
 def _read_speed(host: Host, nbytes: int, seconds: float) -> float:
@@ -168,7 +142,7 @@ def _plausible(found: object) -> Figures | None:
     """Figures from a record, or None if they cannot be some."""
     if not isinstance(found, dict):
         return None
-    values = [found.get(name) for name in (*_SPEEDS, "fork")]
+    values = [found.get(name) for name in _FIELDS]
     if not all(isinstance(value, float | int) and 0 < value < 1e9 for value in values):
         return None
     return Figures(*[float(value) for value in values])  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from leanconv.algorithms import PUBLISHED
 from leanconv.algorithms.base import Algorithm
@@ -41,9 +41,9 @@ class Constants:
         written: of a byte written to a set that only this level holds, there.
     """
 
-    slots: Mapping[str, float]
-    read: Mapping[str, float]
-    written: Mapping[str, float]
+    slots: dict[str, float]
+    read: dict[str, float]
+    written: dict[str, float]
 
 
 HALF_LINES = Constants(
@@ -70,8 +70,8 @@ HALF_LINES = Constants(
 LINES = Constants(
     slots=HALF_LINES.slots
     | {"tile": 18.0, "tap": 5.0, "edge": 7.0, "apart": 0.1, "page": 0.2, "store": 0.1, "turn": 7.5, "block": 1.6},
-    read={"l2": 0.003, "l3": 0.008, "memory": 0.12},
-    written={"l2": 0.012, "l3": 0.025, "memory": 0.13},
+    read={"l2": 0.004, "l3": 0.008, "memory": 0.14},
+    written={"l2": 0.03, "l3": 0.033, "memory": 0.16},
 )
 """Of vectors of whole cache lines, fitted on a Zen 5 with AVX-512: nothing is fetched to be written in part."""
 
@@ -79,6 +79,10 @@ LINES = Constants(
 BESIDE = 1.6
 KEPT, LOST = 0.33, 0.8  # of the third level: a set up to the one stays there between calls, from the other on none
 CALL = 2.5e-6  # seconds from Python into the native code and back
+# Seconds until other threads take part in a phase, and until all have ended. Where they are awake and on cores of their
+# own it is 0.7e-6; but what a thread wrote the other one finds in the first one's cache, in a call as short as this, and
+# of depthwise layers of 6 to 12 microseconds on 16 lanes some took 0.8 times as long on two threads, others 1.5 times.
+FORK = 8.0e-6
 UNKNOWN = 3.0  # times the multiply-adds of the definition, for kernels that nobody counts for
 READERS = 4  # threads that together read memory as fast as it goes
 
@@ -186,7 +190,7 @@ def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:
     if cost.streams:
         streamed = sum(_stream(*stream, speed_up, readers, host, known) for stream in cost.streams)
         summed = (summed**BESIDE + streamed**BESIDE) ** (1 / BESIDE)
-    return summed + (alone / speed_up + memory / readers) * slot + forked * known.fork
+    return summed + (alone / speed_up + memory / readers) * slot + forked * FORK
 
 
 @functools.lru_cache(maxsize=4)
