@@ -83,7 +83,7 @@ def band(b: Band, f: Fields, first: float, kept: float | None, ways: float = mat
     """`first` positions of the first dimension; the first level of cache holds `ways` lines a multiple of a page apart.
 
     A transpose writes to as many pixels as there are lanes, in turn: where more of them lie so than it holds, each line
-    is fetched for each vector. 1024 channels, planes to pixels on 16 lanes: 6 ns a vector instead of 0.2.
+    is fetched for each vector. 1024 channels, planes to pixels on 16 lanes: 6 ns a vector, not 0.2.
     """
     lanes, channels = b.lanes, f["channels"]
     others = [f[f"band{d}"] for d in range(1, b.dims)]
