@@ -298,6 +298,22 @@ def test_bits_do_not_depend_on_blocks() -> None:
     assert len(set(results)) == 1
 
 
+@pytest.mark.parametrize(
+    ("images", "channels", "size", "threads"), [(8, (32, 96), 28, 2), (1, (48, 128), 7, 2), (1, (16, 160), 12, 3)]
+)
+def test_few_windows_are_enough_for_all_threads(
+    images: int, channels: tuple[int, int], size: int, threads: int
+) -> None:
+    """A block of windows for each thread, or else a part of the panels, of the same bits."""
+    case = Case((images, channels[0], size, size), (channels[1], channels[0], 5, 5), square(5), layout="NHWC")
+    results = []
+    for count in (1, threads):
+        plan = leanconv.plan(**case.plan_arguments, algorithm="fft", threads=count)
+        assert plan.parameters["chunks"] >= count
+        results.append(plan.bind(case.values["w"])(case.values["x"]).tobytes())
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("name", DENSE)
 def test_memory(name: str) -> None:
     """The workspace is what the formula says, and shrinks to a limit."""

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 import leanconv
 from guard import run_python
 from leanconv.algorithms import REGISTRY
+from leanconv.classes import replace
+from leanconv.codegen.targets import TARGETS
 from leanconv.errors import (
     ArgumentTypeError,
     ArgumentValueError,
@@ -21,9 +23,11 @@ from leanconv.errors import (
     MemoryLimitError,
     NotApplicableError,
 )
+from leanconv.kernels.cost import Cost
 from leanconv.planning import choice, decisions, figures, layer_choices, model, network
 from leanconv.planning.candidates import Terms, algorithm_named, candidates, fastest_candidate
 from leanconv.planning.limits import resolve_limit
+from leanconv.planning.phases import phase_cost
 from strategies import Case, cases, convolve
 
 ENGINE = settings(settings.get_profile("engine"), max_examples=40)
@@ -76,7 +80,7 @@ def test_a_limit_of_the_workspace_of_each_thread() -> None:
     limit = free.workspace_bytes // 4
     tight = leanconv.plan(**layer, algorithm="winograd_f4", workspace_limit=limit)
     assert 0 < tight.workspace_bytes <= limit * tight.threads < free.workspace_bytes
-    assert tight.packed_weight_bytes == free.packed_weight_bytes > 2 * tight.workspace_bytes  # does not count
+    assert tight.packed_weight_bytes == free.packed_weight_bytes > limit * tight.threads  # does not count
     rng = np.random.default_rng(0)
     x, w = (rng.standard_normal(layer[name], dtype=np.float32) for name in ("x_shape", "w_shape"))
     assert tight.bind(w)(x).tobytes() == free.bind(w)(x).tobytes()
@@ -304,6 +308,28 @@ def test_the_model_sees_what_costs_time() -> None:
     # Depthwise layers leave most of each vector empty.
     depthwise = predicted("direct", w_shape=(32, 1, 3, 3), groups=32)
     assert depthwise > 3 * predicted("direct") / 48
+
+
+def test_stores_of_whole_cache_lines_hide_behind_the_sums() -> None:
+    known = figures.reference()
+    for name, least, most in (("avx512", 1.0, 1.2), ("avx2", 1.3, 3.0)):
+        host = replace(model.this_host(), target=TARGETS[name], l1=32 << 10, l2=1 << 20, l3=32 << 20)
+        sums = {"multiply": 1e6}
+        out = 1e6 / 16 * host.target.vector_bytes  # bytes of results of 16 products each
+        alone, both = (model._phase(Cost(sums, (), writes), 1, host, known) for writes in ((), ((out, out),)))
+        assert least < both / alone < most
+
+
+def test_transposes_that_write_more_lines_of_a_set_than_there_are() -> None:
+    """16 pixels of 4 KiB each do not fit the 12 ways of the first level of cache, 8 of them do."""
+    for name, worse in (("avx512", True), ("avx2", False)):
+        host = replace(model.this_host(), target=TARGETS[name], l1=48 << 10, l2=1 << 20, l3=32 << 20)
+        copied = []
+        for channels in (1008, 1024):
+            layer = problem(x_shape=(1, channels, 14, 14), w_shape=(64, channels, 1, 1), padding=0)
+            phases = REGISTRY["direct_band"].lower(layer, host, 1, None, {}).phases
+            copied.append(sum(phase_cost(phase, host).counts.get("element", 0) for phase in phases))
+        assert copied[0] == 0 and (copied[1] > 0) == worse
 
 
 def test_a_kernel_that_nobody_counts_for_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:

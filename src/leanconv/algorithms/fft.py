@@ -57,6 +57,7 @@ _ROWS, _FEWEST = 6, 4
 # the second-level cache holds hardly show: 7x7 to 28x28, 16 to 48 channels, were predicted 1.1 to 1.4 times too long.
 _SHOWN, _SHOWN_NEAR, _MOVED = 15.0, 3.0, 1.3
 BLOCK = 16  # tiles that weights are read for at least
+_EVEN = 4  # panels of each thread from which one more makes no difference that matters
 
 
 def transform_slots(of: Extent) -> float:
@@ -73,13 +74,13 @@ class Work(NamedTuple):
     windows: float
 
     @staticmethod
-    def of(problem: Problem, lanes: int, of: Extent, blocks: int) -> Work:
-        """That of tiles in so many blocks; weights of one block."""
+    def of(problem: Problem, lanes: int, of: Extent, blocks: int, parts: float = 1) -> Work:
+        """That of tiles in so many blocks, whose windows each part of the panels transforms; weights of one block."""
         p, inner, outer = problem, -(-problem.group_in // lanes), -(-problem.group_out // lanes)
         block = -(-of.tiles // max(1, blocks))
         rows = blocks * max(block, _FEWEST * -(-block // _ROWS))
         multiply = p.groups * rows * of.points * p.group_in * outer
-        vector = p.groups * of.tiles * (inner + outer) * transform_slots(of)
+        vector = p.groups * of.tiles * (parts * inner + outer) * transform_slots(of)
         weights = p.groups * of.points * p.group_in * outer * lanes * p.itemsize
         windows = p.groups * of.tiles * of.points * inner * lanes * -(-outer // 2) * p.itemsize
         return Work(multiply, vector, weights, windows)
@@ -179,7 +180,8 @@ class Fft(Algorithm):
         p, grid, lanes = problem, grid_of(problem, host, self.whole), host.target.lanes(problem.dtype)
         assert grid is not None
         blocks = int(lowering.parameters["blocks"])
-        work = Work.of(p, lanes, extent(p, grid), blocks)
+        parts = lowering.phases[-1].chunks / max(1, blocks * p.groups)
+        work = Work.of(p, lanes, extent(p, grid), blocks, parts)
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
         held = lowering.workspace[0].nbytes
         reads = (((_SHOWN if held > host.l2 else _SHOWN_NEAR) * work.windows, held),)
@@ -235,6 +237,30 @@ class _Lowered(BlocksOfTiles):
         fields = {"v_point": point, "m_point": product, "v_row": self.row, "v_at": 0, "m_at": m_at}
         fields |= {"plane_at": plane_at, "plane_back": plane_at - m_at}
         return fields, plane_at + self.grid.plane_bytes(width) + self.grid.longest * width
+
+    def block(self, threads: int, workspace: int | None, wanted: int | None) -> int:
+        """Tiles a block; fewer where threads would have none, and panels cannot be shared as evenly.
+
+        32 channels to 96, 28x28, 8 images: one block of 8 windows kept one thread of two busy.
+        """
+        tiles = super().block(threads, workspace, wanted)
+        total, share = max(1, self.fields["tile_count"]), -(-threads // self.problem.groups)
+        if wanted is not None or -(-total // tiles) >= share or self._even(share):
+            return tiles
+        return super().block(threads, workspace, min(tiles, max(_FEWEST, -(-total // share))))
+
+    def lowering(self, threads: int, workspace: int | None, wanted: int | None) -> Lowering:
+        """The whole program; panels are shared if that is what keeps threads busy, though each transforms windows."""
+        usual, tiles = super().lowering(threads, workspace, wanted), self.block(threads, workspace, wanted)
+        blocks = -(-max(1, self.fields["tile_count"]) // tiles)
+        parts = min(self.panels.total, -(-threads // (blocks * self.problem.groups)))
+        if usual.phases[0].chunks >= blocks * self.problem.groups * parts or not self.problem.batch:
+            return usual
+        return self.program(tiles, blocks, parts)
+
+    def _even(self, share: int) -> bool:
+        """Whether so many parts of the panels are about equal."""
+        return self.panels.total % share == 0 or self.panels.total >= _EVEN * share
 
     def weight_step(self) -> FftWeightStep:
         """How filters are transformed."""

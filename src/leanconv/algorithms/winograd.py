@@ -32,11 +32,11 @@ from typing import ClassVar
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles, tile_fields, tiles_along
 from leanconv.algorithms.winograd_fly import (
-    FILTER,
     MOST_TILES,
     OUTPUT,
     WINDOW,
     BlocksOnTheFly,
+    filter_slots,
     output_slots,
     pass_slots,
 )
@@ -149,7 +149,7 @@ class Winograd(Algorithm):
         weights = p.groups * p.group_in * p.group_out * p.itemsize
         if self.transform:
             blocks = -(-p.batch * total // MOST_TILES)
-            vectors += p.groups * blocks * p.group_in * outer * FILTER * points * slots
+            vectors += p.groups * blocks * p.group_in * outer * filter_slots(points, p.taps, active, lanes)
             weights, fetched = weights * p.taps, _FILTERS * blocks
         else:
             weights, fetched = weights * points, 1.0
@@ -189,7 +189,7 @@ class Winograd(Algorithm):
         weights = p.groups * p.group_in * p.group_out * p.itemsize
         if self.transform:
             filters = p.groups * blocks * p.group_in * outer
-            counts["vector"] += filters * FILTER * points * pass_slots(len(tiling.active))
+            counts["vector"] += filters * filter_slots(points, p.taps, len(tiling.active), lanes)
             weights, fetched = weights * p.taps, _FILTERS
         else:
             weights, fetched = weights * points, 1.0

@@ -24,8 +24,10 @@ from leanconv.memory import ALIGNMENT
 from leanconv.problem import Problem
 
 # Slots of a point of a vector in two dimensions, measured: of a window, of a filter, of a product with its way back
-# to pixels, and of one that is added to outputs, which are read from farther away.
-WINDOW, FILTER, OUTPUT, ADDED = 9.7, 8.0, 12.0, 10.0
+# to pixels, and of one that is added to outputs, which are read from farther away; and of a tap of a filter for each
+# lane, which it is put into by itself: on 16 lanes a filter of 5x5 takes twice as long as its points.
+WINDOW, FILTER, OUTPUT, ADDED = 9.7, 5.0, 12.0, 10.0
+TAKEN = 0.94
 _PASS, _MOVE = 0.3, 0.4  # the parts of them that each axis takes, and loads and stores
 
 _FEWEST = 16  # channels of a block: with fewer, products are not worth their way to memory and back
@@ -35,6 +37,11 @@ MOST_TILES = 64  # of a block, if memory is no matter: weights are no longer wha
 def pass_slots(axes: int) -> float:
     """How much of these a transform along so many axes takes."""
     return _PASS * axes + _MOVE
+
+
+def filter_slots(points: int, taps: int, axes: int, lanes: int) -> float:
+    """What a vector of filters takes from its taps, as they lie in memory, to all points."""
+    return FILTER * points * pass_slots(axes) + TAKEN * lanes * taps
 
 
 def output_slots(splits: int) -> float:
@@ -60,6 +67,7 @@ class BlocksOnTheFly(BlocksOfTiles):
         active = tiling.active
         self.row_points = self.points // tiling.sizes[active[0]]
         self._passes = pass_slots(len(active))
+        self._filter = filter_slots(self.points, problem.taps, len(active), self.lanes) / self.points
         self.budget = self.near(threads)
         if workspace is not None:
             self.budget = min(self.budget, workspace // threads)
@@ -110,7 +118,7 @@ class BlocksOnTheFly(BlocksOfTiles):
         wide = self.width // p.itemsize
         k = wide * (self.row_points + p.taps) / self.points
         shared = self._free / (self.points * p.itemsize) + k * wide
-        best = math.sqrt(shared * FILTER / ADDED)
+        best = math.sqrt(shared * self._filter / (ADDED * self._passes))
         least = -(-vectors // max(1, SECTION // self.lanes))  # of blocks, none of which is longer than a section
         counts, total = {1, most}, max(1, self.fields["tile_count"])
         for high in (0.7 * best, best, 1.4 * best, MOST_TILES + k):
@@ -136,7 +144,7 @@ class BlocksOnTheFly(BlocksOfTiles):
         tiles = -(-total // -(-total // tiles))
         tall = -(-tiles // target.tile_rows(self.panels.vectors))
         issued = tall * issue_slots(tiles / tall, self.panels.vectors) / self.panels.vectors
-        filters = (issued + FILTER * self._passes) / tiles * p.group_in
+        filters = (issued + self._filter) / tiles * p.group_in
         return False, filters + output_slots(splits) * self._passes
 
     def point_bytes(self, width: int) -> int:

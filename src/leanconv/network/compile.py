@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from leanconv import allocation
-from leanconv.arrays import Array, address_of
+from leanconv.arrays import Array
 from leanconv.checks import integer, one_of
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
 from leanconv.host import this_host
-from leanconv.locks import Room, new_lock
-from leanconv.memory import Block, allocate
 from leanconv.network import scratch
 from leanconv.network.arrangement import CONSTANT, INPUT, OUTPUT, Arrangement, live_bytes
 from leanconv.network.choose import Choice, plan_network
+from leanconv.network.contexts import Context, Contexts
 from leanconv.network.graph import Graph, ValueType
 from leanconv.network.lock import decisions
-from leanconv.network.native import ABSOLUTE, Linked, LinkedStep, NativeJob, NumpyStep, link_step, prepare_steps
+from leanconv.network.native import ABSOLUTE, Linked, LinkedStep, NumpyStep, link_step, prepare_steps
 from leanconv.network.nearby import Ways
 from leanconv.network.shared import SharedWeights
 from leanconv.network.steps.base import Setting
@@ -36,9 +36,6 @@ from leanconv.threads import get_num_threads
 
 if TYPE_CHECKING:
     from leanconv.network.profile import Profile, StepInfo
-
-SPARE_CONTEXTS = 4
-"""Arenas that a network without a limit keeps for later calls."""
 
 
 def compile_graph(
@@ -141,14 +138,13 @@ class CompiledNetwork:
         names = [*self._regions, *self._ends, *self._constants]
         self._index = {name: i for i, name in enumerate(names)}
         self._segments = self._cut(self._linked)
-        self._lock = new_lock()
-        self._idle: list[_Context] = []
         # Concurrent calls share a limit: each has an arena, and those that find none free wait.
         most = None
         if memory_limit is not None and self.peak_bytes:
             most = max(1, (memory_limit - self.extra_bytes) // self.peak_bytes)
-        self._most = most
-        self._room = None if most is None else Room(most)
+        apart = memory_limit is None
+        make = partial(Context, choice.arena, self._segments, self._index, self._constants, apart=apart)
+        self._contexts = Contexts(make, most)
         if memory_limit is not None:
             # Planning leaves megabytes of holes, which a run would have beside its arena.
             gc.collect()
@@ -224,7 +220,7 @@ class CompiledNetwork:
             AllocationError: no memory for the arena or an output.
         """
         given, results = self._checked(inputs), self._results(inputs, out)
-        with _Lent(self) as context:
+        with self._contexts.lent() as context:
             context.run(given, results)
         return results
 
@@ -241,9 +237,7 @@ class CompiledNetwork:
 
     def trim(self) -> int:
         """Free the arenas that are kept for later calls, and return how many bytes that were."""
-        with self._lock:
-            dropped, self._idle = self._idle, []
-        return len(dropped) * self.peak_bytes
+        return self._contexts.trim() * self.peak_bytes
 
     def _checked(self, inputs: Mapping[str, Array]) -> list[Array]:
         for name in inputs:
@@ -286,71 +280,3 @@ def _check(argument: str, array: Any, type_: ValueType) -> None:
         raise ArgumentTypeError(argument, array, f"must have element type {type_.dtype}")
     if array.shape != type_.shape:
         raise ArgumentValueError(argument, array, f"must have shape {type_.shape}")
-
-
-class _Context:
-    """The memory of one call: an arena, and a job for each program."""
-
-    def __init__(self, network: CompiledNetwork) -> None:
-        self._network = network
-        arena = network._choice.arena
-        self.bases = np.zeros(len(network._index), np.int64)
-        if allocation.test_allocator is not None and network.memory_limit is None:
-            # Each region by itself, so that guard pages find what reaches over its ends.
-            self.blocks: list[Block] = [allocate(region.nbytes) for region in arena.regions]
-            starts = [block.address for block in self.blocks]
-        else:
-            self.blocks = [allocate(arena.nbytes)] if arena.nbytes else []
-            start = self.blocks[0].address if self.blocks else 0
-            starts = [start + offset for offset in arena.offsets]
-        self.bases[1 : 1 + len(starts)] = starts
-        for name, array in network._constants.items():
-            self.bases[network._index[name]] = address_of(array) if array.size else 0
-        self._ends = slice(1 + len(starts), 1 + len(starts) + len(network._ends))
-        self._jobs = [NativeJob(segment) if isinstance(segment, Linked) else segment for segment in network._segments]
-
-    def place(self, given: Sequence[Array], results: Mapping[str, Array]) -> None:
-        """Note where the caller's arrays are."""
-        self.bases[self._ends] = [address_of(array) if array.size else 0 for array in (*given, *results.values())]
-
-    def addresses(self) -> dict[str, int]:
-        """Where each region starts."""
-        return {name: int(self.bases[i]) for name, i in self._network._index.items()}
-
-    def run(self, given: Sequence[Array], results: Mapping[str, Array]) -> None:
-        """All programs in order."""
-        self.place(given, results)
-        for job in self._jobs:
-            job.run(self.bases if isinstance(job, NativeJob) else self.addresses())  # type: ignore[arg-type]
-
-
-class _Lent:
-    """A context on loan: one of those that are kept, or a new one."""
-
-    def __init__(self, network: CompiledNetwork) -> None:
-        self._network = network
-
-    def __enter__(self) -> _Context:
-        network = self._network
-        if network._room is not None:
-            network._room.acquire()
-        try:
-            with network._lock:
-                found = network._idle.pop() if network._idle and allocation.test_allocator is None else None
-            self._context = found or _Context(network)
-        except BaseException:
-            if network._room is not None:
-                network._room.release()
-            raise
-        return self._context
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        network = self._network
-        most = SPARE_CONTEXTS if network._most is None else network._most
-        if allocation.test_allocator is None:
-            with network._lock:
-                if len(network._idle) < most:
-                    network._idle.append(self._context)
-        del self._context
-        if network._room is not None:
-            network._room.release()

@@ -102,15 +102,13 @@ def describe(found: Arrangement, choice: Choice, threads: int) -> list[StepInfo]
 
 def measure(network: CompiledNetwork, inputs: Mapping[str, Array], repeat: int) -> Profile:
     """Run each step as a program of its own."""
-    from leanconv.network.compile import _Lent
-
     parts = [
         Linked([step], network.threads, network._index) if isinstance(step, LinkedStep) else step
         for step in network._linked
     ]
     given, results = network._checked(inputs), network._results(inputs, None)
     times: list[list[float]] = [[] for _ in parts]
-    with _Lent(network) as context:
+    with network._contexts.lent() as context:
         context.place(given, results)
         addresses = context.addresses()
         jobs = [NativeJob(part) if isinstance(part, Linked) else part for part in parts]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from leanconv.host import Host
 from leanconv.kernels.band import Band, BandSpec
-from leanconv.kernels.cost import Cost
+from leanconv.kernels.cost import PAGE, Cost
 from leanconv.kernels.micropanels import PackTiles
 from leanconv.kernels.patches import Patches, PatchSpec
 from leanconv.kernels.window_phases import WindowBand, WindowSpec
@@ -28,7 +28,7 @@ def staged(stage: object, f: Fields, host: Host) -> Cost:
     if isinstance(stage, Band):
         rows = -(-f["pixels"] // f["plane"])
         first = (rows - blocks) * stage.first_stride + blocks * stage.first_reach
-        return band(stage, f, images * first, host.l2 / 2)
+        return band(stage, f, images * first, host.l2 / 2, host.l1 // PAGE)
     if isinstance(stage, WindowBand):
         windows = stage.windows
         wide = f["pixels"] * f["hop"] + blocks * f["reach"]
@@ -79,8 +79,12 @@ def patches(p: Patches, f: Fields, pixels: float, kept: float | None) -> Cost:
     return Cost(counts, (), _written(elements * item, kept))
 
 
-def band(b: Band, f: Fields, first: float, kept: float | None) -> Cost:
-    """`first` positions of the first dimension."""
+def band(b: Band, f: Fields, first: float, kept: float | None, ways: float = math.inf) -> Cost:
+    """`first` positions of the first dimension; the first level of cache holds `ways` lines a multiple of a page apart.
+
+    A transpose writes to as many pixels as there are lanes, in turn: where more of them lie so than it holds, each line
+    is fetched for each vector. 1024 channels, planes to pixels on 16 lanes: 6 ns a vector, not 0.2.
+    """
     lanes, channels = b.lanes, f["channels"]
     others = [f[f"band{d}"] for d in range(1, b.dims)]
     row: float = others[-1] if others else 1
@@ -93,7 +97,10 @@ def band(b: Band, f: Fields, first: float, kept: float | None) -> Cost:
         if not others:
             row = positions
         whole = -(-row // lanes) * lanes / row
-        counts = {"block": -(-channels // lanes) * positions * whole, "run": rows * -(-channels // lanes)}
+        blocks = -(-channels // lanes) * positions * whole
+        counts = {"block": blocks, "run": rows * -(-channels // lanes)}
+        if lanes > ways and channels * b.item % PAGE == 0:
+            counts["element"] = blocks * lanes
     elif b.unit_channel:
         counts = {
             "run": positions,

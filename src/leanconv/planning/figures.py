@@ -25,6 +25,7 @@ from leanconv.threads import pool
 
 _FIELDS = ("gflops", "l2", "l3", "memory")
 _LARGEST = 256 << 20
+_CACHES = 4  # times the last-level cache: of twice as much a part is still there from the round before
 _SECONDS, _ROUNDS = (0.004, 0.008, 0.02), 3  # of reading from each level
 _IMPOSSIBLE = 8  # times the reference, up or down: what a measurement on a busy machine is corrected to
 _SLOW = 2  # times slower than the reference: measured again
@@ -105,7 +106,7 @@ def measure() -> Figures:
     gflops = fma_peak(1, seconds=0.01)
     usual = reference(gflops)
     last = max(host.l3, host.l2)
-    sizes = (host.l2 // 2, max(host.l2 * 2, min(last // 4, 4 << 20)), min(max(2 * last, 64 << 20), _LARGEST))
+    sizes = (host.l2 // 2, max(host.l2 * 2, min(last // 4, 4 << 20)), min(max(_CACHES * last, 64 << 20), _LARGEST))
     # In rounds apart from each other: what disturbs one is over, maybe, in the next.
     rounds = [[_read_speed(host, size, t) for size, t in zip(sizes, _SECONDS, strict=True)] for _ in range(_ROUNDS)]
     speeds = [max(of_size) for of_size in zip(*rounds, strict=True)]
