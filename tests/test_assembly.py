@@ -19,6 +19,7 @@ from leanconv.codegen.targets import TARGETS, Target
 from leanconv.compiled import KernelSpec, cache_key, identity
 from leanconv.host import Host
 from leanconv.kernels.columns import ColumnSpec
+from leanconv.kernels.core import Tile
 from leanconv.kernels.dense import DenseSpec
 from leanconv.options import make_problem
 from leanconv.problem import Problem, to_user
@@ -159,6 +160,11 @@ def tiles(spec: Any) -> set[int]:
     if hasattr(spec, "panels"):
         shapes = {(spec.rows[0], spec.panels.vectors)} if spec.panels.whole else set()
         shapes |= {(spec.rows[1], spec.panels.last)} if spec.panels.last else set()
+        if isinstance(spec, DenseSpec) and spec.pairs:
+            last = Tile(spec.target, spec.dtype, spec.rows[1], spec.panels.last, spec.bias, pairs=True)
+            whole = {(spec.rows[0], spec.panels.vectors)} if spec.panels.whole else set()
+            lower = {rows * vectors for rows, vectors in whole} | {(rows - 1) * vectors for rows, vectors in whole}
+            return lower | {last.sums, replace(last, rows=last.rows - 1).sums}
     else:
         shapes = {(spec.rows, 2)} | ({(spec.rows, spec.tail)} if spec.tail else set())
     low = {(rows - 1, vectors) for rows, vectors in shapes if rows > 1}
@@ -267,6 +273,24 @@ def test_columns_from_afar_are_asked_for_where_they_stay_near(
         assert not (target.name.startswith("avx") and spills(loop))
         # Each step: the next tile's lines, or else that of a later channel if there are many.
         assert lines == 4 * (max(1, 2 * target.vector_bytes // 64) if asks else spec.reduction.stream)
+
+
+@EACH_FUSED
+@pytest.mark.parametrize(("outputs", "paired"), [(24, True), (40, True), (20, True), (25, False), (8, False)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_half_empty_registers_hold_two_pixels(outputs: int, paired: bool, kernel: int, target: Target) -> None:
+    """AVX-512: a multiply-add less for two pixels, no more loads, nothing spilled; elsewhere as without."""
+    spec = lowered(typical(64, outputs, "NHWC", kernel), "direct", target)[0][1]
+    assert isinstance(spec, DenseSpec)
+    assert spec.pairs == (paired and target.name == "avx512")
+    if not spec.pairs:
+        return
+    rows, vectors = spec.rows[1], spec.panels.last
+    loop = multiplying(spec)[0]
+    assert count_fused(loop) == 4 * (rows * vectors - rows // 2)
+    loads = [i for i in loop if i.operation.startswith(("vbroadcast", "vmov")) and "(" in i.operands]
+    assert len(loads) == 4 * (rows + vectors)
+    assert not spills(loop)
 
 
 @EACH_FUSED

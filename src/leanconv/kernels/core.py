@@ -10,6 +10,9 @@ vectors multiply-adds:
     pixel 1 --x1-->  acc[1][0]  acc[1][1]     (phi nodes, never memory)
       ...
 
+Where the last register would be half empty or less, it holds its channels of two pixels (`Tile.pairs`); the sums and
+their order are the same.
+
 In which order the terms are added, and where sums are cut into sections: `reduction`.
 """
 
@@ -39,6 +42,7 @@ class Tile:
     """A register tile and the names of its emitter's surroundings.
 
     `valid` channels are in the last register of a row of weights packed without a gap (0: rows are whole registers).
+    `pairs`: the last register holds at most half as many channels as it has lanes, of two pixels.
     """
 
     target: Target
@@ -47,6 +51,7 @@ class Tile:
     vectors: int
     bias: bool
     valid: int = 0
+    pairs: bool = False
 
     @property
     def scalar(self) -> str:
@@ -64,6 +69,11 @@ class Tile:
         return vector(self.scalar, self.target.lanes(self.dtype))
 
     @property
+    def sums(self) -> int:
+        """Accumulators: those of whole registers, pixel by pixel, then those of pairs."""
+        return self.rows * (self.vectors - 1) + -(-self.rows // 2) if self.pairs else self.rows * self.vectors
+
+    @property
     def step_bytes(self) -> int:
         """Bytes of packed weights that one step of the reduction reads."""
         lanes = self.target.lanes(self.dtype)
@@ -72,7 +82,12 @@ class Tile:
     def row(self, fn: Function, weights: Value, at: int) -> list[Value]:
         """One row of packed weights, `at` bytes behind an address."""
         width, masks = self.target.vector_bytes, self.target.masks
-        whole = [fn.load(self.vec, weights, at + v * width) for v in range(self.vectors - bool(self.valid))]
+        apart = self.pairs or bool(self.valid)
+        whole = [fn.load(self.vec, weights, at + v * width) for v in range(self.vectors - apart)]
+        if self.pairs:
+            half = self.target.lanes(self.dtype) // 2
+            last = fn.load(vector(self.scalar, half), weights, at + len(whole) * width)
+            return [*whole, fn.shuffle(last, last, [*range(half), *range(half)])]
         if not self.valid:
             return whole
         return [*whole, load_lanes(fn, self.vec, fn.gep(weights, at + len(whole) * width), self.valid, masks=masks)]
@@ -102,7 +117,11 @@ class Sum:
 
     def biases(self, head: Value) -> list[Value]:
         """The bias of each accumulator."""
-        return self.tile.row(self.fn, head, 0) * self.tile.rows
+        tile = self.tile
+        loaded = tile.row(self.fn, head, 0)
+        if tile.pairs:
+            return loaded[:-1] * tile.rows + loaded[-1:] * -(-tile.rows // 2)
+        return loaded * tile.rows
 
     def begin(self) -> list[Value]:
         """Accumulators at the bias (or zero), put by as the first totals if the sum has sections.
@@ -110,7 +129,7 @@ class Sum:
         A short sum without sections has its bias added last, to begin with a product.
         """
         fn, tile = self.fn, self.tile
-        zeros = [fn.const(tile.vec, 0.0)] * (tile.rows * tile.vectors)
+        zeros = [fn.const(tile.vec, 0.0)] * tile.sums
         if self.reduction.flush is None:
             return zeros if self.reduction.short or self.head is None else self.biases(self.head)
         accs = zeros if self.head is None else self.biases(self.head)
@@ -161,7 +180,11 @@ class Sum:
         return [fn.const(tile.vec, 0.0)] * len(accs)
 
     def finish(self, accs: list[Value]) -> list[Value]:
-        """The whole sums."""
+        """The whole sums, `vectors` of each pixel."""
+        sums = self._whole(accs)
+        return self._apart(sums) if self.tile.pairs else sums
+
+    def _whole(self, accs: list[Value]) -> list[Value]:
         fn, tile = self.fn, self.tile
         if self.reduction.flush is not None:
             assert self.totals is not None
@@ -171,6 +194,16 @@ class Sum:
         else:
             return accs
         return [fn.binary("fadd", old, acc) for old, acc in zip(olds, accs, strict=True)]
+
+    def _apart(self, sums: list[Value]) -> list[Value]:
+        """The sums pixel by pixel, the last register of each with its channels in the low half."""
+        tile, result = self.tile, []
+        wide, half = tile.vectors - 1, tile.target.lanes(tile.dtype) // 2
+        upper = [*range(half, 2 * half), *[-1] * half]
+        for i in range(tile.rows):
+            last = sums[tile.rows * wide + i // 2]
+            result += [*sums[i * wide : (i + 1) * wide], self.fn.shuffle(last, last, upper) if i % 2 else last]
+        return result
 
     def step(
         self,
@@ -189,15 +222,28 @@ class Sum:
         fn, tile = self.fn, self.tile
         lanes = tile.target.lanes(tile.dtype)
         loaded = self.vectors(weights, row)
-        result = []
+        result: list[Value] = []
+        pairs: list[Value] = []
+
+        def add(sums: list[Value], x: Value, w: Value, at: int) -> None:
+            if first:
+                sums.append(fn.binary("fmul", x, w))
+            else:
+                sums.append(fn.multiply_add(x, w, accs[at], fused=tile.target.fma))
+
+        whole = loaded[:-1] if tile.pairs else loaded
+        before: Value | None = None
         for i, pixel in enumerate(pixels):
             x = fn.splat(fn.load(tile.scalar, pixel, offset), lanes)
-            for v, w in enumerate(loaded):
-                if first:
-                    result.append(fn.binary("fmul", x, w))
-                    continue
-                result.append(fn.multiply_add(x, w, accs[i * tile.vectors + v], fused=tile.target.fma))
-        return result
+            for w in whole:
+                add(result, x, w, len(result))
+            if tile.pairs and (i % 2 or i + 1 == tile.rows):
+                both = (
+                    fn.shuffle(before, x, [*range(lanes // 2), *range(lanes + lanes // 2, 2 * lanes)]) if before else x
+                )
+                add(pairs, both, loaded[-1], tile.rows * len(whole) + len(pairs))
+            before = None if i % 2 else x
+        return result + pairs
 
     def vectors(self, weights: Value, row: int) -> list[Value]:
         """Row `row` of the operand that is read in whole vectors."""

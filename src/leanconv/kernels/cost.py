@@ -46,7 +46,7 @@ LINE, PAGE = 64, 4096
 ENTRIES = 64  # pages that the first-level translation buffer holds
 
 
-def issue_slots(rows: float, vectors: int) -> float:
+def issue_slots(rows: float, vectors: float) -> float:
     """Issue slots of one step of a tile: its multiply-adds, its loads at two a cycle, or latency."""
     return max(rows * vectors, rows + vectors, LATENCY)
 

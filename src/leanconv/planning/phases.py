@@ -78,16 +78,16 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
     writes: list[tuple[float, float]] = []
     block = max(size for size, _ in _blocks(f))
     shape: PanelShape = spec.panels
-    panels = [(shape.vectors, f["panel_whole"], spec.rows[0])] if shape.whole else []
+    panels = [(shape.vectors, f["panel_whole"], spec.rows[0], 0.0)] if shape.whole else []
     if shape.last:
-        panels.append((shape.last, 1, spec.rows[1]))
+        panels.append((shape.last, 1, spec.rows[1], spec.pairs / 2))
     inside, edges = _edges(spec, f)
-    total = sum(vectors * count for vectors, count, _ in panels)
+    total = sum(vectors * count for vectors, count, *_ in panels)
     depth_bytes = f["w_panel"]
-    for vectors, count, rows in panels:
+    for vectors, count, rows, spared in panels:
         tiles = sum(-(-size // rows) * number for size, number in _blocks(f)) * images * count
         high = f["pixels"] * images * count / tiles
-        counts["multiply"] += tiles * outer * channels * inside * issue_slots(high, vectors)
+        counts["multiply"] += tiles * outer * channels * inside * issue_slots(high, vectors - spared)
         counts["tile"] += tiles
         counts["tap"] += tiles * outer / inner
         counts["edge"] += tiles * edges(rows) * outer * high

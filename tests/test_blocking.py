@@ -1,0 +1,49 @@
+"""How layers are cut into chunks: tiles cover every block exactly, and threads get even shares."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leanconv.algorithms.blocking import blocking, tile_heights
+from leanconv.codegen.targets import TARGETS
+from leanconv.host import Host
+from leanconv.kernels.panels import Panels
+from leanconv.options import make_problem
+
+HOSTS = {name: Host(target, 32 << 10, 512 << 10, 8 << 20) for name, target in TARGETS.items()}
+
+
+@given(
+    st.sampled_from(list(HOSTS)),
+    st.integers(1, 2),
+    st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    st.tuples(st.integers(1, 700), st.integers(1, 200)),
+    st.integers(1, 9),
+)
+def test_tiles_cover_every_block(
+    name: str, batch: int, size: tuple[int, int], channels: tuple[int, int], threads: int
+) -> None:
+    problem = make_problem(2, (batch, *size, channels[0]), (*channels[::-1], 1, 1), dtype="float32", layout="NHWC")
+    host, pixels = HOSTS[name], size[0] * size[1]
+    panels = Panels.of(channels[1], host.target.lanes("float32"))
+    rows = tile_heights(pixels, host, panels)
+    cut = blocking(problem, host, threads, rows)
+    assert 1 <= cut.group <= max(1, panels.total)
+    last = pixels - (cut.blocks - 1) * cut.block
+    assert last > 0
+    for height in rows:
+        for count in {cut.block, last}:
+            assert -(-count // height) * (height - 1) <= count
+
+
+@pytest.mark.parametrize(("size", "inputs", "outputs"), [(14, 576, 96), (14, 384, 96), (7, 576, 160), (7, 960, 160)])
+def test_two_threads_share_few_panels_evenly(size: int, inputs: int, outputs: int) -> None:
+    """An odd number of panels, a chunk each, would leave one thread waiting."""
+    problem = make_problem(2, (1, size, size, inputs), (outputs, inputs, 1, 1), dtype="float32", layout="NHWC")
+    host = HOSTS["avx512"]
+    panels = Panels.of(outputs, 16)
+    rows = tile_heights(size * size, host, panels)
+    assert blocking(problem, host, 1, rows).blocks == 1
+    assert blocking(problem, host, 2, rows).blocks == 2
