@@ -16,6 +16,7 @@ from leanconv.kernels.image import Image, Rows, Source
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.panels import Panels
 from leanconv.kernels.reduction import Reduction, reduction_fields
+from leanconv.kernels.rowwindows import RowWindows
 from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
 from leanconv.program import Phase
@@ -219,6 +220,7 @@ def dense_phase(
     """The core with tiles of `rows` over blocks as cut, on all images or on one; `tight` weights as in `PackSpec`."""
     p, panels = problem, panels_of(problem, host)
     last = math.prod(p.out_size) - (cut.blocks - 1) * cut.block
+    runs = p.out_size[-1:] if isinstance(source.source, RowWindows) else (cut.block, last)  # that whole tiles cover
     panel = panel_fields(p, host)["w_panel"]
     spec = DenseSpec(
         target=host.target,
@@ -236,7 +238,7 @@ def dense_phase(
         ),
         panels=panels.shape,
         rows=rows,
-        ragged=any(size % height for size in (cut.block, last) for height in rows),
+        ragged=any(size % height for size in runs for height in rows),
         bias=p.has_bias,
         columns=any(s is not None and s[1] != 1 for s in (p.out_strides, p.residual_strides)) and p.out_channels > 1
         if scattered(p)

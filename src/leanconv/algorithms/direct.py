@@ -29,7 +29,8 @@ from leanconv.algorithms import batchwise
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.batchjoin import joined, together
 from leanconv.algorithms.blocking import panels_of
-from leanconv.algorithms.dense import core_phase, image_input, pack_weights, without_gaps
+from leanconv.algorithms.dense import core_phase, dense_phase, image_input, pack_weights, without_gaps
+from leanconv.algorithms.rowwindows import by_rows
 from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.dense import DenseSpec
@@ -59,7 +60,11 @@ class Direct(Algorithm):
         if batchwise.applies(problem, host):
             return batchwise.lower(problem, host, threads)
         images, tight = joined(problem, host), without_gaps(problem, host, workspace)
-        phase, parameters = core_phase(images, host, threads, image_input(images), tight=tight)
+        lines = by_rows(images, host, threads)
+        if lines is None:
+            phase, parameters = core_phase(images, host, threads, image_input(images), tight=tight)
+        else:
+            phase, parameters = dense_phase(images, host, *lines, tight=tight)
         return Lowering(
             phases=(phase,),
             packing=pack_weights(problem, host, tight=tight),

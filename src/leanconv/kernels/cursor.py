@@ -106,6 +106,39 @@ class PlaneCursor(Cursor):
         return [self._fn.gep(self.state[0], self._fn.mul(self._step, count))]
 
 
+class OverlapCursor(Cursor):
+    """Pixels `apart` bytes from one another, channels adjacent, whose windows may overlap.
+
+    Steps `apart` bytes from one another then read the same elements, all but one. LLVM would keep those in registers
+    until the later step, and spill sums: it is told of another address for every run of steps that share none.
+    """
+
+    def __init__(self, fn: Function, pixel: Value, rows: int, apart: int, item: int) -> None:
+        self._fn, self._rows, self._apart, self._item = fn, rows, apart, item
+        self.state = [pixel]
+        self.longest = min(12, 4 * apart // item)  # a step takes no register of its own, a run one
+
+    def at(self, state: list[Value]) -> OverlapCursor:
+        """The same walk at another element."""
+        return OverlapCursor(self._fn, state[0], self._rows, self._apart, self._item)
+
+    def addresses(self, count: int) -> Addresses:
+        """Displacements of an address for each run."""
+        fn, steps = self._fn, self._apart // self._item
+        bases = list(self.state)
+        for _ in range(steps, count, steps):
+            bases.append(fn.anew(bases[-1]))
+        result: Addresses = []
+        for u in range(count):
+            base, at = bases[u // steps], u * self._item
+            result.append(([fn.gep(base, at + i * self._apart) for i in range(self._rows)], 0))
+        return result
+
+    def advanced(self, count: int) -> list[Value]:
+        """The address `count` elements further on."""
+        return [self._fn.gep(self.state[0], count * self._item)]
+
+
 class PointerCursor(Cursor):
     """Every pixel has an address and a stride of its own: those outside the image stay on a block of zeros.
 

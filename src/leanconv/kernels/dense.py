@@ -24,6 +24,7 @@ from leanconv.kernels.image import Source
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape, each_panel
 from leanconv.kernels.reduction import Reduction
+from leanconv.kernels.rowwindows import RowWindows
 from leanconv.kernels.scatter import ScatteredOutput
 from leanconv.kernels.stage import Stage
 
@@ -162,15 +163,27 @@ def panel_tiles(
 
         return fn.loop(begin, stop, shape.rows, state, body, guard=spec.ragged, hint="tile")
 
-    if not spec.ragged:
-        tiles(tile, first, end, start, output)
-        return
-    # n pixels in t = ceil(n / rows) tiles: rows * t - n of them are one row shorter, and those come last. The
-    # planner sees to it that there are that many, so no tile is ever partly empty.
-    count = fn.sub(end, first)
-    number = fn.udiv(fn.add(count, tile.rows - 1), tile.rows)
-    short = fn.sub(fn.mul(number, tile.rows), count)
-    turn = fn.i64(fn.add(first, fn.mul(fn.sub(number, short), tile.rows)))
-    state = tiles(tile, first, turn, start, output)
-    lower = replace(tile, rows=tile.rows - 1)
-    tiles(lower, turn, end, state, outputs(lower))
+    def cover(first: Value, end: Index, start: list[Value]) -> None:
+        if not spec.ragged:
+            tiles(tile, first, end, start, output)
+            return
+        # n pixels in t = ceil(n / rows) tiles: rows * t - n of them are one row shorter, and those come last. The
+        # planner sees to it that there are that many, so no tile is ever partly empty.
+        count = fn.sub(end, first)
+        number = fn.udiv(fn.add(count, tile.rows - 1), tile.rows)
+        short = fn.sub(fn.mul(number, tile.rows), count)
+        turn = fn.i64(fn.add(first, fn.mul(fn.sub(number, short), tile.rows)))
+        state = tiles(tile, first, turn, start, output)
+        lower = replace(tile, rows=tile.rows - 1)
+        tiles(lower, turn, end, state, outputs(lower))
+
+    if isinstance(spec.source, RowWindows):
+        width = fields[f"out{spec.source.dims - 1}"]
+
+        def line(begin: Value, state: list[Value]) -> list[Value]:
+            cover(begin, fn.add(begin, width), [state[0], fn.i64(0)])
+            return [fn.i64(fn.add(state[0], 1))]
+
+        fn.loop(first, end, width, start[:1], line, hint="line")
+    else:
+        cover(first, end, start)

@@ -7,7 +7,7 @@ from typing import Protocol
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import I1, Function, Index, Value
 from leanconv.kernels.core import Sum
-from leanconv.kernels.cursor import Cursor, PlaneCursor, PointerCursor, SharedCursor
+from leanconv.kernels.cursor import Cursor, OverlapCursor, PlaneCursor, PointerCursor, SharedCursor
 from leanconv.kernels.epilogue import row_addresses
 from leanconv.kernels.fields import Fields
 
@@ -66,11 +66,13 @@ def whole_windows(
     ranges: list[tuple[Index, Index]] | None = None,
     apart: int | None = None,
     later: Value | None = None,
+    line: Index | None = None,
 ) -> list[Value]:
     """Sum over windows that lie inside the image; `pixels` address the first taps.
 
     `ranges` are the taps [first, last) of each dimension but the innermost that do, where the others read nothing but
-    padding; `apart` the bytes from pixel to pixel, if the kernel is made for them; `later` as in `SharedCursor`.
+    padding; `apart` the bytes from pixel to pixel, if the kernel is made for them; `later` as in `SharedCursor`; `line`
+    the bytes from one tap of the first dimension to the next, if not those of the image.
     """
     fn, red = sum_.fn, sum_.reduction
     pixels = [fn.opaque(pixel) for pixel in pixels[: 1 if apart is not None else None]]
@@ -86,12 +88,15 @@ def whole_windows(
             count = None if red.channels is None else red.channels * (red.kernel[dim] if red.merged else 1)
             cursor: Cursor = SharedCursor(fn, pixels, offset, stride, ahead, later)
             if apart is not None:  # one address that moves, not one for each pixel and a common offset
-                steps = [i * apart for i in range(sum_.tile.rows)]
-                cursor = PlaneCursor(fn, fn.gep(pixels[0], offset), steps, stride)
+                place = fn.gep(pixels[0], offset)
+                if isinstance(stride, int):
+                    cursor = OverlapCursor(fn, place, sum_.tile.rows, apart, stride)
+                else:
+                    cursor = PlaneCursor(fn, place, [i * apart for i in range(sum_.tile.rows)], stride)
             return sum_.run(cursor, count, weights, accs, first=first)
         if red.kernel[dim] == 1 and ranges is None:
             return taps(dim + 1, offset, weights, accs, first=first)
-        step = sum_.fields[f"tap{dim}"]
+        step = line if line is not None and dim == 0 else sum_.fields[f"tap{dim}"]
         if ranges is not None and not last:
 
             def some(tap: Value, accs: list[Value]) -> list[Value]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.core import Tile
+from leanconv.kernels.cost import LINE
 from leanconv.kernels.epilogue import Epilogue, load_lanes, row_addresses, store_lanes, transpose
 from leanconv.kernels.fields import Fields
 
@@ -83,7 +84,8 @@ class Output:
         fn, step = self.fn, self.fields["o_row"]
         ahead = fn.gep(out, fn.add(fn.mul(pixel, step), self.fields["o_ahead"]))
         for row in row_addresses(fn, ahead, self.tile.rows, step):
-            fn.prefetch(row, write=True)
+            for line in range(0, self.tile.vectors * self.tile.target.vector_bytes, LINE):
+                fn.prefetch(row, line, write=True)
 
     def _columns(self, accs: list[Value], out: Value, residual: Value | None, pixel: Value) -> None:
         fn, tile, masks = self.fn, self.tile, self.tile.target.masks

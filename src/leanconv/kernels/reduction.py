@@ -13,6 +13,7 @@ from leanconv.classes import dataclass
 from leanconv.kernels.cursor import Cursor
 
 UNROLL = Cursor.unroll
+FEW = 8  # channels that are unrolled wholly
 SHORT = 128  # channels of sums whose first step is apart: saves 10 of 115 cycles a tile of 6x2 sums of 16 terms
 SECTION = 256  # terms summed in one run of the accumulators: errors of 5e-7 of the largest output, 1e-6 for 576
 
@@ -53,7 +54,7 @@ class Reduction:
             terms = math.prod(kernel) * block
             ends = "blocks" if math.prod(kernel) * channels > SECTION else None
             return Reduction(kernel, None, 0, unit_channel, False, ends, max(1, SECTION // terms), False, stream)
-        few = channels <= 8
+        few = channels <= FEW
         flush: int | str | None = "channels" if channels > SECTION else None
         inner = channels
         if flush is None:

@@ -1,0 +1,112 @@
+"""Windows of few channels, read by tiles that end with the rows of the output.
+
+Where a pixel's channels are few and the columns of an image lie one behind the other, what a tile of one output row
+reads is one run of memory for each row of taps, at distances known when the kernel is made: one address serves all of
+its pixels, and every load is a displacement. A tile that ran on into the next row would need an address for each pixel.
+So each row is cut into whole tiles of its own, of two heights (`dense`).
+
+A tile that hangs over the image has those runs copied to the stack first, between zeros, and is then summed by the same
+code:
+
+    image      |a0 a1 a2 b0 b1 b2 c0 ...               the row ends, or begins, at the bar
+    stack  0 0 0 a0 a1 a2 b0 b1 b2 c0 ...              `pitch` bytes from one row of taps to the next
+
+Each vector of a run is copied whole: the last one overlaps the one before, so that nothing beyond the run is touched.
+"""
+
+from __future__ import annotations
+
+from leanconv.classes import dataclass
+from leanconv.codegen.ir import Function, Index, Value
+from leanconv.kernels.core import Sum
+from leanconv.kernels.fields import Fields
+from leanconv.kernels.image import Image, whole_windows
+
+
+@dataclass(frozen=True, slots=True)
+class RowWindows(Image):
+    """An image in two dimensions under tiles that do not leave their row of the output; fields: as in `Image`.
+
+    `channels` of a pixel, and `pad_high`, the columns that windows reach beyond the last one.
+    """
+
+    channels: int
+    pad_high: int
+
+    @staticmethod
+    def of(image: Image, channels: int, item: int, pad_high: int) -> RowWindows:
+        """An image of so many channels of `item` bytes, columns adjacent."""
+        i = image
+        return RowWindows(i.stride, i.dilation, i.pad_low, i.padded, i.pad_mode, channels * item, channels, pad_high)
+
+    def reach(self, rows: int, taps: int) -> int:
+        """Columns that a tile of so many pixels reads."""
+        return (rows - 1) * self.stride[1] + taps
+
+    def copies(self, rows: int, taps: int, lanes: int) -> bool:
+        """Whether any tile of that height that hangs over the image still reads a whole vector of it."""
+        return (self.reach(rows, taps) - self.pad_low[1] - self.pad_high) * self.channels >= lanes
+
+    def vectors(self, rows: int, taps: int, lanes: int) -> int:
+        """Vectors that hold what a tile reads of one row of the image."""
+        return -(-self.reach(rows, taps) * self.channels // lanes)
+
+    def start(self, fn: Function, fields: Fields, pixel: Index) -> list[Value]:
+        """The row of a pixel, the first of one."""
+        return [fn.i64(fn.udiv(pixel, fields["out1"])), fn.i64(0)]
+
+    def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
+        """Further on in the row."""
+        return [state[0], fn.i64(fn.add(state[1], rows))]
+
+    def tile(self, sum_: Sum, base: Value, weights: Value, state: list[Value]) -> list[Value]:
+        """Windows inside the image where they lie, others on the stack: the same sum."""
+        fn = sum_.fn
+        step: Value = sum_.fields["tap0"]
+
+        def inside() -> list[Value]:
+            return [self.first_window(sum_, base, state), step]
+
+        first, apart = inside()[0], step
+        if self.padded:
+            first, apart = fn.if_(
+                self.even(sum_, state), inside, lambda: self._copied(sum_, base, state), hint="inside"
+            )
+        return whole_windows(sum_, [first], weights, apart=self.apart, line=apart)
+
+    def _copied(self, sum_: Sum, base: Value, state: list[Value]) -> list[Value]:
+        """Where the windows of a tile lie on the stack, and the bytes between rows of taps there."""
+        fn, fields, tile = sum_.fn, sum_.fields, sum_.tile
+        lanes, width = tile.target.lanes(tile.dtype), tile.target.vector_bytes
+        taps, pixel = sum_.reduction.kernel, self.channels * tile.itemsize
+        reach = self.reach(tile.rows, taps[1])
+        vectors = self.vectors(tile.rows, taps[1], lanes)
+        pitch = vectors * width
+        stack = fn.alloca(taps[0] * pitch)
+        row, column = (fn.sub(fn.mul(at, self.stride[d]), self.pad_low[d]) for d, at in enumerate(state))
+        low = fn.smax(fn.sub(0, column), 0)
+        high = fn.smin(fn.sub(fields["in1"], column), reach)
+        last = fn.sub(fn.mul(fn.sub(high, low), pixel), width)  # where the last vector of a run begins
+        least = (reach - self.pad_low[1] - self.pad_high) * pixel - width
+        starts = [v * width if v * width <= least else fn.i64(fn.smin(last, v * width)) for v in range(vectors)]
+        from_ = fn.mul(fn.add(column, low), pixel)
+        to = fn.mul(low, pixel)
+
+        def line(tap: Value, _: list[Value]) -> list[Value]:
+            at = fn.add(row, fn.mul(tap, self.dilation[0]))
+            target = fn.gep(stack, fn.mul(tap, pitch))
+            for v in range(vectors):
+                fn.store(fn.const(tile.vec, 0.0), target, v * width)
+
+            def some() -> list[Value]:
+                source = fn.gep(base, fn.add(fn.mul(at, fields["at0"]), from_))
+                place = fn.gep(target, to)
+                for begin in starts:
+                    fn.store(fn.load(tile.vec, fn.gep(source, begin)), fn.gep(place, begin))
+                return []
+
+            fn.if_(fn.cmp("ult", at, fields["in0"]), some, hint="line")
+            return []
+
+        fn.loop(0, taps[0], 1, [], line, hint="copy")
+        return [stack, fn.i64(pitch)]
