@@ -57,7 +57,7 @@ def test_auto_takes_it() -> None:
     for layout in ("NCHW", "NHWC"):
         shape = to_user((1, 16, 9, 9), layout)
         assert leanconv.plan(shape, (16, 1, 3, 3), groups=16, layout=layout).algorithm == "depthwise"
-        assert leanconv.plan(shape, (32, 1, 1, 1), groups=16, layout=layout).algorithm == "depthwise"
+        assert leanconv.plan(shape, (32, 1, 3, 3), groups=16, layout=layout).algorithm == "depthwise"
     with pytest.raises(leanconv.NotApplicableError, match="4 input channels"):
         leanconv.plan((1, 16, 9, 9), (16, 4, 3, 3), groups=4, algorithm="depthwise")
 

@@ -31,11 +31,12 @@ NETWORKS = sorted((Path(leanconv.__file__).parent / "bench" / "networks").glob("
 
 
 def test_what_a_plan_says() -> None:
-    plan = leanconv.plan(**LAYER, bias=True, activation="relu", residual=True, threads=2)
+    large = {**LAYER, "x_shape": (1, 16, 96, 96)}  # for two threads to be worth their start
+    plan = leanconv.plan(**large, bias=True, activation="relu", residual=True, threads=2)
     assert isinstance(plan, Plan) and isinstance(plan.problem, Problem)
     assert plan.algorithm in {algorithm.name for algorithm in REGISTRY} - {"reference"}
     assert plan.threads == 2 and plan.memory_limit is None
-    assert plan.problem.out_shape == (1, 32, 24, 24)
+    assert plan.problem.out_shape == (1, 32, 96, 96)
     assert plan.steps and all(isinstance(step, str) and len(step) > 10 for step in plan.steps)
     assert plan.parameters and all(isinstance(name, str) for name in plan.parameters)
     assert repr(plan) == (

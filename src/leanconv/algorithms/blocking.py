@@ -102,7 +102,7 @@ def _evened(
     576 channels to 96, 14 x 14, on two threads: three chunks, a panel each, took 59 us, six of half the pixels 47.
     """
     groups = copies * -(-panels.total // cut.group)
-    if cut.blocks * groups >= MANY * threads:
+    if not groups or cut.blocks * groups >= MANY * threads:
         return cut
     best, busiest = cut, _busiest(cut, copies, pixels, panels, threads)
     fair = copies * pixels * panels.registers / threads
