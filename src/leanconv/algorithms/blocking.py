@@ -91,7 +91,7 @@ def blocking(
         else:
             break
     copies = p.batch * p.groups
-    return result if threads == 1 or not copies else _evened(result, copies, pixels, panels, rows, threads, wanted)
+    return result if threads == 1 else _evened(result, copies, pixels, panels, rows, threads, wanted)
 
 
 def _evened(
