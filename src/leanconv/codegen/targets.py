@@ -12,7 +12,8 @@ class Target:
     Vector registers hold `vector_bytes` bytes, and `accumulators` of them may hold sums; `pointers` general registers
     that may hold pixel addresses in the inner loop (the rest hold the weights' address, the loop counter and the
     stack); `masks` whether a store under a mask costs about what a plain one costs.  `fma` whether multiply-add is one
-    instruction.  `cpu` and `features` go to LLVM as they are.
+    instruction; `pairs` whether one instruction loads two adjacent elements into two registers.  `cpu` and
+    `features` go to LLVM as they are.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Target:
     pointers: int
     masks: bool
     fma: bool = True
+    pairs: bool = False
 
     def lanes(self, dtype: str) -> int:
         """Elements of `dtype` in one vector register."""
@@ -42,7 +44,7 @@ class Target:
 _X86 = "x86_64-unknown-linux-gnu"
 AVX2 = Target("avx2", _X86, "haswell", "+avx2,+fma", 32, 12, 8, masks=False)
 AVX512 = Target("avx512", _X86, "skylake-avx512", "-prefer-256-bit", 64, 27, 12, masks=True)
-NEON = Target("neon", "aarch64-unknown-linux-gnu", "generic", "+neon", 16, 20, 10, masks=False)
+NEON = Target("neon", "aarch64-unknown-linux-gnu", "generic", "+neon", 16, 20, 10, masks=False, pairs=True)
 PORTABLE = Target("portable", _X86, "x86-64", "", 16, 12, 8, masks=False, fma=False)
 
 TARGETS = {target.name: target for target in (AVX2, AVX512, NEON, PORTABLE)}

@@ -110,21 +110,23 @@ class OverlapCursor(Cursor):
     """Pixels `apart` bytes from one another, channels adjacent, whose windows may overlap.
 
     Steps `apart` bytes from one another then read the same elements, all but one. LLVM would keep those in registers
-    until the later step, and spill sums: it is told of another address for every run of steps that share none.
+    until the later step, and spill sums: it is told of another address for every run of steps that share none. `pairs`:
+    the target loads two adjacent elements at once, of which the second would be kept alike: every step is such a run.
     """
 
-    def __init__(self, fn: Function, pixel: Value, rows: int, apart: int, item: int) -> None:
-        self._fn, self._rows, self._apart, self._item = fn, rows, apart, item
+    def __init__(self, fn: Function, pixel: Value, rows: int, apart: int, item: int, *, pairs: bool) -> None:
+        self._fn, self._rows, self._apart, self._item, self._pairs = fn, rows, apart, item, pairs
+        self._run = 1 if pairs else apart // item
         self.state = [pixel]
-        self.longest = min(12, 4 * apart // item)  # a step takes no register of its own, a run one
+        self.longest = min(12, 4 * self._run)  # a step takes no register of its own, a run one
 
     def at(self, state: list[Value]) -> OverlapCursor:
         """The same walk at another element."""
-        return OverlapCursor(self._fn, state[0], self._rows, self._apart, self._item)
+        return OverlapCursor(self._fn, state[0], self._rows, self._apart, self._item, pairs=self._pairs)
 
     def addresses(self, count: int) -> Addresses:
         """Displacements of an address for each run."""
-        fn, steps = self._fn, self._apart // self._item
+        fn, steps = self._fn, self._run
         bases = list(self.state)
         for _ in range(steps, count, steps):
             bases.append(fn.anew(bases[-1]))

@@ -90,7 +90,7 @@ def whole_windows(
             if apart is not None:  # one address that moves, not one for each pixel and a common offset
                 place = fn.gep(pixels[0], offset)
                 if isinstance(stride, int):
-                    cursor = OverlapCursor(fn, place, sum_.tile.rows, apart, stride)
+                    cursor = OverlapCursor(fn, place, sum_.tile.rows, apart, stride, pairs=sum_.tile.target.pairs)
                 else:
                     cursor = PlaneCursor(fn, place, [i * apart for i in range(sum_.tile.rows)], stride)
             return sum_.run(cursor, count, weights, accs, first=first)

@@ -51,6 +51,10 @@ class RowWindows(Image):
         """Vectors that hold what a tile reads of one row of the image."""
         return -(-self.reach(rows, taps) * self.channels // lanes)
 
+    def copied(self, rows: int, kernel: tuple[int, ...], lanes: int) -> int:
+        """Vectors that a tile that hangs over the image stores to the stack."""
+        return 2 * kernel[0] * self.vectors(rows, kernel[1], lanes)
+
     def start(self, fn: Function, fields: Fields, pixel: Index) -> list[Value]:
         """The row of a pixel, the first of one."""
         return [fn.i64(fn.udiv(pixel, fields["out1"])), fn.i64(0)]

@@ -22,6 +22,7 @@ from leanconv.kernels.naive import NaiveSpec
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.panels import PanelShape
 from leanconv.kernels.planeblocks import PlaneBlocks
+from leanconv.kernels.rowwindows import RowWindows
 from leanconv.planning.copies import in_runs, staged, staged_alone
 from leanconv.program import Phase
 
@@ -63,6 +64,23 @@ def _blocks(f: Fields) -> Iterator[tuple[int, int]]:
     yield last, 1
 
 
+def _runs(spec: DenseSpec, f: Fields) -> Iterator[tuple[int, int]]:
+    """(pixels that tiles cover without a break, how many such runs): blocks, or rows of the output."""
+    if isinstance(spec.source, RowWindows):
+        return iter([(f["out1"], f["out0"])])
+    return _blocks(f)
+
+
+def _hanging(source: RowWindows, f: Fields, rows: int) -> float:
+    """The part of tiles that hang over the image."""
+    if not source.padded:
+        return 0.0
+    inside = [max(0, min(f[f"high{d}"], f[f"out{d}"]) - min(max(f[f"low{d}"], 0), f[f"out{d}"])) for d in (0, 1)]
+    tiles = -(-f["out1"] // rows)
+    whole = max(0, tiles - -(-min(f["low1"], f["out1"]) // rows) - -(-max(0, f["out1"] - f["high1"]) // rows))
+    return 1 - inside[0] / f["out0"] * whole / tiles
+
+
 @_cost.register
 def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
     """Tiles of pixels by panels."""
@@ -85,12 +103,14 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
     total = sum(vectors * count for vectors, count, *_ in panels)
     depth_bytes = f["w_panel"]
     for vectors, count, rows, spared in panels:
-        tiles = sum(-(-size // rows) * number for size, number in _blocks(f)) * images * count
+        tiles = sum(-(-size // rows) * number for size, number in _runs(spec, f)) * images * count
         high = f["pixels"] * images * count / tiles
         counts["multiply"] += tiles * outer * channels * inside * issue_slots(high, vectors - spared)
         counts["tile"] += tiles
         counts["tap"] += tiles * outer / inner
         counts["edge"] += tiles * edges(rows) * outer * high
+        if isinstance(spec.source, RowWindows):
+            counts["vector"] += tiles * _hanging(spec.source, f, rows) * spec.source.copied(rows, red.kernel, lanes)
         if spec.scattered and spec.columns:
             counts["element"] += tiles * high * vectors * lanes
         else:
@@ -158,7 +178,7 @@ def _terms(spec: DenseSpec, f: Fields) -> int:
 def _edges(spec: DenseSpec, f: Fields) -> tuple[float, Callable[[int], float]]:
     """The part of taps that is summed, and a function: part of the tiles of a height that are in edge form."""
     source = spec.source
-    if not isinstance(source, Image):
+    if not isinstance(source, Image) or isinstance(source, RowWindows):
         return 1.0, lambda rows: 0.0
     last = source.dims - 1
     width = f[f"out{last}"]
