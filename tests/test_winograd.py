@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import leanconv
-from assembly import count_fused, spills
+from assembly import count_fused, parse, spills
 from definitions_winograd import as_floats, winograd
 from guard import GuardedAllocator
 from kernels import elementwise
@@ -24,7 +24,7 @@ from leanconv.kernels.winograd_products import most_rows
 from leanconv.staging import refusal
 from strategies import ALGORITHMS, Case, Geometry, applies, check_untouched, convolve
 from test_algorithms import run_every_way
-from test_assembly import multiplying, typical
+from test_assembly import assembly, multiplying, typical
 
 NAMES = [algorithm.name for algorithm in REGISTRY if isinstance(algorithm, Winograd)]
 TRANSFORMS = [(m, r) for m in range(1, 7) for r in range(2, 8) if m + r <= 9]
@@ -386,3 +386,39 @@ def test_products_run_in_registers(layout: str, target: object) -> None:
     for rows in range(1, most + 1):
         assert rows * 2 * 4 in loops, (rows, sorted(loops))
     assert not spills(loops[most * 2 * 4])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("name", ["winograd_f2", "winograd_f4"])
+@pytest.mark.parametrize("size", [16, 14, 13])
+def test_transforms_stay_in_registers(size: int, name: str, dtype: str) -> None:
+    """With 32 registers and adjacent channels no vector of windows or outputs goes to the stack."""
+    from test_assembly import lowered
+
+    case = Case((1, 64, size, size), (64, 64, 3, 3), WINDOW, dtype=dtype, layout="NHWC", epilogue={"bias": True})
+    problem = case.problem
+    (spec,) = (s for phase, s in lowered(problem, name, TARGETS["avx512"]) if phase == "winograd")
+    instructions, _ = parse(assembly(spec))
+    assert not [i for i in instructions if i.vector_stack]
+
+
+@pytest.mark.parametrize(("m", "r"), TRANSFORMS)
+def test_parts_share_no_step(m: int, r: int) -> None:
+    """Every output is in one part, and parts that are large enough for it hold all outputs that a step serves."""
+    transform = CookToom.of(m, r)
+    for matrix in (transform.inputs(m), transform.results(m)):
+        program = linear(matrix)
+        outputs = list(range(len(program.outputs)))
+        assert [sorted(part) for part in program.parts(len(outputs))] == [outputs]
+        for most in (1, 2, 3):
+            parts = program.parts(most)
+            assert sorted(output for part in parts for output in part) == outputs
+            used = [set().union(*(program.taken(output) for output in part)) for part in parts]
+            assert sum(map(len, used)) == len(set().union(*used))
+
+
+def test_parts_of_f4() -> None:
+    """The parts that 32 registers hold: three of six columns of points, two of four rows of outputs."""
+    transform = CookToom.of(4, 3)
+    assert [len(part) for part in linear(transform.inputs(4)).parts(3)] == [3, 3]
+    assert [sorted(part) for part in linear(transform.results(4)).parts(3)] == [[0, 2], [1, 3]]

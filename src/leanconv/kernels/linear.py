@@ -75,8 +75,8 @@ class Linear:
         Outputs with common steps are a group; the largest groups come first.
         """
         groups: list[tuple[list[int], set[int]]] = []
-        for output, value in enumerate(self.outputs):
-            together, steps = [output], self._steps(value)
+        for output in range(len(self.outputs)):
+            together, steps = [output], self.taken(output)
             for group in [group for group in groups if group[1] & steps]:
                 groups.remove(group)
                 together, steps = [*group[0], *together], steps | group[1]
@@ -89,12 +89,16 @@ class Linear:
             part += together
         return parts
 
-    def _steps(self, value: int) -> set[int]:
-        """All steps that a value takes."""
-        if value < self.inputs:
-            return set()
-        step = self.steps[value - self.inputs]
-        return {value} | self._steps(step.a) | self._steps(step.b)
+    def taken(self, output: int) -> set[int]:
+        """The numbers of all values that an output takes, but for those that are given."""
+
+        def of(value: int) -> set[int]:
+            if value < self.inputs:
+                return set()
+            step = self.steps[value - self.inputs]
+            return {value} | of(step.a) | of(step.b)
+
+        return of(self.outputs[output])
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 A table of addresses is made once a tile, of every pixel of its window or, with channels first, of every row; padding
 is an address of zeros.  The transform takes a vector of channels through one axis after the other, the last one first,
-over a window's worth of vectors on the stack.
+over a window's worth of vectors on the stack; along two axes, channels last, in registers where there are enough.
 """
 
 from __future__ import annotations
