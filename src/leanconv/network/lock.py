@@ -71,9 +71,10 @@ def _only(step: Step, row: Sequence[Option], decision: Mapping[str, Any] | None)
         if row and (row[0].plan is not None or step.op in BLOCKS):
             raise CacheError(f"the lock file pins no plan for the step {step.name!r} ({step.op})")
         return list(row[:1])
-    for option in row:
-        if _decision(option) == decision:
-            return [option]
+    # Weights without gaps may take less than those of another option that is alike in all else.
+    alike = [option for option in row if _agrees(option, decision)]
+    if alike:
+        return [next((each for each in alike if each.extra_bytes == decision.get("extra_bytes")), alike[0])]
     made = next((option for option in row if option.plan is not None and option.remake is not None), None)
     if made is not None and made.remake is not None and made.plan is not None:
         try:
@@ -82,7 +83,7 @@ def _only(step: Step, row: Sequence[Option], decision: Mapping[str, Any] | None)
         except LeanconvError as error:
             raise CacheError(f"the plan that is pinned for the step {step.name!r} does not apply: {error}") from error
         option = made.remake(plan)
-        if _decision(option) == decision:
+        if _agrees(option, decision):
             return [option]
     known = ", ".join(sorted({option.name for option in row})) or "NumPy"
     raise CacheError(
@@ -97,14 +98,21 @@ def _decision(option: Option) -> dict[str, Any]:
         "threads": 0 if plan is None else plan.threads,
         "settings": {} if plan is None else dict(plan.tunables),
         "workspace_bytes": sum(buffer.nbytes for buffer in option.workspace),
+        "extra_bytes": option.extra_bytes,
     }
+
+
+def _agrees(option: Option, decision: Mapping[str, Any]) -> bool:
+    """Whether an option is what was decided, but for how its weights are packed."""
+    made = _decision(option)
+    return all(decision.get(key) == value for key, value in made.items() if key != "extra_bytes")
 
 
 def _is_decision(value: object) -> bool:
     if not isinstance(value, dict):
         return False
     settings = value.get("settings")
-    numbers = [value.get("threads"), value.get("workspace_bytes")]
+    numbers = [value.get("threads"), value.get("workspace_bytes"), value.get("extra_bytes", 0)]
     return (
         isinstance(value.get("algorithm"), str)
         and all(type(number) is int and number >= 0 for number in numbers)
