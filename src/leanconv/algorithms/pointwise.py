@@ -96,4 +96,4 @@ def _asked_ahead(problem: Problem, host: Host, rows: CoreInput) -> CoreInput:
         return rows
     nbytes = p.batch * math.prod(p.in_size) * row
     small = panel_fields(p, host)["w_panel"] <= host.l1 * 2 // 3 and panels_of(p, host).total <= FEW_PANELS
-    return replace(rows, source=Rows(None, ahead=True)) if small and nbytes > host.l2 else rows
+    return replace(rows, source=Rows(None, ahead=nbytes > host.l2), asks=True) if small else rows
