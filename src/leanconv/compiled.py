@@ -146,6 +146,11 @@ def prepare(specs: Iterable[KernelSpec]) -> None:
         compilers.side_by_side([runtime_functions, *(functools.partial(kernel, spec) for spec in new)])
 
 
+def at_hand(spec: KernelSpec) -> bool:
+    """Whether the kernel of a specification is there, in memory or on disk."""
+    return spec in _kernels or object_cache().holds(key_of(spec))
+
+
 def identity(spec: KernelSpec) -> str:
     """What decides what a kernel's code is, beside the generator."""
     if isinstance(spec, StoredSpec):

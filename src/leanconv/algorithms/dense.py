@@ -29,7 +29,8 @@ class CoreInput:
     """Where the core reads its pixels: `channels` elements for each of `kernel` taps, and the fields of the source.
 
     `stage` copies windows to the buffer "scratch" of each thread first; the source then reads that. `block` channels go
-    through all taps before the next ones, if the source sums that way (0: all do).
+    through all taps before the next ones, if the source sums that way (0: all do). `asks`: at some sizes of the image
+    rows are worth being asked for ahead.
     """
 
     source: Source
@@ -41,6 +42,7 @@ class CoreInput:
     buffer: str = "x"
     stage: Stage | None = None
     block: int = 0
+    asks: bool = False
 
 
 @functools.lru_cache(maxsize=64)  # all that may compute a problem ask, some twice
@@ -252,7 +254,7 @@ def dense_phase(
     fields = core_fields(p, host, source, cut, image, tight=tight)
     ahead = _ahead(math.prod(source.kernel) * source.channels, rows[0], panels)
     fields["o_ahead"] = ahead * fields["o_row"]
-    if isinstance(source.source, Rows) and source.source.ahead:
+    if source.asks:
         fields["x_ahead"] = ahead * fields["x_row"]
     chunks = fields["n_count"] * fields["g_count"] * fields["b_count"] * fields["k_count"]
     parameters: dict[str, int | str] = {

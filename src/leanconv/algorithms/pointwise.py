@@ -103,8 +103,9 @@ def _asked_ahead(problem: Problem, host: Host, rows: CoreInput) -> CoreInput:
     if p.x_strides[1] != 1 or rows.fields["x_row"] != row or row < LINE:
         return rows
     nbytes, panel = p.batch * math.prod(p.in_size) * row, panel_fields(p, host)["w_panel"]
+    if panel > host.l1 * 3 // 4 or panels_of(p, host).total > FEW_PANELS:
+        return rows
     # Panels that fill more of that cache: eight images of 256 channels, 56 x 56, to 64 on AVX-512 take 0.9 of the time
     # so, one image, which the last-level cache holds, 1.02.
-    near = panel <= host.l1 * 2 // 3 or (panel <= host.l1 * 3 // 4 and nbytes > host.l3 // 2)
-    few = panels_of(p, host).total <= FEW_PANELS
-    return replace(rows, source=Rows(None, ahead=True)) if near and few and nbytes > host.l2 else rows
+    far = nbytes > (host.l2 if panel <= host.l1 * 2 // 3 else host.l3 // 2)
+    return replace(rows, source=Rows(None, ahead=far), asks=True)

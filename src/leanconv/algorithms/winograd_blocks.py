@@ -196,7 +196,7 @@ class BlocksOfTiles:
 
     def weight_step(self) -> WeightStep:
         """How filters are transformed."""
-        return WeightStep(self.host.target, self.problem.dtype, self.tiling)
+        return WeightStep(self.host.target, self.problem.dtype, self.tiling.whole)
 
     def packing(self) -> WeightPacking:
         """The phase that transforms all weights."""

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import I64, SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
@@ -36,6 +37,10 @@ from leanconv.kernels.rowtile import RowTerms, Tile
 from leanconv.kernels.taporder import TapOrder, TapSum
 from leanconv.kernels.window import Edges, Window
 
+if TYPE_CHECKING:
+    from leanconv.kernels.channelrows import ChannelRowsSpec
+
+LINEAR = 2  # the field `asks`, where what is asked for comes in the order of memory
 SPREAD = 1.3  # times the multiply-adds, where inputs are shuffled for them
 
 
@@ -43,9 +48,11 @@ SPREAD = 1.3  # times the multiply-adds, where inputs are shuffled for them
 class ChannelwiseSpec:
     """What a kernel is specialised for.
 
-    Tiles are `width` pixels wide, or one less (`short`); `single`: one tile is a whole row; `rest` groups are left
-    for the last unit (0: none); `stream`: outputs are stored past the caches where they can be; `fetch` arrays (image,
-    output) are asked for a tile ahead, in the order of memory if `linear`.
+    Tiles are `width` pixels wide, or one less (`short`); `single`: one tile is a whole row; `rest` groups are left for
+    the last unit (0: none); `stream`: outputs are stored past the caches where they can be; `fetch` arrays (image,
+    output) are asked for a tile ahead, in the order of memory if `linear`.  With `perhaps` there may be no tiles of
+    either width, in a chunk none at all, and the field `asks` says whether to `fetch` (0: no; LINEAR: as with
+    `linear`).
     Buffers: x, w (packed [unit][part][bias][taps][channels][lanes]), out, residual.
     Fields: `{n,b,t,u}_{div,count}` split the chunk's number into image, band of rows, strips and units; `band`,
     `strips`, `units` a chunk, `row_count`, `strip_count`, `strip_long` (those of full width), `unit_count`,
@@ -68,11 +75,23 @@ class ChannelwiseSpec:
     stream: bool = False
     fetch: int = 0
     linear: bool = False
+    perhaps: bool = False
+
+    def stand_in(self, fields: Mapping[str, int]) -> tuple[ChannelRowsSpec, Mapping[str, int]] | None:
+        """A kernel that computes the same for images of other extents too, and its fields; None if there is none."""
+        from leanconv.kernels.channelrows import for_other_extents  # only here: few networks run at several sizes
+
+        return for_other_extents(self, fields)
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
         kernel = KernelFunction(module, name)
-        fn, fields = kernel.fn, kernel.fields
+        self.emit_chunk(kernel, kernel.fields)
+        return kernel.finish()
+
+    def emit_chunk(self, kernel: KernelFunction, fields: Fields) -> None:
+        """Emit all of a kernel's chunk."""
+        fn = kernel.fn
         image, band, strips, units = (kernel.index(letter) for letter in "nbtu")
 
         def span(index: Index, size: str, count: str) -> tuple[Value, Value]:
@@ -103,7 +122,6 @@ class ChannelwiseSpec:
             fn.if_(whole, streamed, lambda: run(False), hint="whole")
         else:
             run(False)
-        return kernel.finish()
 
     def cost(self, f: Mapping[str, int], chunks: int, host: Host) -> Cost:
         """Tiles of pixels by one register; a channel that is spread over lanes takes a shuffle for every pixel.
@@ -169,7 +187,7 @@ class Channelwise:
         """The tiles of one row."""
         fn, fields, spec = self.fn, self.fields, self.spec
         known = spec.edges.known
-        left, right = known and spec.edges.left > 0, known and spec.edges.right is not None
+        left, right = known and spec.edges.left > 0, known and (spec.edges.right is not None or spec.edges.asks)
         first, end = strips
         last = fn.sub(fields["strip_count"], 1)
         long = fields["strip_long"]
@@ -186,8 +204,16 @@ class Channelwise:
         if spec.single:
             one(0, spec.width, left, right)
             return
+
+        def end_tile(strip: Index, width: int, *, at_left: bool = False, at_right: bool = False) -> list[Value]:
+            if not spec.perhaps:
+                return one(strip, width, at_left, at_right)
+            whole = fn.cmp("slt", strip, long)
+            wide, narrow = (lambda w=w: one(strip, w, at_left, at_right) for w in (spec.width, spec.width - 1))
+            return fn.if_(whole, wide, narrow, hint="width")
+
         if left:
-            fn.if_(fn.cmp("eq", first, 0), lambda: one(0, spec.width, at_left=True), hint="left")
+            fn.if_(fn.cmp("eq", first, 0), lambda: end_tile(0, spec.width, at_left=True), hint="left")
         begin = fn.smax(first, 1) if left else first
         stop = fn.smin(end, last) if right else end
         for width in (spec.width, spec.width - 1) if spec.short else (spec.width,):
@@ -202,7 +228,9 @@ class Channelwise:
         if right:
             width = spec.width - 1 if spec.short else spec.width
             at_end = fn.cmp("eq", end, fields["strip_count"])
-            fn.if_(at_end, lambda: one(last, width, at_right=True), hint="right")
+            if spec.perhaps:
+                at_end = fn.both(at_end, fn.cmp("slt", first, end))
+            fn.if_(at_end, lambda: end_tile(last, width, at_right=True), hint="right")
 
     def _place(self, row: Value) -> tuple[list[Index], list[tuple[Index, Index]], Value]:
         """A row's position, the taps of each outer dimension that lie inside the image, and where the row begins."""
@@ -234,7 +262,7 @@ class Channelwise:
         fn, fields, window = self.fn, self.fields, self.spec.window
         inner = window.dims - 1
         corner = fn.sub(fn.mul(tile.pixel, window.stride[inner]), window.pad_low[inner])
-        column = fn.mul(corner, fields[f"at{inner}"]) if self.spec.edges.known else 0
+        column = fn.mul(corner, fields[f"at{inner}"]) if self.spec.edges.knows(last=tile.right) else 0
         pixel = fn.add(fn.mul(row, fields[f"out{inner}"]), tile.pixel)
         self._units(tile, fn.i64(corner), position, ranges, fn.gep(x, column), pixel, units)
 
@@ -269,7 +297,7 @@ class Channelwise:
         def unit(number: Value, groups: int, at: list[Value]) -> list[Value]:
             pixels, weights, *ends = at
             if spec.fetch:
-                fetch_next(fn, fields, spec, tile, number, pixels, ends[0] if spec.fetch > 1 else None)
+                self._ask(tile, corner, number, pixels, ends[0] if spec.fetch > 1 else None)
             # Registers of a unit that takes several: the whole ones in a loop, the last one may hold fewer channels.
             full = lanes.group_out // lanes.lanes if lanes.parts > 1 else 0
 
@@ -301,6 +329,26 @@ class Channelwise:
                 lambda: unit(fields["unit_whole"], spec.rest, addresses(fields["unit_whole"])),
                 hint="rest",
             )
+
+    def _ask(self, tile: Tile, corner: Value, unit: Value, pixels: Value, out: Value | None) -> None:
+        """Ask for what the next tile reads and overwrites, or find out whether to."""
+        fn, fields, spec = self.fn, self.fields, self.spec
+        if not spec.edges.knows(last=tile.right):
+            pixels = fn.gep(pixels, fn.mul(corner, fields[f"at{spec.window.dims - 1}"]))
+
+        def ask(*, linear: bool) -> list[Value]:
+            fetch_next(fn, fields, replace(spec, linear=linear), tile, unit, pixels, out)
+            return []
+
+        if not spec.perhaps:
+            ask(linear=spec.linear)
+            return
+
+        def some() -> list[Value]:
+            linear = fn.cmp("eq", fields["asks"], LINEAR)
+            return fn.if_(linear, lambda: ask(linear=True), lambda: ask(linear=False), hint="linear")
+
+        fn.if_(fn.cmp("ne", fields["asks"], 0), some, hint="asks")
 
     def _tile(
         self,

@@ -12,7 +12,7 @@ the "rows" layout) and pixels; `w_g`, `w_panel` bytes of packed weights per grou
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import Function, Index, Module, Value
@@ -20,7 +20,7 @@ from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Sum, Tile
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.image import Source
+from leanconv.kernels.image import Rows, Source
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape, each_panel
 from leanconv.kernels.reduction import Reduction
@@ -72,6 +72,13 @@ class DenseSpec:
     def for_any_extents(self) -> DenseSpec:
         """The kernel that computes the same, with the same fields, for any number of pixels."""
         return replace(self, ragged=True)
+
+    def stand_in(self, fields: Mapping[str, int]) -> tuple[DenseSpec, Mapping[str, int]] | None:
+        """The kernel that asks for rows of the image ahead if this one does not, or the other way round."""
+        if not isinstance(self.source, Rows) or "x_ahead" not in fields:
+            return None
+        other = replace(self.source, ahead=not self.source.ahead)
+        return replace(self.for_any_extents(), source=other), fields
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit this kernel into a module; returns the names of its fields in order."""

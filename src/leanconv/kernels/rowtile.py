@@ -74,7 +74,7 @@ class RowTerms:
         fn, at = self.fn, self._at
         columns = self.columns(taps)
         shift = fn.mul(first, self.window.dilation[-1])
-        if self.edges.known:
+        if self.edges.knows(last=self.tile.right):
             pixels = self._even(fn.gep(x, fn.mul(shift, at)), columns)
             return self._terms(pixels, columns, weights, sums)
         low = fn.add(self.corner, shift)

@@ -11,13 +11,18 @@ from leanconv.kernels.fields import Fields
 class Edges:
     """Which pixels under a tile lie outside the image, along the innermost dimension.
 
-    `left` columns of the first tile do; of the last tile those from `width * stride + right` on (None: none).  With
-    `known` false every tile finds out when it runs.
+    `left` columns of the first tile do; of the last tile those from `width * stride + right` on (None: none), or those
+    that it finds when it runs (`asks`).  With `known` false every tile finds out when it runs.
     """
 
     known: bool
     left: int
     right: int | None
+    asks: bool = False
+
+    def knows(self, *, last: bool) -> bool:
+        """Whether nothing has to be found out about a tile: the last one of a row, or another."""
+        return self.known and not (last and self.asks)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ products (`winograd_fly.py`), instead of beforehand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from leanconv.classes import dataclass
@@ -119,6 +119,13 @@ class WinogradSpec:
     def lanes(self) -> int:
         """Channels in a vector."""
         return self.target.lanes(self.dtype)
+
+    def stand_in(self, fields: Mapping[str, int]) -> tuple[WinogradSpec, Mapping[str, int]] | None:
+        """A kernel that computes the same for images of other extents too, and its fields; None if there is none."""
+        from leanconv.kernels.winograd_clipped import clipped  # only here: few networks run at several sizes
+
+        found = clipped(self)
+        return None if found is None else (found, fields)
 
     @property
     def item(self) -> int:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import PTR, Function, Index, Value
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.polyphase import Transform
@@ -80,6 +80,16 @@ class Tiling:
     """
 
     axes: tuple[Axis, ...]
+
+    @cached_property
+    def whole(self) -> Tiling:
+        """The transforms alone, which are all that weights depend on."""
+        return Tiling(tuple(replace(axis, edge=axis.transform.outputs, dilation=1, pad_low=0) for axis in self.axes))
+
+    @cached_property
+    def clipped(self) -> Tiling:
+        """The same for any extents: all tiles are whole, and what lies behind the image is left out."""
+        return Tiling(tuple(replace(axis, edge=axis.transform.outputs, clipped=True) for axis in self.axes))
 
     @cached_property
     def sizes(self) -> tuple[int, ...]:

@@ -82,7 +82,15 @@ def compile_graph(
     count = get_num_threads() if threads is None else integer("threads", threads, 1)
     limit = parse_bytes(memory_limit, "memory_limit")
     setting = Setting(
-        this_host(), count, limit is not None, algorithm, accuracy, deterministic, shared=shared, free=free
+        this_host(),
+        count,
+        limit is not None,
+        algorithm,
+        accuracy,
+        deterministic,
+        shared=shared,
+        free=free,
+        later=like is not None,
     )
     report("plan", 0, 1)
     found, choice = plan_network(

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from leanconv.arrays import Array, address_of
 from leanconv.classes import dataclass, replace
-from leanconv.compiled import KernelSpec
+from leanconv.compiled import KernelSpec, at_hand
 from leanconv.host import Host
 from leanconv.memory import Block, Buffer, arena_bytes
 from leanconv.network.constants import Constant
@@ -40,6 +40,16 @@ def for_any_extents(spec: KernelSpec) -> KernelSpec:
     other = getattr(spec, "for_any_extents", None)
     found: KernelSpec = spec if other is None else other()
     return found
+
+
+def stand_in(phase: Phase) -> Phase:
+    """The phase on a kernel that serves images of other sizes too, if slower; the same phase if none does.
+
+    A specification made for a size has a method of this name, which gives another specification and its fields.
+    """
+    make = getattr(phase.spec, "stand_in", None)
+    found = None if make is None else make(phase.fields)
+    return phase if found is None else replace(phase, spec=found[0], fields=found[1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +87,7 @@ class Setting:
         decided: of the step that is asked for, if that was chosen before.
         shared: packed weights that other networks of the model may have as well.
         free: whether the network is wanted in other sizes too, so that kernels should serve them.
+        later: whether it is there in another size already, so that no kernel should be compiled for this one.
     """
 
     host: Host
@@ -88,15 +99,24 @@ class Setting:
     decided: Decided | None = None
     shared: SharedWeights | None = None
     free: bool = False
+    later: bool = False
 
     def serving(self, phases: Sequence[Phase]) -> tuple[Phase, ...]:
         """Phases on kernels that serve other sizes too, where there are such."""
         if not self.free:
             return tuple(phases)
-        return tuple(
-            phase if spec is phase.spec else replace(phase, spec=spec)
-            for phase, spec in ((phase, for_any_extents(phase.spec)) for phase in phases)
-        )
+        return tuple(self._serving(phase) for phase in phases)
+
+    def _serving(self, phase: Phase) -> Phase:
+        spec = for_any_extents(phase.spec)
+        phase = phase if spec is phase.spec else replace(phase, spec=spec)
+        return stand_in(phase) if self.later and not at_hand(spec) else phase
+
+    def spare(self, phases: Sequence[Phase]) -> tuple[KernelSpec, ...]:
+        """The kernels that stand in for those of some phases when another size is asked for."""
+        if not self.free or self.later:
+            return ()
+        return tuple(spec for phase, spec in ((each, stand_in(each).spec) for each in phases) if spec is not phase.spec)
 
     def share(self, operands: Sequence[Operand | None], *more: Hashable) -> Share:
         """How the blocks are come by that are packed from some constants, `more` deciding about them too."""

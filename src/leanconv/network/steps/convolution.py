@@ -147,7 +147,7 @@ def plan_options(
             max(0, kept - plain),
             plan,
             lambda other: made(other, seconds),
-            (*plan.specs[:before], *(phase.spec for phase in phases)),
+            (*plan.specs[:before], *(phase.spec for phase in phases), *setting.spare(phases)),
             Decided(plan.algorithm, plan.threads, plan.tunables, plan.memory_limit, plan.staging, seconds),
         )
 
