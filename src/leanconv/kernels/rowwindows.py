@@ -20,7 +20,8 @@ from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.core import Sum
 from leanconv.kernels.fields import Fields
-from leanconv.kernels.image import Image, whole_windows
+from leanconv.kernels.image import Image
+from leanconv.kernels.wholewindows import whole_windows
 
 
 @dataclass(frozen=True, slots=True)

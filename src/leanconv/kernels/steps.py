@@ -10,9 +10,9 @@ from leanconv.codegen.ir import I32, I64, Index, Value
 from leanconv.kernels.core import Sum, Tile
 from leanconv.kernels.cursor import PointerCursor
 from leanconv.kernels.epilogue import row_addresses
-from leanconv.kernels.image import whole_windows
 from leanconv.kernels.reduction import Reduction
 from leanconv.kernels.taps import Panel, Span, Tap
+from leanconv.kernels.wholewindows import whole_windows
 
 Store = Callable[[Tile, list[Value], Value], None]
 ONES = (1, 1, 1)
