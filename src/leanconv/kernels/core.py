@@ -24,6 +24,7 @@ from dataclasses import field
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
+from leanconv.kernels.cost import LINE
 from leanconv.kernels.cursor import Cursor
 from leanconv.kernels.epilogue import load_lanes
 from leanconv.kernels.fields import Fields
@@ -249,7 +250,8 @@ class Sum:
         """Row `row` of the operand that is read in whole vectors."""
         fn, tile = self.fn, self.tile
         if self.reduction.stream:
-            fn.prefetch(weights, row * tile.step_bytes + AHEAD)
+            for line in range(0, tile.step_bytes, LINE):
+                fn.prefetch(weights, row * tile.step_bytes + AHEAD + line)
         return tile.row(fn, weights, row * tile.step_bytes - REACH)
 
     def moved(self, weights: Value, count: int) -> Value:

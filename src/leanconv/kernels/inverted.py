@@ -125,7 +125,7 @@ class _Inverted:
             start = spec.source.start(fn, own, begin)
 
             def panel(at: Value, vectors: int, valid: int, last: bool) -> None:
-                tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias)
+                tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias, pairs=last and spec.pairs)
                 w = fn.gep(weights, fn.mul(at, own["w_panel"]))
                 panel_tiles(fn, own, spec, tile, valid, x, w, target, None, at, begin, end, start)
 
@@ -159,7 +159,7 @@ class _Inverted:
         is_last = fn.cmp("eq", fn.add(section, 1), self.fields["sections"])
 
         def panel(at: Value, vectors: int, valid: int, last: bool) -> None:
-            tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias)
+            tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias, pairs=last and spec.pairs)
             w = fn.gep(weights, fn.mul(at, own["w_panel"]))
             offset = fn.mul(fn.mul(section, self.fields["section_rows"]), tile.step_bytes)
 
@@ -197,9 +197,9 @@ class SectionSum(Sum):
 
     def biases(self, head: Value) -> list[Value]:
         """The bias in the first section, zero in the others."""
-        zero = self.fn.const(self.tile.vec, 0.0)
-        loaded = Sum.biases(self, head)[: self.tile.vectors]
-        return [self.fn.select(self.is_first, value, zero) for value in loaded] * self.tile.rows
+        zero, loaded = self.fn.const(self.tile.vec, 0.0), Sum.biases(self, head)
+        chosen = {value: self.fn.select(self.is_first, value, zero) for value in dict.fromkeys(loaded)}
+        return [chosen[value] for value in loaded]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

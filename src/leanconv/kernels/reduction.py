@@ -28,8 +28,8 @@ class Reduction:
     loop after which a section ends: a dimension's index (after each
     `every` turns of it), "channels" (chunks of SECTION channels), "blocks" (of channels) or None;
     `short`: one tap of so few channels that how a sum starts shows;
-    `stream`: a panel of weights is larger than the first-level cache can hold beside the pixels, so its lines
-    are asked for AHEAD bytes before they are used.
+    `stream`: the weights come from beyond the first-level cache, so their lines are asked for AHEAD bytes before they
+    are used.
     """
 
     kernel: tuple[int, ...]
