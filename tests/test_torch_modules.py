@@ -20,7 +20,8 @@ SHAPES = {1: (2, 4, 11), 2: (2, 4, 9, 8), 3: (2, 4, 6, 5, 7)}
 
 
 def close(ours: Any, theirs: Any) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    # Errors are bounded as a part of the largest output.
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5 * max(1.0, float(theirs.detach().abs().max())))
 
 
 def module(**keywords: Any) -> Any:
