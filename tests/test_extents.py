@@ -22,8 +22,9 @@ from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
 from leanconv.codegen.targets import TARGETS, Target
 from leanconv.compiled import KernelSpec
-from leanconv.host import Host
+from leanconv.host import Host, this_host
 from leanconv.network import kept
+from leanconv.network.steps import base
 from leanconv.network.steps.base import stand_in
 from leanconv.options import make_problem
 from leanconv.plan import Plan
@@ -215,6 +216,17 @@ def spilled(spec: KernelSpec, target: Target) -> int:
     loops = [loop for loop in innermost_loops(jit.compile_assembly(module.text(), target)) if count_fused(loop)]
     assert loops or target.name == "portable"
     return sum(len(spills(loop)) for loop in loops)
+
+
+def test_what_is_at_hand_decides_no_bits_of_what_is_deterministic(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "at_hand", lambda spec: False)
+    layer = {"layout": "NHWC", "padding": 1, "algorithm": "winograd_f4", "threads": 1}
+    phases = leanconv.plan((1, 27, 29, 32), (32, 32, 3, 3), **layer)._lowering.phases
+    setting = base.Setting(this_host(), 1, free=True, later=True)
+    assert [p.spec for p in setting.serving(phases)] != [p.spec for p in phases]
+    same = replace(setting, deterministic=True)
+    assert [p.spec for p in same.serving(phases)] == [p.spec for p in phases]
+    assert not replace(same, later=False).spare(phases) and replace(setting, later=False).spare(phases)
 
 
 def test_a_size_never_seen_compiles_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -110,11 +110,12 @@ class Setting:
     def _serving(self, phase: Phase) -> Phase:
         spec = for_any_extents(phase.spec)
         phase = phase if spec is phase.spec else replace(phase, spec=spec)
-        return stand_in(phase) if self.later and not at_hand(spec) else phase
+        # What happens to be at hand must not decide about bits.
+        return stand_in(phase) if self.later and not self.deterministic and not at_hand(spec) else phase
 
     def spare(self, phases: Sequence[Phase]) -> tuple[KernelSpec, ...]:
         """The kernels that stand in for those of some phases when another size is asked for."""
-        if not self.free or self.later:
+        if not self.free or self.later or self.deterministic:
             return ()
         return tuple(spec for phase, spec in ((each, stand_in(each).spec) for each in phases) if spec is not phase.spec)
 
