@@ -233,11 +233,9 @@ def dense_phase(
             source.channels,
             unit_channel=source.unit_channel,
             merged=source.merged,
-            # In a network the other layers' weights have displaced these: ResNet-50 takes 0.95 of the time if they are
-            # asked for ahead, MobileNetV2's layers of 7x7 and 14x14 0.91 to 0.97; a layer over and over, the same. One
-            # pixel takes weights as fast as memory gives them, and asking early gets in the way: a matrix of 100 MB
-            # times a vector took 7.5 ms with it, 6.0 without (one thread).
-            stream=panel * panels.total > host.l1 and rows[0] > 1,
+            # One pixel takes weights as fast as memory gives them, and asking for lines early gets in the way: a matrix
+            # of 100 MB times a vector took 7.5 ms with it, 6.0 without (one thread).
+            stream=_from_afar(panel, panels, host) and rows[0] > 1,
             block=source.block,
         ),
         panels=panels.shape,
@@ -266,6 +264,16 @@ def dense_phase(
         "chunks": chunks,
     }
     return Phase("core", spec, fields, chunks, {"x": source.buffer}), parameters
+
+
+def _from_afar(panel: int, panels: Panels, host: Host) -> bool:
+    """Whether weights in panels of so many bytes are asked for ahead.
+
+    In a network the other layers' weights have displaced a layer's: with AVX-512 ResNet-50 takes 0.95 of the time if
+    all are asked for that the first level does not hold, MobileNetV2's layers of 7x7 and 14x14 0.91 to 0.97, and a
+    layer over and over the same. Where registers are fewer or smaller, some tiles would spill for it.
+    """
+    return panel * panels.total > host.l1 if host.target.masks else panel > host.l1 // 2
 
 
 def _ahead(steps: int, rows: int, panels: Panels) -> int:

@@ -250,8 +250,8 @@ class Sum:
         """Row `row` of the operand that is read in whole vectors."""
         fn, tile = self.fn, self.tile
         if self.reduction.stream:
-            for line in range(0, tile.step_bytes, LINE):
-                fn.prefetch(weights, row * tile.step_bytes + AHEAD + line)
+            for line in range(max(1, tile.step_bytes // LINE)):
+                fn.prefetch(weights, row * tile.step_bytes + AHEAD + line * LINE)
         return tile.row(fn, weights, row * tile.step_bytes - REACH)
 
     def moved(self, weights: Value, count: int) -> Value:
