@@ -48,7 +48,7 @@ class Kernel:
 _NAME = "kernel"
 _kernels: dict[KernelSpec, Kernel] = {}
 _making: dict[object, contextlib.AbstractContextManager[bool]] = {}  # locks, of what is being compiled
-_runtimes: dict[Target, tuple[jit.Linked, int, int, int]] = {}
+_runtimes: dict[Target, jit.Linked] = {}
 
 
 @functools.cache
@@ -245,17 +245,15 @@ def _keep(spec: KernelSpec, fields: tuple[str, ...], code: bytes) -> None:
             _store(spec.target, key, identity(spec), fields, code)
 
 
-def runtime_functions() -> tuple[jit.Linked, int, int, int]:
-    """The thread pool's native side: what keeps it in memory, then the addresses of submit, worker and share."""
+def runtime_functions() -> jit.Linked:
+    """The thread pool's native side: functions `leanconv_` submit, worker, share and call."""
     target = jit.host_target()
-    names = ("leanconv_submit", "leanconv_worker", "leanconv_share")
+    names = ("leanconv_submit", "leanconv_worker", "leanconv_share", "leanconv_call")
     with _alone(target):
         if target not in _runtimes:
             named = f"runtime {target!r}"
             emit = functools.partial(_emit_runtime, target=target)
-            _, linked = _obtain(target, cache_key(named), lambda: named, emit, names)
-            submit, worker, share = (linked.addresses[name] for name in names)
-            _runtimes[target] = (linked, submit, worker, share)
+            _, _runtimes[target] = _obtain(target, cache_key(named), lambda: named, emit, names)
     return _runtimes[target]
 
 

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from leanconv.checks import flag as check_flag
 from leanconv.checks import integer
@@ -88,7 +89,9 @@ class Pool:
     def __init__(self) -> None:
         from leanconv.compiled import runtime_functions
 
-        self._linked, submit, worker, self._share = runtime_functions()
+        self._linked = runtime_functions()
+        functions = self._linked.addresses
+        self._share, self.call = functions["leanconv_share"], functions["leanconv_call"]
         self._block = AlignedBlock(offsets.POOL_BYTES)
         ctypes.memset(self._block.address, 0, offsets.POOL_BYTES)
         self.address = self._block.address
@@ -96,21 +99,29 @@ class Pool:
         self.flush_denormals(_flush)
         self.submit: Callable[[int, int, int], None] = ctypes.CFUNCTYPE(
             None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64
-        )(submit)
-        self._worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(worker)
+        )(functions["leanconv_submit"])
+        self._worker = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(functions["leanconv_worker"])
         self._workers: list[threading.Thread] = []
         self._lock = new_lock()
         self._busy = ctypes.c_int64.from_address(self.address + offsets.BUSY)
-        self._avoided = -1
+        self._avoided = ctypes.c_int64.from_address(self.address + offsets.AVOIDED)
+        self._avoided.value = -1
         self._current_cpu = _current_cpu()
+        if self._current_cpu is not None:
+            function = ctypes.cast(self._current_cpu, ctypes.c_void_p).value
+            ctypes.c_void_p.from_address(self.address + offsets.CURRENT_CPU).value = function
         self._began = self._now()
+
+    def provide(self, helpers: int) -> None:
+        """See to it that there are so many workers."""
+        if helpers > len(self._workers):
+            self._grow(helpers)
 
     def run(self, job: int, count: int) -> None:
         """Run the job at an address on `count` threads, the caller being one of them."""
         helpers = count - 1
         if helpers:
-            if helpers > len(self._workers):
-                self._grow(helpers)
+            self.provide(helpers)
             if not self._busy.value:
                 self._spread()
         self.submit(self.address, job, helpers)
@@ -144,11 +155,11 @@ class Pool:
         if self._current_cpu is None:
             return
         cpu = self._current_cpu()
-        if cpu == self._avoided:
+        if cpu == self._avoided.value:
             return
         others = os.sched_getaffinity(0) - {cpu}
         if others:
-            self._avoided = cpu
+            self._avoided.value = cpu
             for worker in self._workers:
                 with contextlib.suppress(OSError):  # a worker that ends, or a sandbox that forbids it
                     os.sched_setaffinity(worker.native_id or 0, others)
@@ -160,7 +171,7 @@ class Pool:
                 thread = threading.Thread(target=self._worker, args=(self.address,), name=name, daemon=True)
                 thread.start()
                 self._workers.append(thread)
-            self._avoided = -1
+            self._avoided.value = -1
             self._set_limits(LIMITS)
 
     def stop(self) -> None:
@@ -220,8 +231,8 @@ def _install_semaphore(pool: int) -> list[object]:
     return keep
 
 
-def _current_cpu() -> Callable[[], int] | None:
-    """The C library's function for the core that the calling thread runs on, where threads can be kept off cores."""
+def _current_cpu() -> Any:
+    """The C library's function for the core that the calling thread runs on; None where threads are not kept off it."""
     if not hasattr(os, "sched_setaffinity"):
         return None
     return getattr(ctypes.CDLL(None), "sched_getcpu", None)

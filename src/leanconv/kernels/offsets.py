@@ -21,6 +21,7 @@ STATE, JOB, MOST, LEFT, SLEEPERS, BUSY, STOP, SEMAPHORE, WAIT, POST, YIELD = (
 FLUSH = 472  # not 0: numbers below the normal range count as 0 while a job runs
 LAST = 592  # when the last job with helpers ended
 NEAR, SHORT = 664, 672  # ticks after a job in which a worker is still awake, and of a job not worth waking anybody for
+CURRENT_CPU, AVOIDED = 680, 688  # a function that tells the caller's core, or 0; the core that workers are kept off
 POOL_BYTES = 704  # with the words of `stalls`
 
 # A team: what threads of another library are given to run a job.

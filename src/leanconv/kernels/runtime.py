@@ -13,6 +13,7 @@ from leanconv.codegen.ir import I32, I64, PTR, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels import stalls
 from leanconv.kernels.atomics import Blocks, atomic, atomic_load, atomic_store, clock, pause, swap_if
+from leanconv.kernels.call import emit_call
 from leanconv.kernels.job import SPINS_YIELD, emit_run_job, reset, wait_for
 from leanconv.kernels.offsets import (
     BUSY,
@@ -44,12 +45,12 @@ SPINS_IDLE = 10_000  # turns of a worker before it sleeps: about 0.2 ms at 65 cy
 
 
 def emit_runtime(module: Module, target: Target) -> tuple[str, ...]:
-    """Emit `submit(pool, job, helpers)`, `worker(pool)` and `share(team)`; returns their names."""
+    """Emit `submit(pool, job, helpers)`, `worker(pool)`, `share(team)` and the `call` from Python; their names."""
     emit_run_job(module, target)
     _submit(module, target)
     _worker(module, target)
     _share(module)
-    return ("leanconv_submit", "leanconv_worker", "leanconv_share")
+    return ("leanconv_submit", "leanconv_worker", "leanconv_share", emit_call(module, target))
 
 
 def _share(module: Module) -> None:
