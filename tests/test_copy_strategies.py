@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import definitions_copies as definitions
 import leanconv
-from guard import guarded, guarded_copy
+from guard import GuardedAllocator, guarded, guarded_copy
 from leanconv.host import this_host
 from leanconv.program import Compiled, Job, Program
 from leanconv.threads import pool
@@ -69,6 +70,29 @@ def test_every_strategy_takes_the_papers_layers(name: str) -> None:
         case = Case((1, 5, 9, 11), (4, 5, kernel, kernel), geometry, layout=layout)
         x = case.values["x"] if layout == "NCHW" else np.moveaxis(case.values["x"], -1, 1)
         np.testing.assert_array_equal(staged(case, name)[0], definitions.im2col(case.problem, x[0]))
+
+
+@EACH_GEOMETRY
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("pad_mode", ["zeros", "replicate"])
+def test_strips_of_less_than_a_row_are_of_the_same_bits(geometry: Geometry, layout: str, pad_mode: str) -> None:
+    """A limit that leaves no room for a row of the output leaves room for a part of one."""
+    case = case_of(replace(geometry, mode=pad_mode), layout)
+    problem, name = case.problem, "im2col_strip"
+    inputs = case.guarded_inputs(viewed=False)
+    whole = case.plan(name, parameters={"strip": 1})
+    with GuardedAllocator():
+        wanted = whole.bind(inputs["w"])(inputs["x"])
+    case.check(wanted, name)
+    sizes = set()
+    for pixels in range(1, problem.out_size[-1]):
+        room = 64 + pixels * problem.taps * problem.group_in * problem.itemsize
+        plan = case.plan(name, workspace_limit=room)
+        assert plan.workspace_bytes <= room
+        sizes.add(plan.workspace_bytes)
+        with GuardedAllocator():
+            np.testing.assert_array_equal(plan.bind(inputs["w"])(inputs["x"]), wanted)
+    assert min(sizes) < whole.workspace_bytes or whole.workspace_bytes == 64
 
 
 @pytest.mark.parametrize("strategy", ["scan", "copy_short", "copy_self", "copy_long"])

@@ -21,15 +21,17 @@ from leanconv.algorithms.dense import CoreInput, dense_phase, even_stride, image
 from leanconv.host import Host
 from leanconv.kernels.image import Rows
 from leanconv.kernels.patches import Patches, PatchSpec
-from leanconv.memory import Buffer
+from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
 MATRIX = "patch matrix"
 
 
-def patches(problem: Problem, host: Host, rows: bool, unit_matrix: bool, kind: type[Patches] = Patches) -> Patches:
-    """How the windows of a problem are copied; `kind` says in which runs."""
+def patches(
+    problem: Problem, host: Host, rows: bool, unit_matrix: bool, kind: type[Patches] = Patches, *, parts: bool = False
+) -> Patches:
+    """How the windows of a problem are copied; `kind` says in which runs, `parts` that columns may be part of a row."""
     p = problem
     padded = any(p.pad_low) or any(p.pad_high)
     return kind(
@@ -44,6 +46,7 @@ def patches(problem: Problem, host: Host, rows: bool, unit_matrix: bool, kind: t
         rows,
         p.x_strides[1] == 1,
         unit_matrix,
+        parts,
     )
 
 
@@ -128,16 +131,20 @@ def strips(
 ) -> Lowering:
     """Strips of output pixels, each staged and multiplied by one thread.
 
-    `chosen` output rows a strip, else as many as fit half the second-level cache and the workspace.
+    `chosen` output rows a strip, else as many pixels as fit half the second-level cache and the workspace.
     """
     p, item, depth = problem, problem.itemsize, problem.taps * problem.group_in
-    heights, cut = fitting_strips(p, host, *strip_pixels(p, host, threads, workspace, chosen, whole_rows=not rows))
+    # Columns are copied by output rows, or by parts of them where a limit leaves no room for one.
+    row = Buffer("scratch", p.out_size[-1] * depth * item, per_thread=True)
+    parts = not rows and chosen is None and workspace is not None and arena_bytes((row,), threads) > workspace
+    whole_rows = not (rows or parts)
+    heights, cut = fitting_strips(p, host, *strip_pixels(p, host, threads, workspace, chosen, whole_rows=whole_rows))
     steps = matrix_steps(p, cut.block, rows=rows)
     image = image_input(p).fields
     fields = patch_fields(p, steps) | {"x_n": image["x_n"], "x_g": image["x_g"]}
     fields |= {"x_row": steps["m_pixel"], "x_c": steps["m_c"]}
     source = CoreInput(
-        Rows(None if rows else item), (1,), depth, rows, False, fields, "x", patches(p, host, rows, rows)
+        Rows(None if rows else item), (1,), depth, rows, False, fields, "x", patches(p, host, rows, rows, parts=parts)
     )
     turned = columns.applies(p, source)
     if turned:

@@ -97,6 +97,7 @@ class Shift(Algorithm):
             rows,
             p.x_strides[1] == 1,
             rows,
+            False,
             len(self.runs) == p.in_channels,
         )
         source = CoreInput(Rows(None if rows else p.itemsize), (1,), p.in_channels, rows, False, fields, "x", stage)

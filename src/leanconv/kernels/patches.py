@@ -27,6 +27,8 @@ class Patches:
     Fields: `out{d} in{d} at{d}` output and input sizes and input byte strides; `s_c` bytes between input
     channels; `channels`; `m_pixel`, `m_c`, `m_tap` bytes in the matrix from pixel to pixel, channel to
     channel, tap to tap.
+
+    `parts`: with columns, a block may begin and end within an output row.
     """
 
     target: Target
@@ -40,6 +42,7 @@ class Patches:
     rows: bool
     unit_channel: bool
     unit_matrix: bool
+    parts: bool
 
     @property
     def dims(self) -> int:
@@ -156,22 +159,37 @@ class Patches:
     def plane(
         self, fn: Function, fields: Fields, source: Value, target: Value, first: Index, end: Index, tap: list[Value]
     ) -> None:
-        """One tap of one channel for the pixels [first, end), which are whole output rows; `target` is the first's."""
+        """One tap of one channel for the pixels [first, end), whole rows but for `parts`; `target` is the first's."""
         width = fields[f"out{self.dims - 1}"]
 
         def row(index: Value, state: list[Value]) -> list[Value]:
-            self._row_of_pixels(fn, fields, source, state[0], index, tap)
-            return [fn.gep(state[0], fn.mul(width, self.itemsize))]
+            low: Index = 0
+            high: Index = width
+            if self.parts:
+                corner = fn.mul(index, width)
+                low = fn.smax(fn.sub(first, corner), 0)
+                high = fn.smin(fn.sub(end, corner), width)
+            self._row_of_pixels(fn, fields, source, state[0], index, (low, high), tap)
+            return [fn.gep(state[0], fn.mul(fn.sub(high, low), self.itemsize))]
 
-        fn.loop(fn.udiv(first, width), fn.udiv(end, width), 1, [target], row, hint="row")
+        rows_end = fn.add(fn.udiv(fn.sub(end, 1), width), 1) if self.parts else fn.udiv(end, width)
+        fn.loop(fn.udiv(first, width), rows_end, 1, [target], row, hint="row")
 
     def _row_of_pixels(
-        self, fn: Function, fields: Fields, source: Value, target: Value, row: Value, tap: list[Value]
+        self,
+        fn: Function,
+        fields: Fields,
+        source: Value,
+        target: Value,
+        row: Value,
+        part: tuple[Index, Index],
+        tap: list[Value],
     ) -> None:
-        """One output row under one tap of one channel: zeros, pixels, zeros."""
+        """A part of an output row, from pixel to pixel, under one tap of one channel: zeros, pixels, zeros."""
         last = self.dims - 1
         item = self.itemsize
-        width, at_last = fields[f"out{last}"], fields[f"at{last}"]
+        begin, end = part
+        at_last = fields[f"at{last}"]
         valid = Value("true", I1)
         rest: Index = row
         for dim in reversed(range(last)):
@@ -187,25 +205,25 @@ class Patches:
                 fn.store(fn.load(SCALARS[self.dtype], source, fn.mul(where, at_last)), state[0])
                 return [fn.gep(state[0], item)]
 
-            fn.loop(0, width, 1, [target], pixel, hint="pixel")
+            fn.loop(begin, end, 1, [target], pixel, hint="pixel")
             return
         # Output positions [low, high) read inside the image: 0 <= q * stride + offset < size.
         stride = self.stride[last]
         offset = fn.sub(fn.mul(tap[last], self.dilation[last]), self.pad_low[last])
-        low: Index = 0
-        high: Index = width
+        low, high = begin, end
         if self.padded:
             size = fields[f"in{last}"]
-            low = fn.smin(fn.smax(fn.udiv(fn.smax(fn.sub(stride - 1, offset), 0), stride), 0), width)
+            low = fn.smin(fn.smax(fn.udiv(fn.smax(fn.sub(stride - 1, offset), 0), stride), begin), end)
             reach = fn.smax(fn.add(fn.sub(size, offset), stride - 1), 0)
-            high = fn.smax(fn.smin(fn.udiv(reach, stride), width), low)
-            low, high = fn.select(valid, low, width), fn.select(valid, high, width)
+            high = fn.smax(fn.smin(fn.udiv(reach, stride), end), low)
+            low, high = fn.select(valid, low, end), fn.select(valid, high, end)
         start = fn.gep(source, fn.mul(fn.add(fn.mul(low, stride), offset), at_last))
         if self.padded:
-            self.clear(fn, low, target)
-        self.copy_pixels(fn, fn.sub(high, low), start, fn.mul(at_last, stride), fn.gep(target, fn.mul(low, item)))
+            self.clear(fn, fn.sub(low, begin), target)
+        first = fn.gep(target, fn.mul(fn.sub(low, begin), item))
+        self.copy_pixels(fn, fn.sub(high, low), start, fn.mul(at_last, stride), first)
         if self.padded:
-            self.clear(fn, fn.sub(width, high), fn.gep(target, fn.mul(high, item)))
+            self.clear(fn, fn.sub(end, high), fn.gep(target, fn.mul(fn.sub(high, begin), item)))
 
     def copy_pixels(self, fn: Function, count: Index, source: Value, step: Index, target: Value) -> None:
         """Copy pixels of one channel that lie `step` bytes apart to adjacent places."""
