@@ -14,7 +14,9 @@ from leanconv.bench import peers, run
 from leanconv.bench.benchdnn import parse
 from leanconv.bench.check import make_trial
 from leanconv.bench.peers import PEERS, PeerError, PeerInfo, install, named
-from leanconv.bench.peers.client import Client, Clients
+from leanconv.bench.peers.client import Client, Clients, environment
+from leanconv.bench.settings import Settings
+from leanconv.blas import NARROWING
 from leanconv.errors import NotApplicableError
 
 FAKE = PeerInfo("fake", "a fake", "numpy", ("numpy",), "NHWC", "fake_peer")
@@ -51,6 +53,16 @@ def is_running(pid):
     except ProcessLookupError:
         return False
     return True
+
+
+def test_nothing_keeps_libraries_from_instructions(monkeypatch):
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")
+    theirs = environment(2, os.environ)
+    assert theirs["OPENBLAS_NUM_THREADS"] == "2" and theirs["PATH"] == os.environ["PATH"]
+    assert not set(theirs) & set(NARROWING)
+    run.run([], Settings(algorithms=("direct",)), engine=FakeEngine())
+    assert not set(os.environ) & set(NARROWING)
 
 
 # -- names --------------------------------------------------------------------------------------------------

@@ -31,6 +31,7 @@ from leanconv.bench.onnx_runtimes import OURS, RUNTIMES, Inputs, Request
 from leanconv.bench.process_memory import PeakMemory
 from leanconv.bench.processes import process
 from leanconv.bench.sampling import sample
+from leanconv.blas import use_all_instructions
 from leanconv.errors import ArgumentValueError, LeanconvError
 
 SETTLE = 0.25  # seconds; idle threads of the runtime whose turn it was spin for up to 0.2
@@ -190,6 +191,7 @@ def _save(report: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`leanconv bench` whose layers are ONNX files; returns the exit code."""
+    use_all_instructions()
     others = [path for path in options.layers if not path.endswith(".onnx")]
     try:
         if others or options.net:

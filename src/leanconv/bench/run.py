@@ -28,6 +28,7 @@ from leanconv.bench.peers import named
 from leanconv.bench.peers.client import Clients
 from leanconv.bench.report import Report, Row
 from leanconv.bench.settings import Engine, Settings, default_engine
+from leanconv.blas import use_all_instructions
 
 # Called with what is measured now, and how many of all steps are done.
 Progress = Callable[[str, int, int], None]
@@ -61,6 +62,7 @@ def run(
     """
     from leanconv.doctor import machine_facts, versions
 
+    use_all_instructions()
     engine = engine or default_engine()
     peers = named(settings.peers)
     report = Report(list(command), asdict(settings), machine_facts(), versions(), started=_now())

@@ -25,6 +25,7 @@ from leanconv.bench.command import progress_bar
 from leanconv.bench.intervals import factor_interval
 from leanconv.bench.models import MODELS
 from leanconv.bench.torch_sides import SIDES, Timed, Work, peak_bytes
+from leanconv.blas import use_all_instructions
 from leanconv.sizes import format_bytes
 
 NETWORKS = ("resnet18", "resnet50", "mobilenet_v2", "vgg16", "unet")
@@ -82,6 +83,7 @@ TITLES = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print a table."""
+    use_all_instructions()
     parser = argparse.ArgumentParser(prog="python -m leanconv.bench.torch_models", description=__doc__)
     parser.add_argument("models", nargs="*", help=f"of {', '.join(MODELS)}; {', '.join(NETWORKS)} if none is named")
     parser.add_argument("--batch", type=_numbers, default=(1, 8), metavar="N,M", help="images (default: 1,8)")

@@ -18,6 +18,7 @@ from leanconv.bench.layers import Layer
 from leanconv.bench.peers import PeerError, PeerInfo
 from leanconv.bench.peers.base import Arrays
 from leanconv.bench.peers.protocol import OK, REFUSED, UNLOAD, Load, Ready, Time
+from leanconv.blas import unnarrowed
 from leanconv.errors import NotApplicableError
 
 _LONGEST = 300  # characters of what a peer printed or said that its row shows
@@ -202,11 +203,11 @@ def environment(threads: int, inherited: Mapping[str, str]) -> dict[str, str]:
 
     The number of threads is named in every way that the libraries read before or while they are imported. The heap
     keeps what is freed: a library that returns a fresh array at each call gets the pages of the last one again,
-    as every contestant writes to memory that is mapped already.
+    as every contestant writes to memory that is mapped already. Nothing keeps a library from instructions of the CPU.
     """
     names = ("OMP", "MKL", "OPENBLAS", "BLIS", "VECLIB_MAXIMUM", "NUMEXPR")
     return {
-        **inherited,
+        **unnarrowed(inherited),
         **{f"{name}_NUM_THREADS": str(threads) for name in names},
         # XLA's pool has no other setting.
         "NPROC": str(threads),
