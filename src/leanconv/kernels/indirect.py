@@ -60,11 +60,11 @@ class Indirect:
                 accs = sum_.end_section(0, accs, tap)
             return [fn.gep(entry, self.entry_bytes), weights, *accs]
 
-        weights, accs = sum_.start(weights)
+        weights, accs = sum_.start(weights, spans=True)
         carried = [state[0], weights, *accs]
         for first, end in sum_.spans(0):
             carried = fn.loop(first, end, 1, carried, body, hint="tap")
-            carried = [*carried[:2], *sum_.end_span(0, carried[2:])]
+            carried = [*carried[:2], *sum_.end_span(0, carried[2:], (first, end))]
         return sum_.finish(carried[2:])
 
     def _tap(
