@@ -133,3 +133,18 @@ def test_inner_loops_hold_whole_steps_and_spill_next_to_nothing(name: str, targe
         assert any(count_fused(loop) % size == 0 for size in sizes)
         # One broadcast of a step of 11 on AVX2, where twelve sums leave four registers; else none.
         assert len(spills(loop)) * 20 < count_fused(loop) if name == "11x11s4" else not spills(loop)
+
+
+@pytest.mark.parametrize("name", RGB)
+def test_four_pixels_go_through_three_steps_before_the_next(name: str) -> None:
+    """Where registers hold three rows of weights beside the sums: those of AVX-512."""
+    spec = core(RGB[name].problem, TARGETS["avx512"])
+    module = Module()
+    spec.emit(module, "kernel")
+    assembly = jit.compile_assembly(module.text(), spec.target)
+    loops = [loop for loop in innermost_loops(assembly) if count_fused(loop) == 3 * 2 * spec.rows[0]]
+    assert loops
+    for loop in loops:
+        sums = [instruction.operands.split(",")[-1].strip() for instruction in loop if instruction.fused]
+        assert len(set(sums)) == 2 * spec.rows[0]
+        assert len(set(sums[:24])) == 8

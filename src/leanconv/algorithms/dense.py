@@ -8,20 +8,18 @@ from collections.abc import Mapping
 
 from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
+from leanconv.algorithms.traffic import ahead, from_afar, past
 from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Image, Rows, Source
 from leanconv.kernels.pack import PackSpec
-from leanconv.kernels.panels import Panels
 from leanconv.kernels.reduction import Reduction, reduction_fields
 from leanconv.kernels.rowwindows import RowWindows
 from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
 from leanconv.program import Phase
-
-FETCHED = 600  # cycles from asking for a line of the output, or of the image, until it is stored to, or read
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +222,7 @@ def dense_phase(
     last = math.prod(p.out_size) - (cut.blocks - 1) * cut.block
     runs = p.out_size[-1:] if isinstance(source.source, RowWindows) else (cut.block, last)  # that whole tiles cover
     panel = panel_fields(p, host)["w_panel"]
+    plain = not store_columns(p) and not scattered(p)
     spec = DenseSpec(
         target=host.target,
         dtype=p.dtype,
@@ -235,7 +234,7 @@ def dense_phase(
             merged=source.merged,
             # One pixel takes weights as fast as memory gives them, and asking for lines early gets in the way: a matrix
             # of 100 MB times a vector took 7.5 ms with it, 6.0 without (one thread).
-            stream=_from_afar(panel, panels, host) and rows[0] > 1,
+            stream=from_afar(panel, panels, host) and rows[0] > 1,
             block=source.block,
         ),
         panels=panels.shape,
@@ -247,15 +246,16 @@ def dense_phase(
         else store_columns(p),
         epilogue=Epilogue(p.activation, p.residual),
         stage=source.stage,
-        fetch=not store_columns(p) and not scattered(p),
+        fetch=plain,
+        past=plain and past(p, host),
         scattered=p.ndim if scattered(p) else 0,
         tight=tight,
     )
     fields = core_fields(p, host, source, cut, image, tight=tight)
-    ahead = _ahead(math.prod(source.kernel) * source.channels, rows[0], panels)
-    fields["o_ahead"] = ahead * fields["o_row"]
+    far = ahead(math.prod(source.kernel) * source.channels, rows[0], panels)
+    fields["o_ahead"] = far * fields["o_row"]
     if source.asks:
-        fields["x_ahead"] = ahead * fields["x_row"]
+        fields["x_ahead"] = far * fields["x_row"]
     chunks = fields["n_count"] * fields["g_count"] * fields["b_count"] * fields["k_count"]
     parameters: dict[str, int | str] = {
         "tile": f"{rows[0]}x{panels.vectors * host.target.lanes(p.dtype)}",
@@ -264,22 +264,6 @@ def dense_phase(
         "chunks": chunks,
     }
     return Phase("core", spec, fields, chunks, {"x": source.buffer}), parameters
-
-
-def _from_afar(panel: int, panels: Panels, host: Host) -> bool:
-    """Whether weights in panels of so many bytes are asked for ahead.
-
-    In a network the other layers' weights have displaced a layer's: with AVX-512 ResNet-50 takes 0.95 of the time if
-    all are asked for that the first level does not hold, MobileNetV2's layers of 7x7 and 14x14 0.91 to 0.97, and a
-    layer over and over the same. Where registers are fewer or smaller, some tiles would spill for it.
-    """
-    return panel * panels.total > host.l1 if host.target.masks else panel > host.l1 // 2
-
-
-def _ahead(steps: int, rows: int, panels: Panels) -> int:
-    """Pixels of the tiles that are computed in that time: short sums would else wait for the lines of later ones."""
-    tiles = -(-FETCHED * 2 // (steps * rows * panels.vectors))
-    return tiles * rows
 
 
 def core_fields(

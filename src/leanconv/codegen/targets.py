@@ -9,7 +9,7 @@ from leanconv.classes import dataclass
 class Target:
     """An instruction set as the generators see it.
 
-    Vector registers hold `vector_bytes` bytes, and `accumulators` of them may hold sums; `pointers` general registers
+    Of the vector `registers`, of `vector_bytes` bytes, `accumulators` may hold sums; `pointers` general registers
     that may hold pixel addresses in the inner loop (the rest hold the weights' address, the loop counter and the
     stack); `masks` whether a store under a mask costs about what a plain one costs.  `fma` whether multiply-add is one
     instruction; `pairs` whether one instruction loads two adjacent elements into two registers.  `cpu` and
@@ -21,6 +21,7 @@ class Target:
     cpu: str
     features: str
     vector_bytes: int
+    registers: int
     accumulators: int
     pointers: int
     masks: bool
@@ -42,9 +43,9 @@ class Target:
 
 
 _X86 = "x86_64-unknown-linux-gnu"
-AVX2 = Target("avx2", _X86, "haswell", "+avx2,+fma", 32, 12, 8, masks=False)
-AVX512 = Target("avx512", _X86, "skylake-avx512", "-prefer-256-bit", 64, 27, 12, masks=True)
-NEON = Target("neon", "aarch64-unknown-linux-gnu", "generic", "+neon", 16, 20, 10, masks=False, pairs=True)
-PORTABLE = Target("portable", _X86, "x86-64", "", 16, 12, 8, masks=False, fma=False)
+AVX2 = Target("avx2", _X86, "haswell", "+avx2,+fma", 32, 16, 12, 8, masks=False)
+AVX512 = Target("avx512", _X86, "skylake-avx512", "-prefer-256-bit", 64, 32, 27, 12, masks=True)
+NEON = Target("neon", "aarch64-unknown-linux-gnu", "generic", "+neon", 16, 32, 20, 10, masks=False, pairs=True)
+PORTABLE = Target("portable", _X86, "x86-64", "", 16, 16, 12, 8, masks=False, fma=False)
 
 TARGETS = {target.name: target for target in (AVX2, AVX512, NEON, PORTABLE)}

@@ -34,6 +34,7 @@ LOOP_ALIGN = 64  # bytes; instructions are fetched in lines of 64
 LONG_RUN = (
     24  # steps from which a run of known length is worth blocks of up to 12 (11x11 taps of 3 channels: 78 to 65 %)
 )
+DEEPEST = 3  # steps of a block by pixels: of longer ones LLVM loads ahead, and spills
 REACH = 128  # the weights' address points so far ahead that a round's displacements fit one signed byte
 AHEAD = 2048  # bytes of weights between a prefetch and its use: about 200 cycles
 
@@ -104,9 +105,14 @@ class Sum:
     reduction: Reduction
     totals: Value | None = field(default=None)
     head: Value | None = field(default=None)
+    known: bool = field(default=False)
 
-    def start(self, weights: Value) -> tuple[Value, list[Value]]:
-        """Accumulators, and the address of the first weights behind the bias."""
+    def start(self, weights: Value, *, spans: bool = False) -> tuple[Value, list[Value]]:
+        """Accumulators, and the address of the first weights behind the bias.
+
+        `spans`: all sections end with a span of the first dimension, so that it is known which are first and last.
+        """
+        self.known = spans and self.splits(0)
         return self.fn.gep(self.behind(weights), REACH), self.begin()
 
     def behind(self, weights: Value) -> Value:
@@ -131,6 +137,8 @@ class Sum:
         """
         fn, tile = self.fn, self.tile
         zeros = [fn.const(tile.vec, 0.0)] * tile.sums
+        if self.known:
+            return zeros
         if self.reduction.flush is None:
             return zeros if self.reduction.short or self.head is None else self.biases(self.head)
         accs = zeros if self.head is None else self.biases(self.head)
@@ -150,9 +158,31 @@ class Sum:
             return [(0, turns)]
         return [(first, min(first + every, turns)) for first in range(0, turns, every)]
 
-    def end_span(self, dim: int, accs: list[Value]) -> list[Value]:
-        """The end of one of several spans is that of a section."""
-        return self._add_up(accs) if self.splits(dim) else accs
+    def end_span(self, dim: int, accs: list[Value], span: tuple[int, int]) -> list[Value]:
+        """The end of one of several spans is that of a section; the first begins the totals, the last need not be kept.
+
+        A tile of 363 terms else stored 24 registers four times, of which the bias and what was stored anyway are two.
+        """
+        if not self.splits(dim):
+            return accs
+        if not self.known:
+            return self._add_up(accs)
+        fn, tile = self.fn, self.tile
+        zeros = [fn.const(tile.vec, 0.0)] * len(accs)
+        width = tile.target.vector_bytes
+        if span[0] == 0:
+            olds = zeros if self.head is None else self.biases(self.head)
+        else:
+            assert self.totals is not None
+            olds = [fn.load(tile.vec, self.totals, i * width) for i in range(len(accs))]
+        sums = [fn.binary("fadd", old, acc) for old, acc in zip(olds, accs, strict=True)]
+        if span[1] == self.reduction.kernel[dim]:
+            return sums
+        if self.totals is None:
+            self.totals = fn.alloca(len(accs) * width)
+        for i, total in enumerate(sums):
+            fn.store(total, self.totals, i * width)
+        return zeros
 
     def splits(self, dim: int) -> bool:
         """Whether the tap loop of a dimension is split into spans."""
@@ -187,6 +217,8 @@ class Sum:
 
     def _whole(self, accs: list[Value]) -> list[Value]:
         fn, tile = self.fn, self.tile
+        if self.known:
+            return accs
         if self.reduction.flush is not None:
             assert self.totals is not None
             olds = [fn.load(tile.vec, self.totals, i * tile.target.vector_bytes) for i in range(len(accs))]
@@ -220,31 +252,33 @@ class Sum:
 
         The `first` step of a sum multiplies only: to clear a register takes as long as a multiply-add on some CPUs.
         """
+        return self._add(pixels, offset, self.vectors(weights, row), accs, 0, first=first)
+
+    def _add(
+        self, pixels: Sequence[Value], offset: Index, row: list[Value], accs: list[Value], at: int, *, first: bool
+    ) -> list[Value]:
+        """The sums with a step of some pixels of the tile, the first of which is its `at`-th one (an even number)."""
         fn, tile = self.fn, self.tile
         lanes = tile.target.lanes(tile.dtype)
-        loaded = self.vectors(weights, row)
-        result: list[Value] = []
-        pairs: list[Value] = []
+        result = list(accs)
 
-        def add(sums: list[Value], x: Value, w: Value, at: int) -> None:
-            if first:
-                sums.append(fn.binary("fmul", x, w))
-            else:
-                sums.append(fn.multiply_add(x, w, accs[at], fused=tile.target.fma))
+        def add(x: Value, w: Value, i: int) -> None:
+            product = fn.binary("fmul", x, w) if first else fn.multiply_add(x, w, accs[i], fused=tile.target.fma)
+            result[i] = product
 
-        whole = loaded[:-1] if tile.pairs else loaded
+        whole = row[:-1] if tile.pairs else row
         before: Value | None = None
-        for i, pixel in enumerate(pixels):
+        for i, pixel in enumerate(pixels, at):
             x = fn.splat(fn.load(tile.scalar, pixel, offset), lanes)
-            for w in whole:
-                add(result, x, w, len(result))
+            for v, w in enumerate(whole):
+                add(x, w, i * len(whole) + v)
             if tile.pairs and (i % 2 or i + 1 == tile.rows):
                 both = (
                     fn.shuffle(before, x, [*range(lanes // 2), *range(lanes + lanes // 2, 2 * lanes)]) if before else x
                 )
-                add(pairs, both, loaded[-1], tile.rows * len(whole) + len(pairs))
+                add(both, row[-1], tile.rows * len(whole) + i // 2)
             before = None if i % 2 else x
-        return result + pairs
+        return result
 
     def vectors(self, weights: Value, row: int) -> list[Value]:
         """Row `row` of the operand that is read in whole vectors."""
@@ -267,7 +301,9 @@ class Sum:
         """
         if count is None:
             return self._run_channels(cursor, weights, accs, first=first)
-        longest = cursor.longest if count < LONG_RUN else max(cursor.longest, 12)
+        longest = self._depth(cursor, count)
+        if longest == 1:
+            longest = cursor.longest if count < LONG_RUN else max(cursor.longest, 12)
         unroll = max(d for d in range(1, min(count, longest) + 1) if count % d == 0)
         if unroll == count:
             return self._block(cursor, count, weights, accs, first=first)
@@ -284,9 +320,30 @@ class Sum:
     def _block(
         self, cursor: Cursor, count: int, weights: Value, accs: list[Value], *, first: bool = False
     ) -> tuple[Value, list[Value]]:
-        for row, (pixels, offset) in enumerate(cursor.addresses(count)):
-            accs = self.step(pixels, offset, weights, accs, row, first=first and row == 0)
+        steps, depth = cursor.addresses(count), self._depth(cursor, count)
+        pixels = len(steps[0][0])
+        together = pixels if depth == 1 else self._together
+        for begin in range(0, count, depth):
+            rows = range(begin, begin + depth)
+            loaded = [self.vectors(weights, row) for row in rows]
+            for at in range(0, pixels, together):
+                for row, weight in zip(rows, loaded, strict=True):
+                    some, offset = steps[row][0][at : at + together], steps[row][1]
+                    accs = self._add(some, offset, weight, accs, cursor.first + at, first=first and row == 0)
         return self.moved(weights, count), accs
+
+    @property
+    def _together(self) -> int:
+        """Pixels that go through several steps before the next ones: enough for the latency of their sums."""
+        return 8 if self.tile.vectors == 1 else 4
+
+    def _depth(self, cursor: Cursor, count: int) -> int:
+        """Steps of a block that some pixels go through before the next pixels do (1: all go through each)."""
+        tile = self.tile
+        if not cursor.by_pixels or tile.rows <= self._together:
+            return 1
+        room = (tile.target.registers - tile.sums - 2) // tile.vectors  # of which the rows of weights stay in registers
+        return max(d for d in range(1, max(1, min(DEEPEST, room)) + 1) if count % d == 0)
 
     def split(self, cursor: Cursor, state: list[Value]) -> tuple[Value, list[Value]]:
         """The weights' address and the accumulators of such a state."""

@@ -21,6 +21,10 @@ class Cursor(ABC):
     """Steps in one round of the inner loop: 4 x 20 instructions at 6x2, well inside the op cache."""
     longest: int = 4
     """Most steps in one block where their number is known; longer ones spill and leave the op cache."""
+    first: int = 0
+    """Which pixel of the tile its first one is."""
+    by_pixels: bool = False
+    """Whether some pixels can take several steps before the next pixels do: addresses take no registers."""
 
     @abstractmethod
     def at(self, state: list[Value]) -> Cursor:
@@ -117,6 +121,7 @@ class OverlapCursor(Cursor):
     def __init__(self, fn: Function, pixel: Value, rows: int, apart: int, item: int, *, pairs: bool) -> None:
         self._fn, self._rows, self._apart, self._item, self._pairs = fn, rows, apart, item, pairs
         self._run = 1 if pairs else apart // item
+        self.by_pixels = not pairs
         self.state = [pixel]
         self.longest = min(12, 4 * self._run)  # a step takes no register of its own, a run one
 

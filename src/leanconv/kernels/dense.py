@@ -12,10 +12,11 @@ the "rows" layout) and pixels; `w_g`, `w_panel` bytes of packed weights per grou
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 
 from leanconv.classes import dataclass, replace
-from leanconv.codegen.ir import Function, Index, Module, Value
+from leanconv.codegen.ir import I64, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Sum, Tile
 from leanconv.kernels.epilogue import Epilogue
@@ -37,7 +38,8 @@ class DenseSpec:
     so that any number of pixels splits into whole tiles (without it every block is a multiple of the height);
     `columns` stores with pixels adjacent (NCHW) instead of channels; `stage` copies a block's windows to the
     thread's part of the buffer "scratch" first, where the core then reads; `fetch` asks for
-    the lines of a tile of the output some tiles before it is stored (fields: `o_ahead`, bytes); `scattered` dimensions
+    the lines of a tile of the output some tiles before it is stored (fields: `o_ahead`, bytes); `past`: the output is
+    stored past the caches if it begins at a multiple of a register's size; `scattered` dimensions
     of an output whose pixels are not evenly spaced (0: they are); `tight`: the weights of the last panel are packed
     without a gap; `bias_apart`: the bias is not at the head of panels but in a buffer of its own, without a gap either
     (fields: `bias_g`, `bias_panel`, bytes).
@@ -55,6 +57,7 @@ class DenseSpec:
     epilogue: Epilogue
     stage: Stage | None = None
     fetch: bool = False
+    past: bool = False
     scattered: int = 0
     tight: bool = False
     bias_apart: bool = False
@@ -71,7 +74,7 @@ class DenseSpec:
 
     def for_any_extents(self) -> DenseSpec:
         """The kernel that computes the same, with the same fields, for any number of pixels."""
-        return replace(self, ragged=True)
+        return replace(self, ragged=True, past=False)
 
     def stand_in(self, fields: Mapping[str, int]) -> tuple[DenseSpec, Mapping[str, int]] | None:
         """The kernel that asks for rows of the image ahead if this one does not, or the other way round."""
@@ -111,7 +114,7 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
         x, origin = spec.stage.emit(fn, fields, x, scratch, fn.i64(first), end)
     start = spec.source.start(fn, fields, origin)
 
-    def panel(at: Value, vectors: int, valid: int, last: bool) -> None:
+    def panel(form: DenseSpec, at: Value, vectors: int, valid: int, last: bool) -> None:
         gap = spec.tight and valid < spec.target.lanes(spec.dtype)
         pairs = last and spec.pairs
         tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias, valid if gap else 0, pairs)
@@ -121,9 +124,25 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
             of_group = fn.gep(fields.buffer("bias"), fn.mul(index["g"], fields["bias_g"]))
             bias = fn.gep(of_group, fn.mul(at, fields["bias_panel"]))
             parts = (lambda shape: Sum(fn, fields, shape, spec.reduction, head=bias), None)
-        panel_tiles(fn, fields, spec, tile, valid, x, w, out, residual, at, fn.i64(first), end, start, parts)
+        panel_tiles(fn, fields, form, tile, valid, x, w, out, residual, at, fn.i64(first), end, start, parts)
 
-    each_panel(fn, fields, spec.panels, spec.target.lanes(spec.dtype), (panel0, panel1), panel)
+    def panels(form: DenseSpec) -> list[Value]:
+        lanes = spec.target.lanes(spec.dtype)
+        each_panel(fn, fields, spec.panels, lanes, (panel0, panel1), functools.partial(panel, form))
+        return []
+
+    def past() -> list[Value]:
+        panels(replace(spec, fetch=False))
+        fn.stream_end(spec.target.triple)
+        return []
+
+    near = replace(spec, past=False)
+    if spec.past:
+        address = fn.op(I64, f"ptrtoint ptr {out.name} to i64")
+        whole = fn.cmp("eq", fn.urem(address, spec.target.vector_bytes), 0)
+        fn.if_(whole, past, lambda: panels(near), hint="past")
+    else:
+        panels(near)
     return kernel.finish()
 
 
@@ -153,7 +172,7 @@ def panel_tiles(
             return parts[1](shape)
         if spec.scattered:
             return ScatteredOutput(fn, fields, shape, spec.epilogue, valid, spec.columns, dims=spec.scattered)
-        return Output(fn, fields, shape, spec.epilogue, valid, spec.columns)
+        return Output(fn, fields, shape, spec.epilogue, valid, spec.columns, past=spec.past)
 
     output = outputs(tile)
     o = output.panel(out, panel, "o")

@@ -60,28 +60,26 @@ class Indirect:
                 accs = sum_.end_section(0, accs, tap)
             return [fn.gep(entry, self.entry_bytes), weights, *accs]
 
-        weights, accs = sum_.start(weights)
+        weights, accs = sum_.start(weights, spans=True)
         carried = [state[0], weights, *accs]
         for first, end in sum_.spans(0):
             carried = fn.loop(first, end, 1, carried, body, hint="tap")
-            carried = [*carried[:2], *sum_.end_span(0, carried[2:])]
+            carried = [*carried[:2], *sum_.end_span(0, carried[2:], (first, end))]
         return sum_.finish(carried[2:])
 
     def _tap(
         self, sum_: Sum, base: Value, entry: Value, weights: Value, accs: list[Value]
     ) -> tuple[Value, list[Value]]:
         """All channels of one tap; returns the weights' new address and the sums."""
-        fn, red, vectors = sum_.fn, sum_.reduction, sum_.tile.vectors
+        fn, red = sum_.fn, sum_.reduction
         block = red.channels is not None and red.channels <= Cursor.longest
         if block and sum_.tile.rows > MOST_ADDRESSES and (red.unit_channel or not self.padded):
-            after, sums = weights, []
+            after = weights
             for first in range(0, sum_.tile.rows, ADDRESSES):
                 rows = range(first, min(first + ADDRESSES, sum_.tile.rows))
                 pixels, _ = self._pixels(sum_, base, entry, rows)
-                own = accs[rows.start * vectors : rows.stop * vectors]
-                after, own = self._together(sum_, pixels, weights, own)
-                sums += own
-            return after, sums
+                after, accs = self._together(sum_, pixels, weights, accs, first)
+            return after, accs
         pixels, outside = self._pixels(sum_, base, entry, range(sum_.tile.rows))
         if not self.padded or red.unit_channel:
             return self._together(sum_, pixels, weights, accs)
@@ -118,11 +116,14 @@ class Indirect:
             pixels = [fn.select(pad, zeros, pixel) for pad, pixel in zip(outside, pixels, strict=True)]
         return pixels, outside
 
-    def _together(self, sum_: Sum, pixels: list[Value], weights: Value, accs: list[Value]) -> tuple[Value, list[Value]]:
-        """The sums of pixels that move alike."""
+    def _together(
+        self, sum_: Sum, pixels: list[Value], weights: Value, accs: list[Value], first: int = 0
+    ) -> tuple[Value, list[Value]]:
+        """The sums of pixels that move alike, the tile's `first` one and those behind it."""
         red = sum_.reduction
         step: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
         cursor = SharedCursor(sum_.fn, [sum_.fn.opaque(pixel) for pixel in pixels], 0, step)
+        cursor.first = first
         return sum_.run(cursor, red.channels, weights, accs)
 
 

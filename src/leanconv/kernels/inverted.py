@@ -191,7 +191,7 @@ class SectionSum(Sum):
     is_first: Value
     offset: Index
 
-    def start(self, weights: Value) -> tuple[Value, list[Value]]:
+    def start(self, weights: Value, *, spans: bool = False) -> tuple[Value, list[Value]]:
         """Sums as they begin, and the address of the section's weights."""
         return self.fn.gep(self.fn.gep(self.behind(weights), self.offset), REACH), self.begin()
 

@@ -18,7 +18,8 @@ class Output:
 
     Fields: `o_k`/`r_k` bytes between channels ("columns") or panels ("rows"); `o_row`/`r_row` bytes
     between pixels ("rows"; adjacent in "columns").  `letter` and `extra` are the fields' first letters for what is
-    stored and for what is added (the output itself, to accumulate).
+    stored and for what is added (the output itself, to accumulate). `past`: whole registers, at multiples of their
+    size, are stored past the caches ("rows").
     """
 
     fn: Function
@@ -29,6 +30,7 @@ class Output:
     columns: bool
     letter: str = "o"
     extra: str = "r"
+    past: bool = False
 
     def panel(self, base: Value, panel: Value, letter: str) -> Value:
         """The address of a panel's first channel."""
@@ -60,7 +62,10 @@ class Output:
                 if sources:
                     extra = load_lanes(fn, tile.vec, fn.gep(sources[i], v * width), self._count(v), masks=masks)
                 value = self.epilogue.apply(fn, accs[i * tile.vectors + v], extra)
-                store_lanes(fn, value, fn.gep(row, v * width), self._count(v), masks=masks)
+                if self.past:
+                    fn.stream(value, fn.gep(row, v * width), width)
+                else:
+                    store_lanes(fn, value, fn.gep(row, v * width), self._count(v), masks=masks)
 
     def loaded(self, out: Value, pixel: Value) -> list[Value]:
         """What is stored of the tile at a pixel ("rows")."""

@@ -94,23 +94,32 @@ class RowWindows(Image):
         last = fn.sub(fn.mul(fn.sub(high, low), pixel), width)  # where the last vector of a run begins
         least = (reach - self.pad_low[1] - self.pad_high) * pixel - width
         starts = [v * width if v * width <= least else fn.i64(fn.smin(last, v * width)) for v in range(vectors)]
+        left, right = self.pad_low[1] * pixel, (reach - self.pad_high) * pixel  # between them a run holds all
+        ends = [v for v in range(vectors) if v * width < left or (v + 1) * width > right]
         from_ = fn.mul(fn.add(column, low), pixel)
         to = fn.mul(low, pixel)
 
         def line(tap: Value, _: list[Value]) -> list[Value]:
             at = fn.add(row, fn.mul(tap, self.dilation[0]))
             target = fn.gep(stack, fn.mul(tap, pitch))
-            for v in range(vectors):
-                fn.store(fn.const(tile.vec, 0.0), target, v * width)
+
+            def clear(which: range | list[int]) -> None:
+                for v in which:
+                    fn.store(fn.const(tile.vec, 0.0), target, v * width)
 
             def some() -> list[Value]:
+                clear(ends)
                 source = fn.gep(base, fn.add(fn.mul(at, fields["at0"]), from_))
                 place = fn.gep(target, to)
                 for begin in starts:
                     fn.store(fn.load(tile.vec, fn.gep(source, begin)), fn.gep(place, begin))
                 return []
 
-            fn.if_(fn.cmp("ult", at, fields["in0"]), some, hint="line")
+            def none() -> list[Value]:
+                clear(range(vectors))
+                return []
+
+            fn.if_(fn.cmp("ult", at, fields["in0"]), some, none, hint="line")
             return []
 
         fn.loop(0, taps[0], 1, [], line, hint="copy")

@@ -67,8 +67,8 @@ def whole_windows(
         state = [fn.i64(offset), weights, *accs]
         for start, end in sum_.spans(dim):
             state = fn.loop(start, end, 1, state, body, hint="tap")
-            state = [*state[:2], *sum_.end_span(dim, state[2:])]
+            state = [*state[:2], *sum_.end_span(dim, state[2:], (start, end))]
         return state[1], state[2:]
 
-    weights, accs = sum_.start(weights)
+    weights, accs = sum_.start(weights, spans=ranges is None)
     return sum_.finish(taps(0, 0, weights, accs, first=red.short)[1])

@@ -1,0 +1,42 @@
+"""Lines of memory: which the core asks for before their use, and which it stores past the caches."""
+
+from __future__ import annotations
+
+import math
+
+from leanconv.host import Host
+from leanconv.kernels.cost import LINE
+from leanconv.kernels.panels import Panels
+from leanconv.problem import Problem
+
+FETCHED = 600  # cycles from asking for a line of the output, or of the image, until it is stored to, or read
+LARGE = 4  # times the last-level cache that an output takes to be stored past it
+
+
+def from_afar(panel: int, panels: Panels, host: Host) -> bool:
+    """Whether weights in panels of so many bytes are asked for ahead.
+
+    In a network the other layers' weights have displaced a layer's: with AVX-512 ResNet-50 takes 0.95 of the time if
+    all are asked for that the first level does not hold, MobileNetV2's layers of 7x7 and 14x14 0.91 to 0.97, and a
+    layer over and over the same. Where registers are fewer or smaller, some tiles would spill for it.
+    """
+    return panel * panels.total > host.l1 if host.target.masks else panel > host.l1 // 2
+
+
+def past(problem: Problem, host: Host) -> bool:
+    """Whether the output is stored past the caches: one much larger than they are, in whole lines.
+
+    A store fetches its line first, twice the traffic. But whoever reads the output next finds the end of it in the
+    last-level cache, of 32 MB, if it went through: with a layer behind it 265 MB took 0.92 to 0.99 of the time, and 51
+    MB 1.07 to 1.13.
+    """
+    p, width = problem, host.target.vector_bytes
+    steps = (p.out_strides[0], *p.out_strides[2:], p.group_out)
+    large = math.prod(p.out_size) * p.batch * p.out_channels * p.itemsize > LARGE * host.l3
+    return large and width == LINE and not any(step * p.itemsize % width for step in steps)
+
+
+def ahead(steps: int, rows: int, panels: Panels) -> int:
+    """Pixels of the tiles that are computed in that time: short sums would else wait for the lines of later ones."""
+    tiles = -(-FETCHED * 2 // (steps * rows * panels.vectors))
+    return tiles * rows

@@ -1,0 +1,71 @@
+"""Outputs far larger than the last-level cache are stored past it, and what they hold does not change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import leanconv
+from leanconv.algorithms import traffic
+from leanconv.algorithms.direct import Direct
+from leanconv.codegen import jit
+from leanconv.codegen.ir import Module
+from leanconv.codegen.targets import TARGETS, Target
+from leanconv.host import Host, this_host
+from leanconv.kernels.dense import DenseSpec
+from strategies import EPILOGUES, POINTWISE, Case, Geometry, check_untouched, convolve
+
+WINDOW = Geometry((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
+RGB = Case((2, 3, 9, 31), (32, 3, 3, 3), WINDOW, layout="NHWC", threads=2)
+LAYERS = [
+    ("direct", RGB),
+    ("direct", replace(RGB, w_shape=(96, 3, 3, 3))),
+    ("direct", replace(RGB, dtype="float64", w_shape=(24, 3, 3, 3))),
+    ("direct", replace(RGB, x_shape=(2, 40, 9, 31), w_shape=(64, 20, 3, 3), groups=2)),
+    ("indirect", replace(RGB, epilogue=EPILOGUES[-1])),
+    ("pointwise", Case((3, 20, 7, 9), (48, 20, 1, 1), POINTWISE[1], layout="NHWC", threads=2, epilogue=EPILOGUES[-1])),
+    ("direct", replace(RGB, w_shape=(40, 3, 3, 3))),  # no whole registers
+    ("direct", replace(RGB, layout="NCHW")),
+]
+
+
+@pytest.mark.parametrize(("name", "case"), LAYERS)
+@pytest.mark.parametrize("shift", [0, 4, 16, 32])
+def test_the_same_bits_wherever_the_output_begins(
+    monkeypatch: pytest.MonkeyPatch, name: str, case: Case, shift: int
+) -> None:
+    inputs = case.guarded_inputs(viewed=False)
+    want = convolve(case, inputs, algorithm=name, threads=1)
+    monkeypatch.setattr(traffic, "LARGE", 0)
+    whole = case.w_shape[0] // case.groups % this_host().target.lanes(case.dtype) == 0
+    spec = case.plan(name).lowering.phases[-1].spec
+    assert isinstance(spec, DenseSpec)
+    assert spec.past == (whole and case.layout == "NHWC" and this_host().target.vector_bytes == 64)
+    item = want.dtype.itemsize
+    out = leanconv.empty(want.size + 64 // item, case.dtype)[shift // item :][: want.size].reshape(want.shape)
+    assert shift % item or out.ctypes.data % 64 == shift
+    out.fill(np.nan)
+    np.testing.assert_array_equal(convolve(case, inputs, algorithm=name, threads=case.threads, out=out), want)
+    if not shift:
+        out = case.guarded_out(viewed=False)
+        convolve(case, inputs, algorithm=name, threads=case.threads, out=out)
+        check_untouched(out)
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
+def test_only_what_no_cache_holds_and_only_whole_lines(target: Target) -> None:
+    bytes_ = 4 * 32 * 40 * 48
+    for last, past in ((bytes_ // 4, False), (bytes_ // 4 - 1, True)):
+        low = Direct().lower(
+            replace(RGB, x_shape=(1, 3, 40, 48)).problem, Host(target, 1 << 15, 1 << 18, last), 1, None, {}
+        )
+        spec = low.phases[0].spec
+        assert isinstance(spec, DenseSpec)
+        assert spec.past == (past and target.vector_bytes == 64)
+        module = Module()
+        spec.emit(module, "tested")
+        text = jit.compile_assembly(module.text(), target)
+        assert ("vmovntps" in text) == spec.past
+        assert text.count("sfence") == spec.past
