@@ -29,13 +29,16 @@ def panels_of(problem: Problem, host: Host) -> Panels:
     return Panels.of(problem.group_out, host.target.lanes(problem.dtype))
 
 
-def tile_heights(pixels: int, host: Host, panels: Panels) -> tuple[int, int]:
-    """Rows of the tiles of whole panels and of the last one.
+def tile_heights(pixels: int, host: Host, panels: Panels, *, even: bool = False) -> tuple[int, int]:
+    """Rows of the tiles of whole panels and of the last one; `even`: pixels are evenly spaced, channels adjacent.
 
     Few pixels are spread evenly: 49 make 9 tiles of 6 or 5 rows on AVX2, and 5 of 10 or 9 rather than of 12
     on AVX-512.
     """
-    most = [host.target.tile_rows(vectors) for vectors in (panels.vectors, panels.last or panels.vectors)]
+    most = [
+        host.target.tile_rows(vectors, even=even and not panels.count)
+        for vectors in (panels.vectors, panels.last or panels.vectors)
+    ]
     even = [-(-pixels // -(-pixels // rows)) if pixels < rows * rows else rows for rows in most]
     return even[0], even[1]
 

@@ -203,7 +203,8 @@ def core_phase(
     problem: Problem, host: Host, threads: int, source: CoreInput, *, tight: bool = False
 ) -> tuple[Phase, dict[str, int | str]]:
     """The phase that runs the core over a whole problem, and the settings chosen."""
-    rows = tile_heights(math.prod(problem.out_size), host, panels_of(problem, host))
+    even = isinstance(source.source, Rows) and source.unit_channel
+    rows = tile_heights(math.prod(problem.out_size), host, panels_of(problem, host), even=even)
     return dense_phase(problem, host, source, rows, blocking(problem, host, threads, rows), tight=tight)
 
 

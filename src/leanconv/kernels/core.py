@@ -18,6 +18,7 @@ In which order the terms are added, and where sums are cut into sections: `reduc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import field
 
@@ -195,11 +196,16 @@ class Sum:
         """
         if self.reduction.flush != level:
             return accs
-        every = self.reduction.every
-        if turn is None or every == 1:
+        every, fn = self.reduction.every, self.fn
+        if turn is None:
             return self._add_up(accs)
-        fn = self.fn
-        ends = fn.cmp("eq", fn.urem(turn, every), every - 1)
+        last = self.reduction.kernel[0] - 1 if level == 0 else None
+        ends = fn.cmp("ne", turn, last) if last is not None else None
+        if every > 1:
+            whole = fn.cmp("eq", fn.urem(turn, every), every - 1)
+            ends = whole if ends is None else fn.both(ends, whole)
+        if ends is None:
+            return self._add_up(accs)
         return fn.if_(ends, lambda: self._add_up(accs), lambda: accs, hint="section")
 
     def _add_up(self, accs: list[Value]) -> list[Value]:
@@ -380,9 +386,14 @@ class Sum:
             section = self.fields["section"]
 
             def chunk(first: Value, state: list[Value]) -> list[Value]:
-                state = self.rounds(cursor, first, fn.smin(fn.add(first, section), whole), state)
+                after = fn.add(first, section)
+                state = self.rounds(cursor, first, fn.smin(after, whole), state)
                 known = len(cursor.state) + 1
-                return [*state[:known], *self.end_section("channels", state[known:])]
+                accs = state[known:]
+                if math.prod(red.kernel) > 1 or red.remainder:
+                    return [*state[:known], *self._add_up(accs)]
+                more = fn.cmp("slt", after, whole)  # what the last section gives is added where it ends anyway
+                return [*state[:known], *fn.if_(more, lambda: self._add_up(accs), lambda: accs, hint="section")]
 
             state = fn.loop(0, whole, section, state, chunk, hint="section")
         elif first:  # of more than two rounds: fewer channels are unrolled

@@ -88,6 +88,46 @@ class SharedCursor(Cursor):
         return [self._fn.i64(self._fn.add(self.state[0], self._fn.mul(self._stride, count)))]
 
 
+class EvenCursor(Cursor):
+    """Pixels `step` bytes from one another, channels `item` bytes: every third pixel has an address that moves.
+
+    x86-64 adds one or two steps in the load itself: twelve pixels take five registers. Twelve addresses, the weights'
+    and a section's bounds are more than there are, and were loaded from the stack in every round. `later` as in
+    `SharedCursor`.
+    """
+
+    def __init__(
+        self, fn: Function, pixels: Sequence[Value], step: Value, item: int, offset: Index = 0, later: Value | None = None
+    ) -> None:
+        self._fn, self._pixels, self._step, self._item, self._later = fn, pixels, step, item, later
+        self.state = [fn.gep(pixel, offset) for pixel in pixels[::3]]
+        if later is not None:
+            self.state.append(fn.gep(later, fn.mul(offset, len(pixels))))
+
+    def at(self, state: list[Value]) -> EvenCursor:
+        """The same walk at another channel."""
+        moved = EvenCursor(self._fn, self._pixels, self._step, self._item, later=self._later)
+        moved.state = state
+        return moved
+
+    def addresses(self, count: int) -> Addresses:
+        """An address, none to two steps, and a displacement."""
+        fn, rows = self._fn, len(self._pixels)
+        if self._later is not None:
+            for line in range(-(-count * self._item * rows // LINE)):
+                fn.prefetch(self.state[-1], line * LINE)
+        bases = [fn.anew(base) for base in self.state[: -(-rows // 3)]]  # LLVM would make an address for each pixel again
+        moved = [fn.gep(bases[i // 3], fn.mul(self._step, i % 3)) for i in range(rows)]
+        return [(moved, u * self._item) for u in range(count)]
+
+    def advanced(self, count: int) -> list[Value]:
+        """The addresses `count` channels further on."""
+        apart = [self._item] * len(self.state)
+        if self._later is not None:
+            apart[-1] *= len(self._pixels)
+        return [self._fn.gep(base, count * item) for base, item in zip(self.state, apart, strict=True)]
+
+
 class PlaneCursor(Cursor):
     """Pixels at fixed distances from one address that moves from channel to channel."""
 

@@ -51,7 +51,7 @@ class Rows:
         first = fn.gep(base, state[0])
         pixels = row_addresses(fn, first, sum_.tile.rows, self._step(sum_.fields))
         later = fn.gep(first, sum_.fields["x_ahead"]) if self.ahead else None
-        return whole_windows(sum_, pixels, weights, later=later)
+        return whole_windows(sum_, pixels, weights, later=later, step=self._step(sum_.fields))
 
     def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
         """Rows are evenly spaced."""
@@ -156,7 +156,14 @@ class Image:
             return self.total(sum_, pixels, weights)
         return fn.if_(
             even,
-            lambda: whole_windows(sum_, evenly(), weights, self.ranges(sum_, state), self.apart),
+            lambda: whole_windows(
+                sum_,
+                evenly(),
+                weights,
+                self.ranges(sum_, state),
+                self.apart,
+                step=self.step(sum_.fields, self.dims - 1),
+            ),
             lambda: self._edge(sum_, base, weights, state),
             hint="even",
         )

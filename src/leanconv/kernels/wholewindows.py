@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from leanconv.codegen.ir import Index, Value
 from leanconv.kernels.core import Sum
-from leanconv.kernels.cursor import Cursor, OverlapCursor, PlaneCursor, SharedCursor
+from leanconv.kernels.cursor import Cursor, EvenCursor, OverlapCursor, PlaneCursor, SharedCursor
 
 PLANES_AHEAD = 8  # channels between a prefetch and its use: about 50 cycles
 
@@ -17,6 +17,7 @@ def whole_windows(
     apart: int | None = None,
     later: Value | None = None,
     line: Index | None = None,
+    step: Index | None = None,
 ) -> list[Value]:
     """Sum over windows that lie inside the image; `pixels` address the first taps.
 
@@ -25,6 +26,8 @@ def whole_windows(
     the bytes from one tap of the first dimension to the next, if not those of the image.
     """
     fn, red = sum_.fn, sum_.reduction
+    many = sum_.tile.target.masks and len(pixels) > 6
+    even = step if many and isinstance(step, Value) else None
     pixels = [fn.opaque(pixel) for pixel in pixels[: 1 if apart is not None else None]]
     stride: Index = sum_.tile.itemsize if red.unit_channel else sum_.fields["x_c"]
     once = red.stream and red.channels is None and not red.unit_channel and all(count == 1 for count in red.kernel)
@@ -37,6 +40,8 @@ def whole_windows(
         if dim == len(red.kernel) or (last and red.merged):
             count = None if red.channels is None else red.channels * (red.kernel[dim] if red.merged else 1)
             cursor: Cursor = SharedCursor(fn, pixels, offset, stride, ahead, later)
+            if even is not None and isinstance(stride, int):
+                cursor = EvenCursor(fn, pixels, even, stride, offset, later)
             if apart is not None:  # one address that moves, not one for each pixel and a common offset
                 place = fn.gep(pixels[0], offset)
                 if isinstance(stride, int):
