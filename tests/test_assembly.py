@@ -276,6 +276,26 @@ def test_columns_from_afar_are_asked_for_where_they_stay_near(
         assert lines == 4 * (max(1, 2 * target.vector_bytes // 64) if asks else spec.reduction.stream)
 
 
+@pytest.mark.parametrize("name", ["pointwise", "direct"])
+@pytest.mark.parametrize(("channels", "kernel"), [(64, 1), (1024, 1), (64, 3)])
+def test_addresses_of_even_rows_stay_in_registers(channels: int, kernel: int, name: str) -> None:
+    """AVX-512 has twelve rows, and loops over sections leave few registers: nothing of a round is on the stack."""
+    if name == "pointwise" and kernel > 1:
+        pytest.skip("refused")
+    problem = typical(channels, 64, "NHWC", kernel)
+    (spec,) = (spec for phase, spec in lowered(problem, name, TARGETS["avx512"]) if phase == "core")
+    even = [loop for loop in multiplying(spec) if count_fused(loop) == count_fused(multiplying(spec)[0])]
+    assert any(not any("(%rsp" in i.operands for i in loop) for loop in even)
+
+
+def test_one_register_of_outputs_reads_pixels_in_the_multiply_add() -> None:
+    spec = lowered(typical(64, 16, "NHWC", 1), "pointwise", TARGETS["avx512"])[0][1]
+    loop = multiplying(spec)[0]
+    assert count_fused(loop) == 4 * 24
+    assert sum("{1to16}" in i.operands for i in loop if i.fused) == 4 * 24
+    assert not any("(%rsp" in i.operands for i in loop)
+
+
 @EACH_FUSED
 @pytest.mark.parametrize(("outputs", "paired"), [(24, True), (40, True), (20, True), (25, False), (8, False)])
 @pytest.mark.parametrize("kernel", [1, 3])

@@ -47,3 +47,24 @@ def test_two_threads_share_few_panels_evenly(size: int, inputs: int, outputs: in
     rows = tile_heights(size * size, host, panels)
     assert blocking(problem, host, 1, rows).blocks == 1
     assert blocking(problem, host, 2, rows).blocks == 2
+
+
+@pytest.mark.parametrize(
+    ("apart", "rows"),
+    [(4096, (9, 9)), (8192, (9, 9)), (4096 + 64, (12, 9)), (2048, (12, 9)), (0, (12, 9))],
+)
+def test_rows_leave_room_in_the_sets_that_they_share(apart: int, rows: tuple[int, int]) -> None:
+    """48 KiB have twelve lines a set: rows 4 KiB apart may take nine of them; AVX2's tiles are lower anyway."""
+    panels = Panels.of(80, 16)
+    host = Host(TARGETS["avx512"], 48 << 10, 1 << 20, 32 << 20)
+    assert tile_heights(28 * 28, host, panels, apart=apart) == rows
+    assert tile_heights(28 * 28, HOSTS["avx512"], panels, apart=apart)[0] == (6 if apart % 4096 == 0 < apart else 12)
+    assert tile_heights(28 * 28, HOSTS["avx2"], panels, apart=apart) == (6, 4)
+
+
+def test_one_register_of_outputs_takes_tall_tiles_of_even_rows() -> None:
+    narrow, wide = Panels.of(16, 16), Panels.of(64, 16)
+    for even, rows in ((True, 24), (False, 12)):
+        assert tile_heights(56 * 56, HOSTS["avx512"], narrow, even=even)[1] == rows
+        assert tile_heights(56 * 56, HOSTS["avx512"], wide, even=even)[0] == 12
+        assert tile_heights(56 * 56, HOSTS["avx2"], narrow, even=even)[1] == 8

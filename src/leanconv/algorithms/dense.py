@@ -204,7 +204,9 @@ def core_phase(
 ) -> tuple[Phase, dict[str, int | str]]:
     """The phase that runs the core over a whole problem, and the settings chosen."""
     even = isinstance(source.source, Rows) and source.unit_channel
-    rows = tile_heights(math.prod(problem.out_size), host, panels_of(problem, host), even=even)
+    apart = source.fields.get("x_row", source.fields.get(f"step{problem.ndim - 1}", 0)) if source.unit_channel else 0
+    pixels, panels = math.prod(problem.out_size), panels_of(problem, host)
+    rows = tile_heights(pixels, host, panels, apart=apart, even=even)
     return dense_phase(problem, host, source, rows, blocking(problem, host, threads, rows), tight=tight)
 
 

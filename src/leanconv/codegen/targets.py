@@ -39,9 +39,9 @@ class Target:
         the loads of the next step, or LLVM spills. Each row also needs an address. AVX2: 6x2, 4x3, 8x1; AVX-512: 12x2,
         9x3, 12x1; NEON: 10x2, 6x3, 10x1.
 
-        Where loads can broadcast (`masks`) and rows are `even`ly spaced, three share an address, and AVX-512 has 24x1: a
-        multiply-add reads its pixel itself, and with the weights that is 25 loads in the 12 cycles of 24 multiply-adds,
-        in place of 13 in 6, where two a cycle is all there is.
+        Where multiply-adds can broadcast what they load (`masks`) and rows are `even`ly spaced, so that three share an
+        address, AVX-512 has 24x1: 25 loads in the 12 cycles of 24 multiply-adds, in place of 13 in 6. Two a cycle are
+        all that there can be.
         """
         if even and self.masks and vectors == 1:
             return 2 * self.pointers
