@@ -126,11 +126,12 @@ class DirectBand(Algorithm):
                 if most == 0 or most * first.stride < first.reach // 2:
                     return _copied_whole(problem, p, host, threads, axes, row_bytes)
                 rows = min(rows, most)
-        heights, cut = fitting_strips(p, host, rows * plane, plane)
-        best = tile_heights(math.prod(p.out_size), host, panels_of(p, host))
+        apart = _fields(p, axes)[f"step{len(axes) - 1}"]
+        heights, cut = fitting_strips(p, host, rows * plane, plane, apart=apart)
+        best = tile_heights(math.prod(p.out_size), host, panels_of(p, host), apart=apart)
         if heights < best and workspace is None and "rows" not in tunables:
             # Low tiles cost more than a band that is twice the size (7 x 7 outputs).
-            heights, cut = fitting_strips(p, host, min(first.out, 2 * rows + 4) * plane, plane)
+            heights, cut = fitting_strips(p, host, min(first.out, 2 * rows + 4) * plane, plane, apart=apart)
         rows = cut.block // plane
         nbytes = ((rows - 1) * first.stride + first.reach) * row_bytes
         source = _source(p, axes, _fields(p, axes), _band(p, host, axes))
@@ -202,7 +203,7 @@ def _copied_whole(
     copying = {"b_div": 1, "b_count": blocks, "g_div": blocks, "g_count": p.groups, "rows": rows}
     copying |= {"band0": axes[0].band, "row_bytes": row_bytes, "m_g": group_bytes}
     source = _source(p, axes, {**fields, "x_n": 0, "x_g": group_bytes}, None)
-    heights = tile_heights(math.prod(p.out_size), host, panels_of(p, host))
+    heights = tile_heights(math.prod(p.out_size), host, panels_of(p, host), apart=fields[f"step{len(axes) - 1}"])
     cut = blocking(p, host, threads, heights)
     spec = BandSpec(_band(p, host, axes))
     phases: list[Phase] = []

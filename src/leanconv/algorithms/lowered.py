@@ -185,16 +185,16 @@ def strip_pixels(
 
 
 def fitting_strips(
-    problem: Problem, host: Host, size: int, unit: int, *, longer: bool = False
+    problem: Problem, host: Host, size: int, unit: int, *, longer: bool = False, apart: int = 0
 ) -> tuple[tuple[int, int], Blocking]:
     """Tile heights and a strip size of at most `size` pixels that tiles cover exactly, the last strip too.
 
-    `longer`: the last strip may be longer than the others, though not than `size`.
+    `longer`: the last strip may be longer than the others, though not than `size`; `apart` as in `tile_heights`.
     """
     pixels, panels = math.prod(problem.out_size), panels_of(problem, host)
     size = min(size, pixels)
     for block in range(size // unit * unit, 0, -unit):
-        heights = tile_heights(block, host, panels)
+        heights = tile_heights(block, host, panels, apart=apart)
         count, rest = divmod(pixels, block)
         choices = [(-(-pixels // block), rest or block)]
         if longer and rest and block + rest <= size:
