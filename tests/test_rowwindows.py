@@ -148,3 +148,18 @@ def test_four_pixels_go_through_three_steps_before_the_next(name: str) -> None:
         sums = [instruction.operands.split(",")[-1].strip() for instruction in loop if instruction.fused]
         assert len(set(sums)) == 2 * spec.rows[0]
         assert len(set(sums[:24])) == 8
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+@pytest.mark.parametrize(("name", "stride"), [("3x3", 1), ("3x3s2", 2), ("7x7s2", 0), ("11x11s4", 0)])
+def test_short_sums_ask_for_the_rows_of_the_image_that_are_new_below(name: str, stride: int, target: Target) -> None:
+    spec = core(replace(RGB[name], epilogue={}).problem, target)
+    module = Module()
+    replace(spec, fetch=False, reduction=replace(spec.reduction, stream=False)).emit(module, "kernel")
+    source = spec.source
+    assert isinstance(source, RowWindows)
+    lines = [
+        stride * -(-source.reach(rows, spec.reduction.kernel[1]) * 12 // 64)
+        for rows in {height - short for height in spec.rows for short in range(2 if spec.ragged else 1)}
+    ]
+    assert module.text().count("call void @llvm.prefetch") == sum(lines)
