@@ -97,7 +97,13 @@ class EvenCursor(Cursor):
     """
 
     def __init__(
-        self, fn: Function, pixels: Sequence[Value], step: Value, item: int, offset: Index = 0, later: Value | None = None
+        self,
+        fn: Function,
+        pixels: Sequence[Value],
+        step: Value,
+        item: int,
+        offset: Index = 0,
+        later: Value | None = None,
     ) -> None:
         self._fn, self._pixels, self._step, self._item, self._later = fn, pixels, step, item, later
         self.state = [fn.gep(pixel, offset) for pixel in pixels[::3]]
@@ -116,7 +122,9 @@ class EvenCursor(Cursor):
         if self._later is not None:
             for line in range(-(-count * self._item * rows // LINE)):
                 fn.prefetch(self.state[-1], line * LINE)
-        bases = [fn.anew(base) for base in self.state[: -(-rows // 3)]]  # LLVM would make an address for each pixel again
+        bases = [
+            fn.anew(base) for base in self.state[: -(-rows // 3)]
+        ]  # LLVM would make an address for each pixel again
         moved = [fn.gep(bases[i // 3], fn.mul(self._step, i % 3)) for i in range(rows)]
         return [(moved, u * self._item) for u in range(count)]
 
