@@ -32,7 +32,8 @@ def by_rows(problem: Problem, host: Host, threads: int) -> tuple[CoreInput, tupl
     if image.padded and p.pad_mode != "zeros":
         return None
     width = p.out_size[1]
-    most = [host.target.tile_rows(vectors) for vectors in (panels.vectors, panels.last or panels.vectors)]
+    widths = (panels.vectors, panels.last or panels.vectors)
+    most = [host.target.tile_rows(vectors, even=not panels.count) for vectors in widths]
     even = [-(-width // -(-width // rows)) for rows in most]
     if any(3 * rows < 2 * full for rows, full in zip(even, most, strict=True)):
         return None
