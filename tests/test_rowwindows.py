@@ -82,7 +82,7 @@ PLAIN = Case((1, 3, 40, 48), (64, 3, 3, 3), WINDOW, layout="NHWC")
         (replace(PLAIN, x_shape=(1, 8, 40, 48), w_shape=(64, 8, 3, 3)), True),
         (replace(PLAIN, x_shape=(1, 9, 40, 48), w_shape=(64, 9, 3, 3)), False),  # not few
         (replace(PLAIN, layout="NCHW"), False),
-        (replace(PLAIN, x_shape=(1, 3, 40, 5)), False),  # short rows
+        (replace(PLAIN, x_shape=(1, 3, 40, 3)), False),  # short rows
         (replace(PLAIN, geometry=replace(WINDOW, dilation=(1, 2))), False),  # taps of a row apart
         (replace(PLAIN, geometry=replace(WINDOW, mode="reflect")), False),
     ],
@@ -119,15 +119,19 @@ def core(problem: Problem, target: Target) -> DenseSpec:
     return spec
 
 
+NARROW = Case((1, 3, 24, 224), (16, 3, 3, 3), replace(WINDOW, stride=(2, 2)), layout="NHWC")
+
+
 @pytest.mark.parametrize("target", FUSED, ids=[target.name for target in FUSED])
-@pytest.mark.parametrize("name", RGB)
+@pytest.mark.parametrize("name", [*RGB, "to 16"])
 def test_inner_loops_hold_whole_steps_and_spill_next_to_nothing(name: str, target: Target) -> None:
-    spec = core(RGB[name].problem, target)
+    spec = core(RGB.get(name, NARROW).problem, target)
     module = Module()
     spec.emit(module, "kernel")
     loops = innermost_loops(jit.compile_assembly(module.text(), target))
     multiplying = [loop for loop in loops if count_fused(loop)]
-    sizes = {(rows - short) * spec.panels.vectors for rows in spec.rows for short in (0, 1)}
+    widths = (spec.panels.vectors, spec.panels.last or spec.panels.vectors)
+    sizes = {(rows - short) * width for rows, width in zip(spec.rows, widths, strict=True) for short in (0, 1)}
     assert multiplying
     for loop in multiplying:
         assert any(count_fused(loop) % size == 0 for size in sizes)
@@ -148,3 +152,18 @@ def test_four_pixels_go_through_three_steps_before_the_next(name: str) -> None:
         sums = [instruction.operands.split(",")[-1].strip() for instruction in loop if instruction.fused]
         assert len(set(sums)) == 2 * spec.rows[0]
         assert len(set(sums[:24])) == 8
+
+
+@pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGETS))
+@pytest.mark.parametrize(("name", "stride"), [("3x3", 1), ("3x3s2", 2), ("7x7s2", 0), ("11x11s4", 0)])
+def test_short_sums_ask_for_the_rows_of_the_image_that_are_new_below(name: str, stride: int, target: Target) -> None:
+    spec = core(replace(RGB[name], epilogue={}).problem, target)
+    module = Module()
+    replace(spec, fetch=False, reduction=replace(spec.reduction, stream=False)).emit(module, "kernel")
+    source = spec.source
+    assert isinstance(source, RowWindows)
+    lines = [
+        stride * -(-source.reach(rows, spec.reduction.kernel[1]) * 12 // 64)
+        for rows in {height - short for height in spec.rows for short in range(2 if spec.ragged else 1)}
+    ]
+    assert module.text().count("call void @llvm.prefetch") == sum(lines)

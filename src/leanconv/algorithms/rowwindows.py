@@ -14,6 +14,7 @@ from leanconv.kernels.rowwindows import RowWindows
 from leanconv.problem import Problem
 
 STACK = 8 << 10  # bytes at most that a tile at the edge is copied to
+SHORT = 128  # terms of sums that wait for the image if it is not asked for; 147 do not
 
 
 def by_rows(problem: Problem, host: Host, threads: int) -> tuple[CoreInput, tuple[int, int], Blocking] | None:
@@ -31,12 +32,13 @@ def by_rows(problem: Problem, host: Host, threads: int) -> tuple[CoreInput, tupl
     if image.padded and p.pad_mode != "zeros":
         return None
     width = p.out_size[1]
-    most = [host.target.tile_rows(vectors) for vectors in (panels.vectors, panels.last or panels.vectors)]
+    widths = (panels.vectors, panels.last or panels.vectors)
+    most = [host.target.tile_rows(vectors, even=not panels.count) for vectors in widths]
     even = [-(-width // -(-width // rows)) for rows in most]
     if any(3 * rows < 2 * full for rows, full in zip(even, most, strict=True)):
         return None
     beyond = max(0, (width - 1) * p.stride[1] - p.pad_low[1] + p.kernel[1] - p.in_size[1])
-    source = RowWindows.of(image, p.group_in, p.itemsize, beyond)
+    source = RowWindows.of(image, p.group_in, p.itemsize, beyond, asks=p.taps * p.group_in <= SHORT)
     if image.padded:
         if not all(source.copies(rows - 1, p.kernel[1], lanes) for rows in even):
             return None

@@ -130,6 +130,8 @@ def measure(runs: int, model: str | None = None) -> Found:
     result: Found = {"cold": {}, "warm": {}}
     with tempfile.TemporaryDirectory(prefix="leanconv-startup-") as folder:
         environment = {**os.environ, "LEANCONV_CACHE_DIR": folder, "LEANCONV_CACHE": "rw"}
+        # An installed package has its byte code on disk: sources compiled at each import take three times as long.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         _process(_FIGURES, [], environment)
         for _ in range(runs):
             # Compiled kernels, and what is kept of models; what is known of the machine stays.

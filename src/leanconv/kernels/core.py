@@ -160,30 +160,18 @@ class Sum:
         return [(first, min(first + every, turns)) for first in range(0, turns, every)]
 
     def end_span(self, dim: int, accs: list[Value], span: tuple[int, int]) -> list[Value]:
-        """The end of one of several spans is that of a section; the first begins the totals, the last need not be kept.
+        """The end of one of several spans is that of a section: the first begins the totals, `finish` adds the last.
 
-        A tile of 363 terms else stored 24 registers four times, of which the bias and what was stored anyway are two.
+        A tile of 363 terms stored 24 registers three times when the bias began them, and the last one was put by too.
         """
-        if not self.splits(dim):
+        if not self.splits(dim) or (self.known and span[1] == self.reduction.kernel[dim]):
             return accs
-        if not self.known:
+        if not self.known or span[0]:
             return self._add_up(accs)
-        fn, tile = self.fn, self.tile
-        zeros = [fn.const(tile.vec, 0.0)] * len(accs)
-        width = tile.target.vector_bytes
-        if span[0] == 0:
-            olds = zeros if self.head is None else self.biases(self.head)
-        else:
-            assert self.totals is not None
-            olds = [fn.load(tile.vec, self.totals, i * width) for i in range(len(accs))]
-        sums = [fn.binary("fadd", old, acc) for old, acc in zip(olds, accs, strict=True)]
-        if span[1] == self.reduction.kernel[dim]:
-            return sums
         if self.totals is None:
-            self.totals = fn.alloca(len(accs) * width)
-        for i, total in enumerate(sums):
-            fn.store(total, self.totals, i * width)
-        return zeros
+            self.totals = self.fn.alloca(len(accs) * self.tile.target.vector_bytes)
+        zeros = [self.fn.const(self.tile.vec, 0.0)] * len(accs)
+        return self._add_up(accs, zeros if self.head is None else self.biases(self.head))
 
     def splits(self, dim: int) -> bool:
         """Whether the tap loop of a dimension is split into spans."""
@@ -208,11 +196,11 @@ class Sum:
             return self._add_up(accs)
         return fn.if_(ends, lambda: self._add_up(accs), lambda: accs, hint="section")
 
-    def _add_up(self, accs: list[Value]) -> list[Value]:
+    def _add_up(self, accs: list[Value], olds: list[Value] | None = None) -> list[Value]:
         fn, tile = self.fn, self.tile
         assert self.totals is not None
         for i, acc in enumerate(accs):
-            old = fn.load(tile.vec, self.totals, i * tile.target.vector_bytes)
+            old = fn.load(tile.vec, self.totals, i * tile.target.vector_bytes) if olds is None else olds[i]
             fn.store(fn.binary("fadd", old, acc), self.totals, i * tile.target.vector_bytes)
         return [fn.const(tile.vec, 0.0)] * len(accs)
 
@@ -223,8 +211,6 @@ class Sum:
 
     def _whole(self, accs: list[Value]) -> list[Value]:
         fn, tile = self.fn, self.tile
-        if self.known:
-            return accs
         if self.reduction.flush is not None:
             assert self.totals is not None
             olds = [fn.load(tile.vec, self.totals, i * tile.target.vector_bytes) for i in range(len(accs))]

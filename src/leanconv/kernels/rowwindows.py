@@ -19,26 +19,31 @@ from __future__ import annotations
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.kernels.core import Sum
+from leanconv.kernels.cost import LINE
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.image import Image
 from leanconv.kernels.wholewindows import whole_windows
+
+AHEAD = 2  # rows of the output between asking for a row of the image and reading it
 
 
 @dataclass(frozen=True, slots=True)
 class RowWindows(Image):
     """An image in two dimensions under tiles that do not leave their row of the output; fields: as in `Image`.
 
-    `channels` of a pixel, and `pad_high`, the columns that windows reach beyond the last one.
+    `channels` of a pixel, and `pad_high`, the columns that windows reach beyond the last one. `asks`: tiles ask for
+    the rows of the image that those `AHEAD` rows further down are the first to read.
     """
 
     channels: int
     pad_high: int
+    asks: bool
 
     @staticmethod
-    def of(image: Image, channels: int, item: int, pad_high: int) -> RowWindows:
+    def of(image: Image, channels: int, item: int, pad_high: int, *, asks: bool) -> RowWindows:
         """An image of so many channels of `item` bytes, columns adjacent."""
-        i = image
-        return RowWindows(i.stride, i.dilation, i.pad_low, i.padded, i.pad_mode, channels * item, channels, pad_high)
+        i, pixel = image, channels * item
+        return RowWindows(i.stride, i.dilation, i.pad_low, i.padded, i.pad_mode, pixel, channels, pad_high, asks)
 
     def reach(self, rows: int, taps: int) -> int:
         """Columns that a tile of so many pixels reads."""
@@ -73,11 +78,24 @@ class RowWindows(Image):
             return [self.first_window(sum_, base, state), step]
 
         first, apart = inside()[0], step
+        if self.asks:
+            self._ask(sum_, first)
         if self.padded:
             first, apart = fn.if_(
                 self.even(sum_, state), inside, lambda: self._copied(sum_, base, state), hint="inside"
             )
         return whole_windows(sum_, [first], weights, apart=self.apart, line=apart)
+
+    def _ask(self, sum_: Sum, first: Value) -> None:
+        """Ask for the rows of the image that are new to the tile below one whose window begins there."""
+        fn, (taps, columns) = sum_.fn, sum_.reduction.kernel
+        span = (taps - 1) * self.dilation[0] + 1
+        nbytes = self.reach(sum_.tile.rows, columns) * self.channels * sum_.tile.itemsize
+        last = AHEAD * self.stride[0] + span - 1
+        for row in range(last + 1 - min(self.stride[0], span), last + 1):
+            place = fn.gep(first, fn.mul(sum_.fields["at0"], row))
+            for at in range(0, nbytes, LINE):
+                fn.prefetch(place, at)
 
     def _copied(self, sum_: Sum, base: Value, state: list[Value]) -> list[Value]:
         """Where the windows of a tile lie on the stack, and the bytes between rows of taps there."""
