@@ -17,6 +17,7 @@ WIDE = 12  # pixels of a tile of such an array; LLVM spills wider ones of 7x7 on
 # Pixels of a narrow tile by the arrays that are asked for ahead, and whether there are strides.
 FETCHED = {(1, False): 4, (2, False): 8, (1, True): 2, (2, True): 2}
 HELD = 4  # units at least of a section whose rows are held
+NEAR = 3  # bands more or less that are tried
 HALO = 4  # rows of the image at least that a band reads for each that the band before has read as well
 MOST_WIDE = 16  # pixels of a tile: beyond it nothing is gained by reading fewer pixels twice
 # Pixels of a tile with strides, by whether more than three taps are side by side, and of one with seven taps: of wider
@@ -145,16 +146,16 @@ def bands(problem: Problem, threads: int, most: int, rows: int, sections: list[i
     """Into how many bands of rows threads share a layer best, each in sections of so many units by so many strips.
 
     A band reads rows that the one before has read too: of 14 rows under 3x3 taps five bands took two threads 6.5 us,
-    one 4.9. So bands are as few as leave threads an even share of the work, or so high that these rows are a quarter.
+    one 4.9. So such rows are a quarter at most, chunks eight a thread, and bands as few more or less as share evenly.
     """
     p = problem
     if threads == 1 or most == 1:
         return 1
     copies = p.batch * len(sections) * len(strips)
     both = (p.kernel[0] - 1) * p.dilation[0] + 1 - p.stride[0] if p.ndim > 1 else 0
-    usual = max(rows * p.stride[0] // (HALO * both) if both > 0 else most, -(-threads // copies))
-    usual = min(usual, most)
-    if usual * copies >= MANY * threads:
+    low = rows * p.stride[0] // (HALO * both) if both > 0 else most
+    usual = min(max(min(low, -(-MANY * threads // copies)), -(-threads // copies)), most)
+    if usual * copies >= 2 * MANY * threads:
         return usual
     fair = p.batch * rows * sum(sections) * sum(strips) / threads
 
@@ -163,7 +164,7 @@ def bands(problem: Problem, threads: int, most: int, rows: int, sections: list[i
         work = [height * width for _ in range(p.batch) for height in heights for width in widths]
         return max(busiest(work, threads), EVEN * fair), abs(count - usual)
 
-    return min(range(max(1, usual - MANY), min(most, usual + MANY) + 1), key=uneven)
+    return min(range(max(1, usual - NEAR), min(most, usual + NEAR) + 1), key=uneven)
 
 
 def parts(total: int, size: int) -> list[int]:
