@@ -8,7 +8,7 @@ from leanconv.algorithms.blocking import EVEN, MANY, busiest
 from leanconv.host import Host
 from leanconv.kernels.lanes import Lanes
 from leanconv.kernels.nexttile import LINE
-from leanconv.kernels.taporder import TapOrder
+from leanconv.kernels.taporder import LONGEST, TapOrder
 from leanconv.problem import Problem
 
 AHEAD = 8 * LINE  # bytes under the outputs of a narrow tile
@@ -18,6 +18,7 @@ WIDE = 12  # pixels of a tile of such an array; LLVM spills wider ones of 7x7 on
 FETCHED = {(1, False): 4, (2, False): 8, (1, True): 2, (2, True): 2}
 HELD = 4  # units at least of a section whose rows are held
 NEAR = 3  # bands more or less that are tried
+LEAST_WIDE = 8  # pixels of a strip
 HALO = 4  # rows of the image at least that a band reads for each that the band before has read as well
 MOST_WIDE = 16  # pixels of a tile: beyond it nothing is gained by reading fewer pixels twice
 # Pixels of a tile with strides, by whether more than three taps are side by side, and of one with seven taps: of wider
@@ -58,7 +59,7 @@ def _widest(problem: Problem, host: Host) -> int:
     if pixel < LINE:  # pixels share lines of cache (3 channels, 5x5, 1080p: 12 ms, 42 in narrow ones)
         return MOST_WIDE
     if at_hand(p, host):
-        return MOST_WIDE
+        return _strip_width(p, host) if p.kernel[-1] < LONGEST and narrow(p, host) else MOST_WIDE
     nbytes = sum(_array_bytes(p))
     asked, strided = fetched(p, host), math.prod(p.stride) > 1
     for limit, width in ((host.l3 // 2, 1), (8 * host.l2, 2), (4 * host.l2, 4)):
@@ -114,32 +115,67 @@ def at_hand(problem: Problem, host: Host) -> bool:
     return lines and sum(_array_bytes(p)) <= host.l3 // 2
 
 
-def unit_section(problem: Problem, host: Host, lanes: Lanes, width: int) -> tuple[int, bool]:
-    """Units a chunk takes at a time, so many that the first-level cache keeps what they read; whether it has one strip.
+def _strip_width(problem: Problem, host: Host) -> int:
+    """Pixels of the widest strip all of whose channels the first-level cache keeps, or the least.
+
+    A part of the channels of a wider one is pieces of memory that often share a set of the cache (256 channels, 56x56,
+    14 pixels: 111 us, 8 pixels 84).
+    """
+    pixel = problem.in_channels * problem.itemsize
+    fits = [w for w in range(LEAST_WIDE, MOST_WIDE + 1) if _strip_pixels(problem, w) * pixel <= host.l1 * 2 // 3]
+    return max(fits, default=LEAST_WIDE)
+
+
+def _strip_pixels(problem: Problem, width: int, *, outputs: bool = True) -> int:
+    """Pixels that a tile reads and, with `outputs`, writes."""
+    p = problem
+    columns = (width - 1) * p.stride[-1] + (p.kernel[-1] - 1) * p.dilation[-1] + 1
+    return math.prod(p.kernel[:-1]) * columns + (width if outputs else 0)
+
+
+def _held_units(problem: Problem, host: Host, nbytes: int) -> int:
+    """Units, of so many bytes a pixel, of which the first-level cache holds all that is under a row of the output."""
+    p = problem
+    if p.ndim != 2:
+        return 0
+    line = max(1, LINE // nbytes)
+    rows = p.kernel[0] * (p.in_size[-1] + p.pad_low[-1] + p.pad_high[-1]) + p.out_size[-1]
+    return host.l1 * 3 // 4 // nbytes // rows // line * line
+
+
+def narrow(problem: Problem, host: Host) -> bool:
+    """Whether a chunk goes down one strip, whose next row finds in the first-level cache what the two share.
+
+    Where all is `at_hand` and that cache does not hold whole rows. What is read less than twice is worth it only from
+    afar (3x3, stride 2, 32 channels, 112x112: 1.1 times the time).
+    """
+    p = problem
+    lanes = Lanes(host.target.lanes(p.dtype), p.group_in, p.group_out)
+    held = _held_units(p, host, lanes.groups * lanes.group_in * p.itemsize)
+    if held >= min(HELD, -(-p.groups // lanes.groups)) or not at_hand(p, host):
+        return False
+    return p.kernel[0] >= 2 * p.stride[0] or sum(_array_bytes(p)) > 4 * host.l2
+
+
+def unit_section(problem: Problem, host: Host, lanes: Lanes, width: int) -> int:
+    """Units a chunk takes at a time: so many that what they read and write stays in the first-level cache.
 
     All that is under a row of the output if that leaves enough of them, so that the next row finds it there (576
-    channels, 14x14: 44 to 34 us); else what is under one tile: of all strips, or, where all is `at_hand`, of one,
-    whose next row then finds it (AVX-512, 3x3: 64 channels on 112x112 112 to 74 us, 128 on 56x56 60 to 35).
+    channels, 14x14: 44 to 34 us); else what is under one tile: of all strips, or of one (AVX-512, 3x3: 64 channels on
+    112x112 112 to 74 us, 128 on 56x56 60 to 35).
     """
     p = problem
     units = -(-p.groups // lanes.groups)
     nbytes = lanes.groups * lanes.group_in * p.itemsize
-    columns = (width - 1) * p.stride[-1] + (p.kernel[-1] - 1) * p.dilation[-1] + 1
-    taps = math.prod(p.kernel[:-1])
     line = max(1, LINE // nbytes)
-    room = host.l1 * 3 // 4 // nbytes
-    rows = taps * (p.in_size[-1] + p.pad_low[-1] + p.pad_high[-1]) + p.out_size[-1]
-    held = room // rows // line * line if p.ndim == 2 else 0
-    # Rows that are read less than twice are worth it only from afar (3x3, stride 2, 32 channels, 112x112: 1.1 times).
-    worth = p.kernel[0] >= 2 * p.stride[0] or sum(_array_bytes(p)) > 4 * host.l2
-    narrow = held < min(HELD, units) and worth and at_hand(p, host)
-    if narrow:  # the row that comes and the outputs beside what is kept
-        section = max(1, host.l1 * 2 // 3 // nbytes // (taps * columns + width) // line) * line
+    held = _held_units(p, host, nbytes)
+    if narrow(p, host):  # the row that comes, and the outputs, beside what is kept
+        section = max(1, host.l1 * 2 // 3 // nbytes // _strip_pixels(p, width) // line) * line
     elif held >= HELD:
         section = held
     else:
-        section = max(1, room // (taps * columns) // line) * line
-    return -(-units // -(-units // section)), narrow
+        section = max(1, host.l1 * 3 // 4 // nbytes // _strip_pixels(p, width, outputs=False) // line) * line
+    return -(-units // -(-units // section))
 
 
 def bands(problem: Problem, threads: int, most: int, rows: int, sections: list[int], strips: list[int]) -> int:

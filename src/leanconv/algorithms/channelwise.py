@@ -9,7 +9,16 @@ import math
 
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import SMALLEST_CHUNK, wanted_chunks
-from leanconv.algorithms.channeltiles import bands, fetched, parts, streams, tile_width, unit_section, whole_vectors
+from leanconv.algorithms.channeltiles import (
+    bands,
+    fetched,
+    narrow,
+    parts,
+    streams,
+    tile_width,
+    unit_section,
+    whole_vectors,
+)
 from leanconv.algorithms.dense import even_stride, image_input, store_columns
 from leanconv.algorithms.planes import pixel_vectors
 from leanconv.classes import replace
@@ -178,11 +187,11 @@ def channel_phase(
     p = problem
     spec, fields = channel_kernel(p, host, lanes)
     rows, strips = fields["row_count"], fields["strip_count"]
-    section, narrow = unit_section(p, host, lanes, spec.width)
+    section = unit_section(p, host, lanes, spec.width)
     sections = parts(fields["unit_count"], section)
     spec = replace(spec, linear=spec.fetch > 0 and len(sections) == 1)
     wanted = -(-wanted_chunks(p, threads, SMALLEST) // max(1, p.batch * len(sections)))
-    columns = strips if narrow else min(strips, -(-wanted // rows))
+    columns = strips if narrow(p, host) else min(strips, -(-wanted // rows))
     per = -(-strips // columns)
     columns = -(-strips // per)
     band = -(-rows // bands(p, threads, min(rows, -(-wanted // columns)), rows, sections, parts(strips, per)))
