@@ -11,7 +11,7 @@ import pytest
 import leanconv
 from assembly import count_fused, innermost_loops, spills
 from leanconv import oracle
-from leanconv.algorithms import channelwise
+from leanconv.algorithms import channeltiles, channelwise
 from leanconv.algorithms.depthwise import Depthwise
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
@@ -201,6 +201,26 @@ def test_what_is_asked_for_ahead_changes_no_bit(
     monkeypatch.setattr(channelwise, "fetched", lambda problem, host: arrays)
     for got, expected in zip(results(), want, strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize(("channels", "group_in"), [(24, 1), (20, 1), (24, 3)])
+@pytest.mark.parametrize(("stride", "taps"), [(1, 3), (2, 3), (2, 5), (1, 7)])
+def test_strips_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch, channels: int, group_in: int, stride: int, taps: int
+) -> None:
+    """One strip a chunk, on one to three threads: the bits of whole rows."""
+    x = RNG.standard_normal((2, 19, 37, channels), dtype=np.float32)
+    w = RNG.standard_normal((channels, group_in, taps, taps), dtype=np.float32)
+    algorithm = "depthwise" if group_in == 1 else "grouped"
+    options = {"stride": stride, "padding": 1, "groups": channels // group_in, "layout": "NHWC", "algorithm": algorithm}
+    want = leanconv.plan(x.shape, w.shape, threads=1, **options).bind(w)(x)
+    monkeypatch.setattr(channelwise, "narrow", lambda *_: True)
+    monkeypatch.setattr(channeltiles, "narrow", lambda *_: True)
+    monkeypatch.setattr(channeltiles, "MOST_WIDE", 9)
+    for threads in (1, 2, 3):
+        plan = leanconv.plan(x.shape, w.shape, threads=threads, **options)
+        assert plan.parameters["chunks"] > 2
+        np.testing.assert_array_equal(plan.bind(w)(x), want)
 
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)

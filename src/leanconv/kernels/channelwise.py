@@ -9,9 +9,10 @@ in registers; every pixel under the tile is loaded once for them and multiplied 
 
 A strip is the column of tiles at one place of all rows. A chunk takes all tiles that it has of a row before those of
 the next: what comes from far away comes in the order in which it lies there. Where vectors are whole lines of a cache a
-chunk may have one strip only (`algorithms.channeltiles`). Rows of taps above and below the image are left out. Where the image ends on the left and right the first and the last
-tile leave out the same taps always, so that they are left out of the code (`Edges.known`); if the pads reach further,
-or name pixels of the image, the tiles ask where each pixel lies.
+chunk may have one strip only (`algorithms.channeltiles`). Rows of taps above and below the image are left out. Where
+the image ends on the left and right the first and the last tile leave out the same taps always, so that they are left
+out of the code (`Edges.known`); if the pads reach further, or name pixels of the image, the tiles ask where each pixel
+lies.
 
 Outputs that no cache will hold are stored past the caches if the output begins with a whole vector: the processor then
 does not read the lines that it overwrites, a third of the traffic of a depthwise layer.
