@@ -11,7 +11,7 @@ import pytest
 import leanconv
 from assembly import count_fused, innermost_loops, spills
 from leanconv import oracle
-from leanconv.algorithms import channelwise
+from leanconv.algorithms import channeltiles, channelwise
 from leanconv.algorithms.depthwise import Depthwise
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
@@ -118,12 +118,14 @@ TYPICAL = {
     "3x3-dilated": (3, {"dilation": 2}),
     "5x5": (5, {}),
     "7x7": (7, {}),
+    "5x5-stride2": (5, {"stride": 2}),
+    "7x7-stride2": (7, {"stride": 2}),
 }
 
 
 @pytest.mark.parametrize("target", [t for t in TARGETS.values() if t.fma], ids=lambda t: t.name)
 @pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
-@pytest.mark.parametrize("size", [56, 14, 7])
+@pytest.mark.parametrize("size", [96, 56, 14, 7])
 @pytest.mark.parametrize("case", TYPICAL)
 def test_inner_loops_spill_next_to_nothing(case: str, size: int, layout: str, target: Target) -> None:
     taps, options = TYPICAL[case]
@@ -201,10 +203,32 @@ def test_what_is_asked_for_ahead_changes_no_bit(
         np.testing.assert_array_equal(got, expected)
 
 
+@pytest.mark.parametrize(("channels", "group_in"), [(24, 1), (20, 1), (24, 3)])
+@pytest.mark.parametrize(("stride", "taps"), [(1, 3), (2, 3), (2, 5), (1, 7)])
+def test_strips_change_no_bit(
+    monkeypatch: pytest.MonkeyPatch, channels: int, group_in: int, stride: int, taps: int
+) -> None:
+    """One strip a chunk, on one to three threads: the bits of whole rows."""
+    x = RNG.standard_normal((2, 19, 37, channels), dtype=np.float32)
+    w = RNG.standard_normal((channels, group_in, taps, taps), dtype=np.float32)
+    algorithm = "depthwise" if group_in == 1 else "grouped"
+    options = {"stride": stride, "padding": 1, "groups": channels // group_in, "layout": "NHWC", "algorithm": algorithm}
+    want = leanconv.plan(x.shape, w.shape, threads=1, **options).bind(w)(x)
+    monkeypatch.setattr(channelwise, "narrow", lambda *_: True)
+    monkeypatch.setattr(channeltiles, "narrow", lambda *_: True)
+    monkeypatch.setattr(channeltiles, "MOST_WIDE", 9)
+    for threads in (1, 2, 3):
+        plan = leanconv.plan(x.shape, w.shape, threads=threads, **options)
+        assert plan.parameters["chunks"] > 2
+        np.testing.assert_array_equal(plan.bind(w)(x), want)
+
+
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda target: target.name)
-def test_what_lies_in_the_last_cache_is_asked_for_ahead(target: Target) -> None:
+def test_what_lies_far_away_is_asked_for_ahead(target: Target) -> None:
+    """What the last-level cache holds is not if vectors are whole lines: chunks go down a strip."""
     problem = make_problem(2, (1, 56, 56, 32), (32, 1, 3, 3), dtype="float32", padding=1, groups=32, layout="NHWC")
-    for l2, l3, asked in ((1 << 20, 1 << 25, False), (1 << 17, 1 << 25, True), (1 << 17, 1 << 19, True)):
+    narrow = target.vector_bytes >= 64
+    for l2, l3, asked in ((1 << 20, 1 << 25, False), (1 << 17, 1 << 25, not narrow), (1 << 17, 1 << 19, True)):
         (phase,) = Depthwise().lower(problem, Host(target, 1 << 15, l2, l3), 1, None, {}).phases
         module = Module()
         phase.spec.emit(module, "tested")

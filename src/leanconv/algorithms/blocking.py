@@ -12,6 +12,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import deque
+from collections.abc import Iterable
 
 from leanconv.classes import dataclass
 from leanconv.host import Host
@@ -143,16 +144,22 @@ def _covered(pixels: int, rows: tuple[int, int]) -> bool:
 
 
 def _busiest(cut: Blocking, copies: int, pixels: int, panels: Panels, threads: int) -> int:
-    """Pixels times registers of the thread that has most to do, if each takes a chunk when it is done with one.
-
-    The first thread and every other one take chunks from the front, the rest from the back (`kernels.job`).
-    """
+    """Pixels times registers of the thread that has most to do."""
     registers = []
     for first in range(0, panels.total, cut.group):
         end = min(first + cut.group, panels.total)
         registers.append((min(end, panels.count) - first) * panels.vectors + (panels.last if end > panels.count else 0))
     sizes = [cut.block] * (cut.blocks - 1) + [pixels - (cut.blocks - 1) * cut.block]
-    chunks = deque(size * width for _ in range(copies) for size in sizes for width in registers)
+    return busiest([size * width for _ in range(copies) for size in sizes for width in registers], threads)
+
+
+def busiest(work: Iterable[int], threads: int) -> int:
+    """The work of the thread that has most to do, if each takes a chunk when it is done with one.
+
+    `work` is that of each chunk, in the order of their numbers: the first thread and every other one take chunks from
+    the front, the rest from the back (`kernels.job`).
+    """
+    chunks = deque(work)
     loads = [(0, thread) for thread in range(threads)]
     while chunks:
         load, thread = loads[0]

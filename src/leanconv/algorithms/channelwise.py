@@ -9,7 +9,16 @@ import math
 
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import SMALLEST_CHUNK, wanted_chunks
-from leanconv.algorithms.channeltiles import fetched, streams, tile_width, unit_section, whole_vectors
+from leanconv.algorithms.channeltiles import (
+    bands,
+    fetched,
+    narrow,
+    parts,
+    streams,
+    tile_width,
+    unit_section,
+    whole_vectors,
+)
 from leanconv.algorithms.dense import even_stride, image_input, store_columns
 from leanconv.algorithms.planes import pixel_vectors
 from leanconv.classes import replace
@@ -179,27 +188,28 @@ def channel_phase(
     spec, fields = channel_kernel(p, host, lanes)
     rows, strips = fields["row_count"], fields["strip_count"]
     section = unit_section(p, host, lanes, spec.width)
-    sections = -(-fields["unit_count"] // section)
-    spec = replace(spec, linear=spec.fetch > 0 and sections == 1)
-    wanted = -(-wanted_chunks(p, threads, SMALLEST) // max(1, p.batch * sections))
-    bands = min(rows, wanted)
-    columns = min(strips, -(-wanted // bands))
-    band, per = -(-rows // bands), -(-strips // columns)
-    bands, columns = -(-rows // band), -(-strips // per)
+    sections = parts(fields["unit_count"], section)
+    spec = replace(spec, linear=spec.fetch > 0 and len(sections) == 1)
+    wanted = -(-wanted_chunks(p, threads, SMALLEST) // max(1, p.batch * len(sections)))
+    columns = strips if narrow(p, host) else min(strips, -(-wanted // rows))
+    per = -(-strips // columns)
+    columns = -(-strips // per)
+    band = -(-rows // bands(p, threads, min(rows, -(-wanted // columns)), rows, sections, parts(strips, per)))
+    heights = -(-rows // band)
     fields |= {
         "u_div": 1,
-        "u_count": sections,
-        "t_div": sections,
+        "u_count": len(sections),
+        "t_div": len(sections),
         "t_count": columns,
-        "b_div": sections * columns,
-        "b_count": bands,
-        "n_div": sections * columns * bands,
+        "b_div": len(sections) * columns,
+        "b_count": heights,
+        "n_div": len(sections) * columns * heights,
         "n_count": p.batch,
         "band": band,
         "strips": per,
         "units": section,
     }
-    chunks = p.batch * sections * columns * bands
+    chunks = p.batch * len(sections) * columns * heights
     parameters: dict[str, int | str] = {
         "tile": f"{spec.width}x{lanes.lanes}",
         "band": band,

@@ -17,7 +17,8 @@ from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
-from leanconv.kernels.channelwise import Channelwise, ChannelwiseSpec
+from leanconv.kernels.channelstrips import Channelwise
+from leanconv.kernels.channelwise import ChannelwiseSpec
 from leanconv.kernels.copy import copy_run
 from leanconv.kernels.core import Tile
 from leanconv.kernels.cost import Cost

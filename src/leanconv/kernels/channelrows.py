@@ -17,9 +17,10 @@ from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
-from leanconv.kernels.channelwise import LINEAR, ChannelwiseSpec
+from leanconv.kernels.channelwise import ChannelwiseSpec
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.fields import KernelFunction, Overlaid
+from leanconv.kernels.nexttile import LINEAR
 from leanconv.kernels.taporder import TapOrder
 from leanconv.kernels.window import Edges
 

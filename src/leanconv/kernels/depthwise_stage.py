@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
-from leanconv.kernels.channelwise import Channelwise, ChannelwiseSpec
+from leanconv.kernels.channelstrips import Channelwise
+from leanconv.kernels.channelwise import ChannelwiseSpec
 from leanconv.kernels.fields import Fields, Prefixed
 
 PREFIX = "dw_"

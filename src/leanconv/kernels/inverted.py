@@ -13,7 +13,8 @@ from __future__ import annotations
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Module, Value, vector
 from leanconv.codegen.targets import Target
-from leanconv.kernels.channelwise import Channelwise, ChannelwiseSpec
+from leanconv.kernels.channelstrips import Channelwise
+from leanconv.kernels.channelwise import ChannelwiseSpec
 from leanconv.kernels.copy import copy_run
 from leanconv.kernels.core import REACH, Sum, Tile
 from leanconv.kernels.dense import DenseSpec, panel_tiles

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from leanconv.kernels.channelwise import ChannelwiseSpec
 
 LINE = 64  # bytes of a line of cache
+LINEAR = 2  # the field `asks`, where what is asked for comes in the order of memory
 
 
 def fetch_next(

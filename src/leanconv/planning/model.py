@@ -81,10 +81,9 @@ predicted."""
 BESIDE = 1.6
 KEPT, LOST = 0.33, 0.8  # of the third level: a set up to the one stays there between calls, from the other on none
 CALL = 2.5e-6  # seconds from Python into the native code and back
-# Seconds until other threads take part in a phase, and until all have ended. Where they are awake and on cores of their
-# own it is 0.7e-6; and yet depthwise layers of 6 to 12 microseconds, on 16 lanes, took 0.75 times as long on two
-# threads as on one in four runs, and 1.5 times in two.
-FORK = 8.0e-6
+# Seconds until other threads take part in a phase, and until all have ended: 0.25e-6 where they are awake and on cores
+# of their own (an empty job of two chunks on a Zen 5), and what they read in each other's caches.
+FORK = 1.0e-6
 UNKNOWN = 3.0  # times the multiply-adds of the definition, for kernels that nobody counts for
 READERS = 4  # threads that together read memory as fast as it goes
 
