@@ -166,9 +166,13 @@ class Body:
         """The same address, its origin forgotten: LLVM then keeps it in a register instead of working it out anew."""
         return self.op(PTR, f"freeze ptr {pointer.name}")
 
+    def hidden(self, value: Value) -> Value:
+        """The same integer or address, of which LLVM does not know what it is."""
+        return self.op(value.type, f'call {value.type} asm "", "=r,0"({value.type} {value.name})')
+
     def anew(self, pointer: Value) -> Value:
         """The same address, which LLVM takes for another: what lies there is loaded again, not kept in a register."""
-        return self.op(PTR, f'call ptr asm "", "=r,0"(ptr {pointer.name})')
+        return self.hidden(pointer)
 
     def load(self, type_: str, pointer: Value, offset: Index = 0) -> Value:
         """Load a scalar or vector aligned to its element only."""

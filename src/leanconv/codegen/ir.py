@@ -44,9 +44,15 @@ __all__ = [
 
 
 class Module:
-    """The text of one compilation unit: declarations, constants and functions."""
+    """The text of one compilation unit: declarations, constants and functions.
+
+    Attributes:
+        hides: whether loops keep from LLVM how their counters and addresses go on from turn to turn. It then leaves
+            them as they are written, and takes half the time over large kernels.
+    """
 
     def __init__(self) -> None:
+        self.hides = False
         self._declared: dict[str, str] = {}
         self._constants: list[str] = []
         self._functions: list[Function] = []
@@ -211,8 +217,10 @@ class Function(Body):
         phis = [Value(self._name(), value.type) for value in carried]
         at = len(self._lines)
         self._lines.extend([""] * (1 + len(phis)))
-        results = list(body(index, phis))
-        following = self.add(index, step)
+        hide = self.module.hides
+        count = self.hidden(index) if hide else index
+        results = list(body(count, [self.hidden(phi) if hide and phi.type in (I64, PTR) else phi for phi in phis]))
+        following = self.add(count, step)
         note = self.module.loop_note(align) if align else ""
         self.do(f"br i1 {self.cmp('slt', following, stop).name}, label %{head}, label %{after}{note}")
         latch = self._block
