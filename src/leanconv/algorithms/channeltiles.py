@@ -185,7 +185,7 @@ def bands(problem: Problem, threads: int, most: int, rows: int, sections: list[i
     one 4.9. So such rows are a quarter at most, chunks eight a thread, and bands as few more or less as share evenly.
     """
     p = problem
-    if threads == 1 or most == 1:
+    if threads == 1 or most == 1 or not p.batch:
         return 1
     copies = p.batch * len(sections) * len(strips)
     both = (p.kernel[0] - 1) * p.dilation[0] + 1 - p.stride[0] if p.ndim > 1 else 0

@@ -314,7 +314,7 @@ class Sum:
     ) -> tuple[Value, list[Value]]:
         steps, depth = cursor.addresses(count), self._depth(cursor, count)
         pixels = len(steps[0][0])
-        together = pixels if depth == 1 else self._together
+        together = self._together if depth > 1 else max(pixels, 1)  # the lower of tiles of one row has none
         for begin in range(0, count, depth):
             rows = range(begin, begin + depth)
             loaded = [self.vectors(weights, row) for row in rows]
