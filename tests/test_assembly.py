@@ -19,8 +19,8 @@ from leanconv.codegen.targets import TARGETS, Target
 from leanconv.compiled import KernelSpec, cache_key, identity
 from leanconv.host import Host
 from leanconv.kernels.columns import ColumnSpec
-from leanconv.kernels.core import Tile
 from leanconv.kernels.dense import DenseSpec
+from leanconv.kernels.tile import Tile
 from leanconv.options import make_problem
 from leanconv.problem import Problem, to_user
 from strategies import EPILOGUES, POINTWISE, WINDOWS, Case

@@ -1,6 +1,6 @@
 """Entries: functions of CPython made of native code, through which plain arrays reach a bound plan's job.
 
-The checks and the call of a bound plan took 1.9 us as Python and ctypes, a tenth of a layer of 5 MFLOP; they take 0.3.
+The checks and the call of a bound plan took 1.9 us as Python and ctypes, a tenth of a layer of 5 MFLOP; they take 0.4.
 Where Python keeps its objects otherwise than CPython with its interpreter lock there are no entries (`available`).
 """
 

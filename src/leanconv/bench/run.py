@@ -55,6 +55,7 @@ def run(
 
     An algorithm or peer that fails on a layer, or computes something wrong there, becomes a row that says so. An
     interrupt (Ctrl-C) ends the run; the report then holds the layers that were finished, with the samples so far.
+    Variables that keep libraries from instructions of the CPU are taken out of the process's environment, for good.
 
     Raises:
         ResultsError: what was measured earlier is another comparison; nothing was measured.

@@ -12,10 +12,11 @@ from typing import Protocol
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Index, Value
 from leanconv.kernels.boxes import Box, Walker, each_line, tap_ranges
-from leanconv.kernels.core import LOOP_ALIGN, REACH, Sum
+from leanconv.kernels.core import LOOP_ALIGN, Sum
 from leanconv.kernels.cursor import SharedCursor
 from leanconv.kernels.indirect import nowhere
 from leanconv.kernels.reduction import UNROLL, Reduction
+from leanconv.kernels.sections import REACH
 
 # A sum of its own: the runs of pixels below stand for its loops.
 RUNS = Reduction((1,), None, 0, False, False, None, 1, False, False)

@@ -31,10 +31,11 @@ from leanconv.kernels.backward_store import add_staged, put_lanes
 from leanconv.kernels.backward_tiles import RUNS, PixelSource, channel_step
 from leanconv.kernels.boxes import Box, Walker, each_box, position_of_tap
 from leanconv.kernels.copy import copy_run
-from leanconv.kernels.core import Sum, Tile
+from leanconv.kernels.core import Sum
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.panels import PanelShape, each_panel
+from leanconv.kernels.tile import Tile
 
 _Tap = tuple[Index, list[Index]]  # its number, and its position along each dimension
 

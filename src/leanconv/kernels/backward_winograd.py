@@ -19,11 +19,13 @@ from leanconv.host import Host
 from leanconv.kernels.backward_tiles import RUNS, along, each_run
 from leanconv.kernels.backward_winograd_stage import transform, transposed
 from leanconv.kernels.channel_runs import scatter, store_runs
-from leanconv.kernels.core import REACH, Sum, Tile
+from leanconv.kernels.core import Sum
 from leanconv.kernels.cost import Cost, issue_slots
 from leanconv.kernels.cursor import SharedCursor
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.panels import PanelShape, each_panel
+from leanconv.kernels.sections import REACH
+from leanconv.kernels.tile import Tile
 from leanconv.kernels.winograd_tiles import Tiling
 
 

@@ -12,11 +12,11 @@ from leanconv.kernels.batchcost import core_cost
 from leanconv.kernels.batchpanels import Place, each_line
 from leanconv.kernels.batchstage import BatchStage, each_vectors, line_number
 from leanconv.kernels.batchsum import BatchSum, Range
-from leanconv.kernels.core import Tile
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.reduction import Reduction
+from leanconv.kernels.tile import Tile
 
 
 @dataclass(frozen=True, slots=True)

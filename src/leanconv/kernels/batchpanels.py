@@ -8,9 +8,9 @@ from typing import Protocol
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.batchsum import BatchSum, Window
-from leanconv.kernels.core import Tile
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.tile import Tile
 
 
 class Shape(Protocol):

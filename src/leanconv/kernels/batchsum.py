@@ -95,9 +95,9 @@ class BatchSum(ColumnSum):
         last = red.kernel[dim] // every * every - 1  # the last tap after which a section ends
         carries = red.flush == dim and dim > 0 and last >= 0  # into the next tap of the axis before
         if carries and not isinstance(first, int):
-            accs = fn.if_(fn.cmp("sge", first, every), lambda: self._add_up(accs), lambda: accs, hint="section")
+            accs = fn.if_(fn.cmp("sge", first, every), lambda: self.add_up(accs), lambda: accs, hint="section")
         guard = not (isinstance(first, int) and isinstance(end, int))
         accs = list(fn.loop(first, end, 1, accs, tap, guard=guard, hint="tap"))
         if carries and not isinstance(end, int):
-            accs = fn.if_(fn.cmp("sle", end, last), lambda: self._add_up(accs), lambda: accs, hint="section")
+            accs = fn.if_(fn.cmp("sle", end, last), lambda: self.add_up(accs), lambda: accs, hint="section")
         return accs

@@ -23,12 +23,12 @@ from leanconv.host import Host
 from leanconv.kernels.batchcost import core_cost
 from leanconv.kernels.batchpanels import Place, each_line
 from leanconv.kernels.batchsum import BatchSum, Range
-from leanconv.kernels.core import Tile
 from leanconv.kernels.cost import PAGE, Cost, part_inside
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import mapped_position
 from leanconv.kernels.reduction import Reduction
+from leanconv.kernels.tile import Tile
 
 TAP = 8  # times what a tap costs where all of a window's are summed
 

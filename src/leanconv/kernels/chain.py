@@ -20,11 +20,11 @@ from leanconv.host import Host
 from leanconv.kernels.channelstrips import Channelwise
 from leanconv.kernels.channelwise import ChannelwiseSpec
 from leanconv.kernels.copy import copy_run
-from leanconv.kernels.core import Tile
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.dense import DenseSpec, panel_tiles
 from leanconv.kernels.fields import Fields, KernelFunction, Prefixed
 from leanconv.kernels.panels import each_panel
+from leanconv.kernels.tile import Tile
 
 Span = tuple[Value, Value]
 

@@ -17,13 +17,14 @@ from __future__ import annotations
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Module, Value
 from leanconv.codegen.targets import Target
-from leanconv.kernels.core import Sum, Tile
+from leanconv.kernels.core import Sum
 from leanconv.kernels.cost import LINE
 from leanconv.kernels.cursor import SharedCursor
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.reduction import Reduction
 from leanconv.kernels.stage import Stage
+from leanconv.kernels.tile import Tile
 
 AHEAD = 8  # rows of the matrix between a prefetch and its use: about 50 cycles
 

@@ -13,222 +13,29 @@ vectors multiply-adds:
 Where the last register would be half empty or less, it holds its channels of two pixels (`Tile.pairs`); the sums and
 their order are the same.
 
-In which order the terms are added, and where sums are cut into sections: `reduction`.
+In which order the terms are added: `reduction`; how sums begin and end: `sections`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import field
 
 from leanconv.classes import dataclass
-from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
-from leanconv.codegen.targets import Target
+from leanconv.codegen.ir import Index, Value
 from leanconv.kernels.cost import LINE
 from leanconv.kernels.cursor import Cursor
-from leanconv.kernels.epilogue import load_lanes
-from leanconv.kernels.fields import Fields
-from leanconv.kernels.reduction import Reduction
+from leanconv.kernels.sections import REACH, Sections
 
 LOOP_ALIGN = 64  # bytes; instructions are fetched in lines of 64
-LONG_RUN = (
-    24  # steps from which a run of known length is worth blocks of up to 12 (11x11 taps of 3 channels: 78 to 65 %)
-)
+LONG_RUN = 24  # steps from which a run of known length is worth blocks of up to 12 (11x11, 3 channels: 78 to 65 %)
 DEEPEST = 3  # steps of a block by pixels: of longer ones LLVM loads ahead, and spills
-REACH = 128  # the weights' address points so far ahead that a round's displacements fit one signed byte
 AHEAD = 2048  # bytes of weights between a prefetch and its use: about 200 cycles
 
 
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """A register tile and the names of its emitter's surroundings.
-
-    `valid` channels are in the last register of a row of weights packed without a gap (0: rows are whole registers).
-    `pairs`: the last register holds at most half as many channels as it has lanes, of two pixels.
-    """
-
-    target: Target
-    dtype: str
-    rows: int
-    vectors: int
-    bias: bool
-    valid: int = 0
-    pairs: bool = False
-
-    @property
-    def scalar(self) -> str:
-        """LLVM's name of the element type."""
-        return SCALARS[self.dtype]
-
-    @property
-    def itemsize(self) -> int:
-        """Bytes of one element."""
-        return 8 if self.dtype == "float64" else 4
-
-    @property
-    def vec(self) -> str:
-        """LLVM's vector type."""
-        return vector(self.scalar, self.target.lanes(self.dtype))
-
-    @property
-    def sums(self) -> int:
-        """Accumulators: those of whole registers, pixel by pixel, then those of pairs."""
-        return self.rows * (self.vectors - 1) + -(-self.rows // 2) if self.pairs else self.rows * self.vectors
-
-    @property
-    def step_bytes(self) -> int:
-        """Bytes of packed weights that one step of the reduction reads."""
-        lanes = self.target.lanes(self.dtype)
-        return ((self.vectors - 1) * lanes + (self.valid or lanes)) * self.itemsize
-
-    def row(self, fn: Function, weights: Value, at: int) -> list[Value]:
-        """One row of packed weights, `at` bytes behind an address."""
-        width, masks = self.target.vector_bytes, self.target.masks
-        apart = self.pairs or bool(self.valid)
-        whole = [fn.load(self.vec, weights, at + v * width) for v in range(self.vectors - apart)]
-        if self.pairs:
-            half = self.target.lanes(self.dtype) // 2
-            last = fn.load(vector(self.scalar, half), weights, at + len(whole) * width)
-            return [*whole, fn.shuffle(last, last, [*range(half), *range(half)])]
-        if not self.valid:
-            return whole
-        return [*whole, load_lanes(fn, self.vec, fn.gep(weights, at + len(whole) * width), self.valid, masks=masks)]
-
-
 @dataclass(slots=True)
-class Sum:
+class Sum(Sections):
     """Emits the reduction of one tile."""
-
-    fn: Function
-    fields: Fields
-    tile: Tile
-    reduction: Reduction
-    totals: Value | None = field(default=None)
-    head: Value | None = field(default=None)
-    known: bool = field(default=False)
-
-    def start(self, weights: Value, *, spans: bool = False) -> tuple[Value, list[Value]]:
-        """Accumulators, and the address of the first weights behind the bias.
-
-        `spans`: all sections end with a span of the first dimension, so that it is known which are first and last.
-        """
-        self.known = spans and self.splits(0)
-        return self.fn.gep(self.behind(weights), REACH), self.begin()
-
-    def behind(self, weights: Value) -> Value:
-        """The address behind the bias at the head of a panel."""
-        if not self.tile.bias:
-            return weights
-        self.head = weights
-        return self.fn.gep(weights, self.tile.step_bytes)
-
-    def biases(self, head: Value) -> list[Value]:
-        """The bias of each accumulator."""
-        tile = self.tile
-        loaded = tile.row(self.fn, head, 0)
-        if tile.pairs:
-            return loaded[:-1] * tile.rows + loaded[-1:] * -(-tile.rows // 2)
-        return loaded * tile.rows
-
-    def begin(self) -> list[Value]:
-        """Accumulators at the bias (or zero), put by as the first totals if the sum has sections.
-
-        A short sum without sections has its bias added last, to begin with a product.
-        """
-        fn, tile = self.fn, self.tile
-        zeros = [fn.const(tile.vec, 0.0)] * tile.sums
-        if self.known:
-            return zeros
-        if self.reduction.flush is None:
-            return zeros if self.reduction.short or self.head is None else self.biases(self.head)
-        accs = zeros if self.head is None else self.biases(self.head)
-        if self.totals is None:
-            self.totals = fn.alloca(len(accs) * tile.target.vector_bytes)
-        for i, total in enumerate(accs):
-            fn.store(total, self.totals, i * tile.target.vector_bytes)
-        return zeros
-
-    def spans(self, dim: int) -> list[tuple[int, int]]:
-        """The turns of a tap loop, split where sections end if channels are few.
-
-        Their loops are short, and a test for the end of a section in every turn costs 7 % (11x11 taps of 3 channels).
-        """
-        turns, every = self.reduction.kernel[dim], self.reduction.every
-        if not self.splits(dim):
-            return [(0, turns)]
-        return [(first, min(first + every, turns)) for first in range(0, turns, every)]
-
-    def end_span(self, dim: int, accs: list[Value], span: tuple[int, int]) -> list[Value]:
-        """The end of one of several spans is that of a section: the first begins the totals, `finish` adds the last.
-
-        A tile of 363 terms stored 24 registers three times when the bias began them, and the last one was put by too.
-        """
-        if not self.splits(dim) or (self.known and span[1] == self.reduction.kernel[dim]):
-            return accs
-        if not self.known or span[0]:
-            return self._add_up(accs)
-        if self.totals is None:
-            self.totals = self.fn.alloca(len(accs) * self.tile.target.vector_bytes)
-        zeros = [self.fn.const(self.tile.vec, 0.0)] * len(accs)
-        return self._add_up(accs, zeros if self.head is None else self.biases(self.head))
-
-    def splits(self, dim: int) -> bool:
-        """Whether the tap loop of a dimension is split into spans."""
-        return self.reduction.flush == dim and self.reduction.channels is not None
-
-    def end_section(self, level: int | str, accs: list[Value], turn: Value | None = None) -> list[Value]:
-        """Where a section ends: add the accumulators to the totals and start again from zero.
-
-        `turn` counts the turns of the loop whose end this is; without it every turn ends a section.
-        """
-        if self.reduction.flush != level:
-            return accs
-        every, fn = self.reduction.every, self.fn
-        if turn is None:
-            return self._add_up(accs)
-        last = self.reduction.kernel[0] - 1 if level == 0 else None
-        ends = fn.cmp("ne", turn, last) if last is not None else None
-        if every > 1:
-            whole = fn.cmp("eq", fn.urem(turn, every), every - 1)
-            ends = whole if ends is None else fn.both(ends, whole)
-        if ends is None:
-            return self._add_up(accs)
-        return fn.if_(ends, lambda: self._add_up(accs), lambda: accs, hint="section")
-
-    def _add_up(self, accs: list[Value], olds: list[Value] | None = None) -> list[Value]:
-        fn, tile = self.fn, self.tile
-        assert self.totals is not None
-        for i, acc in enumerate(accs):
-            old = fn.load(tile.vec, self.totals, i * tile.target.vector_bytes) if olds is None else olds[i]
-            fn.store(fn.binary("fadd", old, acc), self.totals, i * tile.target.vector_bytes)
-        return [fn.const(tile.vec, 0.0)] * len(accs)
-
-    def finish(self, accs: list[Value]) -> list[Value]:
-        """The whole sums, `vectors` of each pixel."""
-        sums = self._whole(accs)
-        return self._apart(sums) if self.tile.pairs else sums
-
-    def _whole(self, accs: list[Value]) -> list[Value]:
-        fn, tile = self.fn, self.tile
-        if self.reduction.flush is not None:
-            assert self.totals is not None
-            olds = [fn.load(tile.vec, self.totals, i * tile.target.vector_bytes) for i in range(len(accs))]
-        elif self.reduction.short and self.head is not None:
-            olds = self.biases(self.head)
-        else:
-            return accs
-        return [fn.binary("fadd", old, acc) for old, acc in zip(olds, accs, strict=True)]
-
-    def _apart(self, sums: list[Value]) -> list[Value]:
-        """The sums pixel by pixel, the last register of each with its channels in the low half."""
-        tile, result = self.tile, []
-        wide, half = tile.vectors - 1, tile.target.lanes(tile.dtype) // 2
-        upper = [*range(half, 2 * half), *[-1] * half]
-        for i in range(tile.rows):
-            last = sums[tile.rows * wide + i // 2]
-            result += [*sums[i * wide : (i + 1) * wide], self.fn.shuffle(last, last, upper) if i % 2 else last]
-        return result
 
     def step(
         self,
@@ -377,9 +184,9 @@ class Sum:
                 known = len(cursor.state) + 1
                 accs = state[known:]
                 if math.prod(red.kernel) > 1 or red.remainder:
-                    return [*state[:known], *self._add_up(accs)]
+                    return [*state[:known], *self.add_up(accs)]
                 more = fn.cmp("slt", after, whole)  # what the last section gives is added where it ends anyway
-                return [*state[:known], *fn.if_(more, lambda: self._add_up(accs), lambda: accs, hint="section")]
+                return [*state[:known], *fn.if_(more, lambda: self.add_up(accs), lambda: accs, hint="section")]
 
             state = fn.loop(0, whole, section, state, chunk, hint="section")
         elif first:  # of more than two rounds: fewer channels are unrolled

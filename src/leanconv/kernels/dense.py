@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import I64, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
-from leanconv.kernels.core import Sum, Tile
+from leanconv.kernels.core import Sum
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import Rows, Source
@@ -28,6 +28,7 @@ from leanconv.kernels.reduction import Reduction
 from leanconv.kernels.rowwindows import RowWindows
 from leanconv.kernels.scatter import ScatteredOutput
 from leanconv.kernels.stage import Stage
+from leanconv.kernels.tile import Tile
 
 
 @dataclass(frozen=True, slots=True)

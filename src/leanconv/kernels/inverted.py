@@ -16,11 +16,13 @@ from leanconv.codegen.targets import Target
 from leanconv.kernels.channelstrips import Channelwise
 from leanconv.kernels.channelwise import ChannelwiseSpec
 from leanconv.kernels.copy import copy_run
-from leanconv.kernels.core import REACH, Sum, Tile
+from leanconv.kernels.core import Sum
 from leanconv.kernels.dense import DenseSpec, panel_tiles
 from leanconv.kernels.fields import Fields, KernelFunction, Prefixed
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import each_panel
+from leanconv.kernels.sections import REACH
+from leanconv.kernels.tile import Tile
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Index, Value
-from leanconv.kernels.core import Tile
 from leanconv.kernels.epilogue import Epilogue, load_lanes, row_addresses
 from leanconv.kernels.output import Output
 from leanconv.kernels.steps import ONES, Pixels, length, stretch, weights_of
 from leanconv.kernels.taps import Panel, Tap
+from leanconv.kernels.tile import Tile
 
 
 def channels(panel: Panel) -> int:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
-from leanconv.kernels.core import Tile
 from leanconv.kernels.cost import LINE
 from leanconv.kernels.epilogue import Epilogue, load_lanes, row_addresses, store_lanes, transpose
 from leanconv.kernels.fields import Fields
+from leanconv.kernels.tile import Tile
 
 
 @dataclass(frozen=True, slots=True)

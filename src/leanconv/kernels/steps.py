@@ -7,11 +7,12 @@ from typing import ClassVar
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import I32, I64, Index, Value
-from leanconv.kernels.core import Sum, Tile
+from leanconv.kernels.core import Sum
 from leanconv.kernels.cursor import PointerCursor
 from leanconv.kernels.epilogue import row_addresses
 from leanconv.kernels.reduction import Reduction
 from leanconv.kernels.taps import Panel, Span, Tap
+from leanconv.kernels.tile import Tile
 from leanconv.kernels.wholewindows import whole_windows
 
 Store = Callable[[Tile, list[Value], Value], None]

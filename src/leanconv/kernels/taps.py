@@ -16,12 +16,12 @@ from typing import Protocol
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Module, Value
 from leanconv.codegen.targets import Target
-from leanconv.kernels.core import Tile
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.lines import Line
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape, each_panel
+from leanconv.kernels.tile import Tile
 from leanconv.problem import Activation
 
 Span = tuple[Index, Index]

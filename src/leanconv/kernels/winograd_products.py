@@ -16,12 +16,13 @@ from typing import NamedTuple
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
 from leanconv.codegen.targets import Target
-from leanconv.kernels.core import Sum, Tile
+from leanconv.kernels.core import Sum
 from leanconv.kernels.cost import LINE
 from leanconv.kernels.cursor import Addresses, SharedCursor
 from leanconv.kernels.epilogue import row_addresses
 from leanconv.kernels.fields import Fields, Overlaid
 from leanconv.kernels.reduction import UNROLL, Reduction
+from leanconv.kernels.tile import Tile
 
 Ahead = Callable[[Function, Fields, list[Value]], None]
 

@@ -34,7 +34,7 @@ class Worker(TorchPeer):
             try:
                 call = self.load(layer, arrays, name).call
                 call()
-            except (RuntimeError, NotImplementedError, KeyError) as error:
+            except (RuntimeError, KeyError) as error:
                 reasons.append(f"{name}: {error}".splitlines()[0])
             else:
                 calls[name] = call
@@ -53,7 +53,7 @@ class Worker(TorchPeer):
         packed = reorder(w, padding, stride, dilation, layer.groups, list(x.shape))
         if model == "blocked":
             if layer.ndim != 2:
-                raise NotImplementedError("weights are packed for images only")
+                raise RuntimeError("weights are packed for images only")
             image, own_bias, groups = x.to_mkldnn(), bias.to_mkldnn(), layer.groups
             call: Callable[[], Any] = lambda: functional.conv2d(  # noqa: E731
                 image, packed, own_bias, stride, padding, dilation, groups
