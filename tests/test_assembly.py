@@ -29,10 +29,10 @@ EACH_TARGET = pytest.mark.parametrize("target", TARGETS.values(), ids=list(TARGE
 BY_NAME = {algorithm.name: algorithm for algorithm in REGISTRY}
 
 
-def lowered(problem: Problem, name: str, target: Target) -> list[tuple[str, KernelSpec]]:
+def lowered(problem: Problem, name: str, target: Target, threads: int = 1) -> list[tuple[str, KernelSpec]]:
     """Name and kernel of each phase of a problem on a machine with that target."""
     host = Host(target, 32 << 10, 512 << 10, 8 << 20)
-    low = BY_NAME[name].lower(problem, host, 1, None, {})
+    low = BY_NAME[name].lower(problem, host, threads, None, {})
     phases = [*low.phases, *([low.packing.phase] if low.packing else [])]
     return [(phase.name, phase.spec) for phase in phases]
 

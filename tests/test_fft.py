@@ -314,6 +314,34 @@ def test_few_windows_are_enough_for_all_threads(
     assert results[0] == results[1]
 
 
+SHARED = [
+    Case((1, 20, 12, 13), (21, 20, 5, 5), square(5), layout="NHWC", epilogue={"bias": True}),
+    Case((1, 9, 21, 19), (70, 9, 7, 4), Geometry((7, 4), (1, 1), (1, 1), ((3, 0), (4, 1)), "reflect")),
+    Case((2, 24, 9, 8), (30, 8, 3, 3), square(3), groups=3, dtype="float64", epilogue={"residual": True}),
+]
+
+
+@pytest.mark.parametrize("case", SHARED, ids=range(len(SHARED)))
+@pytest.mark.parametrize("name", DENSE)
+def test_threads_share_windows_and_products(name: str, case: Case) -> None:
+    """Where panels are too few for them; of the same bits, and otherwise where memory does not allow it."""
+    plans = [case.plan(name, threads) for threads in (1, 2, 5)]
+    phases = [[phase.name for phase in plan._lowering.phases] for plan in plans]
+    assert phases[0] == ["fft"] and phases[2] == ["windows", "multiply", "outputs"]
+    tight = case.plan(name, threads=5, memory_limit=plans[2].extra_bytes - 1)
+    assert tight.extra_bytes < plans[2].extra_bytes
+    arrays, results = [case.values[n] for n in ("w", "bias") if n in case.values], set()
+    images = {n: case.values[n] for n in ("x", "residual") if n in case.values}
+    for plan in (*plans, tight):
+        bound = plan.bind(*arrays)
+        with GuardedAllocator(case.flush) as guard:
+            result = bound(**images)
+        assert sum(guard.sizes) == plan.workspace_bytes
+        case.check(result, name)
+        results.add(result.tobytes())
+    assert len(results) == 1
+
+
 @pytest.mark.parametrize("name", DENSE)
 def test_memory(name: str) -> None:
     """The workspace is what the formula says, and shrinks to a limit."""
@@ -386,9 +414,10 @@ FUSED = [target for target in TARGETS.values() if target.fma]
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
 def test_products_run_in_registers(layout: str, target: Target) -> None:
     """The matrix products' inner loops are those of the core: whole tiles of every height, nothing spilled."""
-    (spec,) = (s for phase, s in lowered(typical(64, 64, layout, 7), "fft", target) if phase == "fft")
     most = most_rows(target, 2)
-    loops = {count_fused(loop): loop for loop in multiplying(spec)}
-    assert not spills(loops[most * 2 * 4])
-    for rows in range(1, most + 1):
-        assert rows * 2 * 4 in loops, (rows, sorted(loops))
+    for threads, name in ((1, "fft"), (5, "multiply")):
+        (spec,) = (s for phase, s in lowered(typical(64, 64, layout, 7), "fft", target, threads) if phase == name)
+        loops = {count_fused(loop): loop for loop in multiplying(spec)}
+        assert not spills(loops[most * 2 * 4])
+        for rows in range(1, most + 1):
+            assert rows * 2 * 4 in loops, (rows, sorted(loops))

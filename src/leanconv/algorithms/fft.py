@@ -5,7 +5,8 @@ Idea        the discrete Fourier transform turns correlation into products, one 
             (overlap-save), and are as large as costs least: 4 to 64, any product of 2, 3 and 5; longer ones where the
             kernel has one axis, folded to two; blocks of them go through all steps while they are in the cache
 Workspace   a thread: points * block * (C/g + NR) elements and one window of NR, where points is 3/2 of the window's
-            pixels and block the windows staged at one time
+            pixels and block the windows staged at one time; for several threads and few panels points * windows *
+            (C + K) in all and one window of NR a thread
 Weights     3/2 of the window's pixels for each filter: 384 elements for 16 x 16
 Good for    kernels of 5x5 and more, stride 1, many channels in and out; its rounding is that of a plain sum
 Bad for     few outputs (all weights are read for each block), strides, infinities (they spoil a whole window)
@@ -22,6 +23,8 @@ from functools import lru_cache
 from typing import ClassVar, NamedTuple
 
 from leanconv.algorithms.base import Algorithm, Lowering
+from leanconv.algorithms.fft_blocks import BlocksOfWindows
+from leanconv.algorithms.fft_shared import SharedWindows
 from leanconv.algorithms.fft_windows import (
     LONGEST,
     LONGEST_TILE,
@@ -32,17 +35,9 @@ from leanconv.algorithms.fft_windows import (
     longest_window,
     windows_along,
 )
-from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines
-from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.cost import Cost
-from leanconv.kernels.epilogue import Epilogue
-from leanconv.kernels.fft import FftSpec
-from leanconv.kernels.fft_grid import FftTiling, Grid
-from leanconv.kernels.fft_read import FftInput
-from leanconv.kernels.fft_weights import FftWeightStep
-from leanconv.kernels.fft_write import FftOutput
-from leanconv.kernels.reduction import Reduction
+from leanconv.kernels.fft_grid import Grid
 from leanconv.problem import Problem
 
 # For the choice of windows, in slots of a multiply-add. A place of a transform costs more in longer lines, whose values
@@ -57,7 +52,6 @@ _ROWS, _FEWEST = 6, 4
 # the second-level cache holds hardly show: 7x7 to 28x28, 16 to 48 channels, were predicted 1.1 to 1.4 times too long.
 _SHOWN, _SHOWN_NEAR, _MOVED = 15.0, 3.0, 1.3
 BLOCK = 16  # tiles that weights are read for at least
-_EVEN = 4  # panels of each thread from which one more makes no difference that matters
 
 
 def transform_slots(of: Extent) -> float:
@@ -106,40 +100,6 @@ def grid_of(problem: Problem, host: Host, whole: bool) -> Grid | None:
     return best_grid(problem, slots, whole=whole, longest=LONGEST if whole else LONGEST_TILE)
 
 
-def reaches_outside(problem: Problem, tiling: FftTiling) -> bool:
-    """Whether a window lies partly outside the image."""
-    for axis, window, out, size in zip(
-        tiling.axes, tiling.grid.windows, problem.out_size, problem.in_size, strict=True
-    ):
-        last = (-(-out // window.outputs) - 1) * window.outputs - axis.pad_low
-        if axis.dilation > 1 or axis.pad_low > 0 or last + window.filled > size:
-            return True
-    return False
-
-
-def steps_of(
-    problem: Problem, target: Target, tiling: FftTiling, padded: bool, tail: int
-) -> tuple[FftInput, FftOutput]:
-    """How windows are read and outputs written; `tail` channels are left over by whole vectors."""
-    p, d = problem, tiling.grid.axis
-    outputs = [strides for strides in (p.out_strides, p.residual_strides) if strides is not None]
-
-    def runs(strides: tuple[int, ...]) -> bool:
-        return strides[1] != 1 == strides[2 + d] and p.dilation[d] == 1
-
-    read = FftInput(target, p.dtype, tiling, padded, p.pad_mode, p.x_strides[1] == 1, runs(p.x_strides), tail)
-    write = FftOutput(
-        target,
-        p.dtype,
-        tiling,
-        all(strides[1] == 1 for strides in outputs),
-        all(map(runs, outputs)),
-        p.has_bias,
-        Epilogue(p.activation, p.residual),
-    )
-    return read, write
-
-
 class Fft(Algorithm):
     """Convolution by FFT in overlapping tiles."""
 
@@ -180,22 +140,25 @@ class Fft(Algorithm):
         p, grid, lanes = problem, grid_of(problem, host, self.whole), host.target.lanes(problem.dtype)
         assert grid is not None
         blocks = int(lowering.parameters["blocks"])
-        parts = lowering.phases[-1].chunks / max(1, blocks * p.groups)
+        # In one phase each part of the panels transforms the windows anew.
+        parts = lowering.phases[0].chunks / max(1, blocks * p.groups) if len(lowering.phases) == 1 else 1.0
         work = Work.of(p, lanes, extent(p, grid), blocks, parts)
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
         held = lowering.workspace[0].nbytes
         reads = (((_SHOWN if held > host.l2 else _SHOWN_NEAR) * work.windows, held),)
         counts = {"multiply": work.multiply, "vector": _MOVED * work.vector}
         streams = ((blocks * work.weights, work.weights),)
-        return Cost(counts, reads, ((out, out),), lowering.phases[-1].chunks, streams)
+        return Cost(counts, reads, ((out, out),), lowering.phases[-1].chunks, streams, len(lowering.phases))
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
-        """One phase, a chunk for each block of tiles, group and group of panels."""
+        """One phase, a chunk for each block of tiles, group and group of panels; or one for each step."""
         grid = grid_of(problem, host, self.whole)
         assert grid is not None
-        return _Lowered(problem, host, grid).lowering(threads, workspace, tunables.get("tiles"))
+        tiles = tunables.get("tiles")
+        shared = SharedWindows(problem, host, grid).shared(threads, workspace, tiles)
+        return shared or BlocksOfWindows(problem, host, grid).lowering(threads, workspace, tiles)
 
 
 class FftWhole(Fft):
@@ -209,80 +172,3 @@ class FftWhole(Fft):
     tunables: ClassVar[Mapping[str, str]] = {}
     whole: ClassVar[bool] = True
     longest: ClassVar[int] = LONGEST
-
-
-class _Lowered(BlocksOfTiles):
-    """Sizes and phases, as Winograd's but for the steps."""
-
-    phase: ClassVar[str] = "fft"
-    tiling: FftTiling
-
-    def __init__(self, problem: Problem, host: Host, grid: Grid) -> None:
-        p = problem
-        super().__init__(p, host, FftTiling.of(grid, p.out_size, p.dilation, p.pad_low))
-        self.padded = reaches_outside(p, self.tiling)
-        self.grid = grid
-
-    @property
-    def heavy(self) -> bool:
-        """Windows are large: more of them at a time would not stay in a cache either."""
-        return False
-
-    def scratch(self, tiles: int) -> tuple[dict[str, int], int]:
-        """Where everything lies in a thread's scratch for blocks of so many tiles, and its bytes."""
-        width = self.host.target.vector_bytes
-        point, product = odd_lines(tiles * self.row), odd_lines(tiles * self.width)
-        m_at = self.tiling.points * point
-        plane_at = m_at + self.tiling.points * product
-        fields = {"v_point": point, "m_point": product, "v_row": self.row, "v_at": 0, "m_at": m_at}
-        fields |= {"plane_at": plane_at, "plane_back": plane_at - m_at}
-        return fields, plane_at + self.grid.plane_bytes(width) + self.grid.longest * width
-
-    def block(self, threads: int, workspace: int | None, wanted: int | None) -> int:
-        """Tiles a block; fewer where threads would have none, and panels cannot be shared as evenly.
-
-        32 channels to 96, 28x28, 8 images: one block of 8 windows kept one thread of two busy.
-        """
-        tiles = super().block(threads, workspace, wanted)
-        total, share = max(1, self.fields["tile_count"]), -(-threads // self.problem.groups)
-        if wanted is not None or -(-total // tiles) >= share or self._even(share):
-            return tiles
-        return super().block(threads, workspace, min(tiles, max(_FEWEST, -(-total // share))))
-
-    def lowering(self, threads: int, workspace: int | None, wanted: int | None) -> Lowering:
-        """The whole program; panels are shared if that is what keeps threads busy, though each transforms windows."""
-        usual, tiles = super().lowering(threads, workspace, wanted), self.block(threads, workspace, wanted)
-        blocks = -(-max(1, self.fields["tile_count"]) // tiles)
-        parts = min(self.panels.total, -(-threads // (blocks * self.problem.groups)))
-        if usual.phases[0].chunks >= blocks * self.problem.groups * parts or not self.problem.batch:
-            return usual
-        return self.program(tiles, blocks, parts)
-
-    def _even(self, share: int) -> bool:
-        """Whether so many parts of the panels are about equal."""
-        return self.panels.total % share == 0 or self.panels.total >= _EVEN * share
-
-    def weight_step(self) -> FftWeightStep:
-        """How filters are transformed."""
-        return FftWeightStep(self.host.target, self.problem.dtype, self.tiling, gauss=True)
-
-    def steps(self, tiles: int) -> tuple[str, ...]:
-        """What runs, in words."""
-        sizes = "x".join(map(str, self.grid.sizes))
-        return (
-            f"transform windows of {sizes} pixels, {tiles} at a time, to {self.tiling.points} points",
-            f"{self.tiling.points} matrix products for each panel of output channels",
-            "transform products to outputs",
-        )
-
-    @property
-    def section(self) -> int:
-        """All channels: the transforms write them side by side."""
-        return -(-self.problem.group_in // self.lanes) * self.lanes
-
-    def spec(self, tiles: int) -> FftSpec:
-        """The kernel."""
-        p, target = self.problem, self.host.target
-        read, write = steps_of(p, target, self.tiling, self.padded, p.group_in % self.lanes)
-        reduction = Reduction.of((1,), p.group_in, unit_channel=True, merged=False, stream=True)
-        return FftSpec(target, p.dtype, self.tiling, read, write, reduction, self.panels.shape, False)

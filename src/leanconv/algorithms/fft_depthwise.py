@@ -21,7 +21,8 @@ from functools import lru_cache
 from typing import ClassVar
 
 from leanconv.algorithms.base import Lowering, WeightPacking
-from leanconv.algorithms.fft import Fft, reaches_outside, steps_of, transform_slots
+from leanconv.algorithms.fft import Fft, transform_slots
+from leanconv.algorithms.fft_blocks import reaches_outside, steps_of
 from leanconv.algorithms.fft_windows import LONGEST, Extent, best_grid, extent
 from leanconv.algorithms.winograd_blocks import tile_fields
 from leanconv.host import Host

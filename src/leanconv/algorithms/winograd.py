@@ -203,7 +203,8 @@ class Winograd(Algorithm):
         if scratch > host.l2:  # each panel reads the windows anew
             reads = ((_WINDOWS * tiles * kept * p.group_in * p.itemsize * -(-outer // 2), scratch),)
         writes = ((out, out), ((splits - 1) * out, out / blocks))
-        return Cost(counts, reads, writes, lowering.phases[-1].chunks, ((fetched * blocks * weights, weights),))
+        streams = ((fetched * blocks * weights, weights),)
+        return Cost(counts, reads, writes, lowering.phases[-1].chunks, streams, len(lowering.phases))
 
     def lower(
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]

@@ -31,7 +31,7 @@ class Cost:
     `reads` and `writes` are pairs: bytes, and bytes of the set that they are read from, or written to, again and again.
     `streams`, pairs of the same kind, are read beside the multiply-adds, each byte for a few of them only: the longer
     of the two takes most of the time. `chunks` are the parts that threads share; None if there can be as many equal
-    parts as threads.
+    parts as threads. `phases` are begun by all threads together, one after another.
     """
 
     counts: Mapping[str, float] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Cost:
     writes: tuple[tuple[float, float], ...] = ()
     chunks: int | None = None
     streams: tuple[tuple[float, float], ...] = ()
+    phases: int = 1
 
 
 LATENCY = 8  # sums that must be in flight: four cycles of two units

@@ -12,7 +12,7 @@ from leanconv.codegen.ir import Function, Value
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.winograd import Chunk, WinogradSpec
 from leanconv.kernels.winograd_fly import FlyStep
-from leanconv.kernels.winograd_products import Heights, Products
+from leanconv.kernels.winograd_products import Heights, Products, ask_next_point
 from leanconv.kernels.winograd_tiles import Bits
 
 
@@ -38,18 +38,7 @@ class FftSpec(WinogradSpec):
         (height,) = heights.values()
 
         def point(_: Value, state: list[Value]) -> list[Value]:
-            product.point(fn, fields, height, state, self._ahead)
+            product.point(fn, fields, height, state, ask_next_point)
             return [fn.gep(pointer, step) for pointer, step in zip(state, steps, strict=True)]
 
         fn.loop(0, self.tiling.points, 1, begin, point, hint="point")
-
-    def _ahead(self, fn: Function, fields: Fields, rows: list[Value]) -> None:
-        """Ask for the same rows of the next point: points are many, and lie apart further than one is guessed."""
-
-        def line(at: Value, _: list[Value]) -> list[Value]:
-            for row in rows:
-                fn.prefetch(fn.gep(row, at))
-            return []
-
-        end = fn.add(fields["v_point"], fields["v_row"])
-        fn.loop(fields["v_point"], end, 64, [], line, hint="ahead")

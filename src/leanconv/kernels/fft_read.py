@@ -235,17 +235,21 @@ class FftReader:
 
 @dataclass(frozen=True, slots=True)
 class FftWindows:
-    """Windows of all channels as matrices [point][tile][channel]."""
+    """Windows of all channels, or of those of a span, as matrices [point][tile][channel]."""
 
     step: FftInput
     reader: FftReader
     target: Value
+    span: tuple[Index, Index] | None = None
 
     def tile(self, place: Place, rows: Counters) -> None:
         """Transform one tile; `rows` its row in the matrices."""
         fn, fields, step = self.reader.fn, self.reader.fields, self.step
         (row,) = rows.values()
-        to = fn.gep(self.target, fn.mul(row, fields["v_row"]))
+        low, high = self.span or (0, fields["channels"])
+        to = fn.gep(
+            self.target, fn.add(fn.mul(row, fields["v_row"]), fn.mul(low, step.target.vector_bytes // step.lanes))
+        )
         corner = self.reader.corner(place)
         grid = step.tiling.grid
 
@@ -257,4 +261,4 @@ class FftWindows:
             self.reader.window(corner, place.image, c, state[0], fields["v_point"], consume, tail, True)
             return [fn.gep(state[0], step.target.vector_bytes)]
 
-        fn.loop(0, fields["channels"], step.lanes, [to], channels, hint="channel")
+        fn.loop(low, high, step.lanes, [to], channels, hint="channel")

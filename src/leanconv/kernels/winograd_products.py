@@ -42,6 +42,18 @@ def lines_asked(target: Target, vectors: int, tiles: int) -> int:
     return -(-nbytes // (LINE * -(-tiles // most_rows(target, vectors))))
 
 
+def ask_next_point(fn: Function, fields: Fields, rows: list[Value]) -> None:
+    """Ask for the same rows of the next point, where points are many, and lie apart further than one is guessed."""
+
+    def line(at: Value, _: list[Value]) -> list[Value]:
+        for row in rows:
+            fn.prefetch(fn.gep(row, at))
+        return []
+
+    end = fn.add(fields["v_point"], fields["v_row"])
+    fn.loop(fields["v_point"], end, LINE, [], line, hint="ahead")
+
+
 class AskingCursor(SharedCursor):
     """A walk that asks for lines on its way: every round for some at each address, which then moves by its step."""
 

@@ -191,7 +191,7 @@ def _phase(cost: Cost, threads: int, host: Host, known: Figures) -> float:
     if cost.streams:
         streamed = sum(_stream(*stream, speed_up, readers, host, known) for stream in cost.streams)
         summed = (summed**BESIDE + streamed**BESIDE) ** (1 / BESIDE)
-    return summed + (alone / speed_up + memory / readers) * slot + forked * FORK
+    return summed + (alone / speed_up + memory / readers) * slot + forked * cost.phases * FORK
 
 
 @functools.lru_cache(maxsize=4)
