@@ -57,6 +57,37 @@ def test_plain_arrays_are_taken(algorithm: str, count: int, taken: list[bool]) -
     assert taken.count(True) >= (40 if count == 1 else 20)
 
 
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_residuals_are_taken(layout: str, taken: list[bool]) -> None:
+    """One apart from the output, or the output itself; not one that overlaps it, nor one of another kind."""
+    shape, w = (1, 4, 8, 8) if layout == "NCHW" else (1, 8, 8, 4), np.ones((4, 4, 1, 1), np.float32)
+    plan = leanconv.plan(shape, w.shape, layout=layout, algorithm="direct", threads=1, residual=True)
+    bound, x = plan.bind(w), np.ones(shape, np.float32)
+    memory = np.zeros(1024, np.float32)
+
+    def part(at: int) -> Any:
+        return memory[at : at + 256].reshape(shape)
+
+    bound(x, residual=x)
+    for at in (0, 512, 256):
+        memory[...] = 3
+        assert bound(x, part(256), part(at)) is not None
+        assert (part(256) == 7).all()
+    assert (bound(x, residual=part(0)) == 7).all()
+    assert taken == [True] * 4
+    for at in (1, 255, 257, 511):
+        with pytest.raises(ArgumentError, match="residual"):
+            bound(x, part(256), part(at))
+    for bad in (None, x[:, :, 1:], x.astype(np.float64), np.ones(shape, ">f4"), [1.0]):
+        with pytest.raises(ArgumentError, match="residual"):
+            bound(x, part(0), bad)
+    turned = x[:, :, ::-1].copy()[:, :, ::-1]
+    assert (bound(x, part(0), turned) == 5).all()
+    assert taken == [True] * 4 + [False] * 10
+    with pytest.raises(ArgumentError, match="residual"):
+        bound_layer(threads=1)[0](random_layer()[0], None, x)
+
+
 def test_workspaces_on_guarded_pages(taken: list[bool]) -> None:
     bound, x, want = bound_layer("im2row_strip", threads=2)
     with GuardedAllocator():

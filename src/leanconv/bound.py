@@ -57,8 +57,11 @@ class Runner:
             pool().run(job.address, self._threads)
         self._jobs.append(job)
 
-    def try_run(self, x: Array, out: Any, expected: Expected) -> Any:
-        """Run on plain arrays as expected and return `out`; None, and nothing is done, if they are not so."""
+    def try_run(self, arrays: tuple[Any, ...], expected: Expected) -> Any:
+        """Run on plain arrays as expected (image, output, and residual if that is) and return the output.
+
+        None, and nothing is done, if they are not so.
+        """
         try:
             entry = self._entries.pop()
         except IndexError:
@@ -68,13 +71,34 @@ class Runner:
             if entry is None:
                 return None
         if self._layout is None:
-            done = entry.call(x, out)
+            done = entry.call(*arrays)
         else:
             with self._arena.acquire(self._layout) as lease:
                 entry.place(lease.addresses)
-                done = entry.call(x, out)
+                done = entry.call(*arrays)
         self._entries.append(entry)
         return done
+
+    def expect(self, first: Problem, last: Problem, *, residual: bool) -> None:
+        """Let calls with the image of one problem and the output of another in by native code, where there is such.
+
+        A residual, which is like the output, may come with them.
+        """
+        from leanconv import entry
+
+        if not entry.available:
+            return
+        item = np.dtype(first.dtype).itemsize
+        x, out = (
+            (shape, tuple(s * item for s in to_user(strides, problem.layout)))
+            for problem, shape, strides in (
+                (first, first.x_shape, first.x_strides),
+                (last, last.out_shape, last.out_strides),
+            )
+        )
+        reach = (*_reach(*x, item), _reach(*out, item)[1])
+        slots = (_X, _OUT, _RESIDUAL) if residual else (_X, _OUT)
+        self.expected = entry.Expected(x, out, np.dtype(first.dtype), reach, slots)
 
     def _new_job(self) -> Job:
         job = Job(self._compiled)
@@ -106,7 +130,7 @@ class BoundPlan:
         # What is read as it is, is kept in arrays of our own, dense as planned.
         self._kept_weights = np.array(weights, order="C") if packing is None else None
         self._kept_bias = None if bias is None or (packing and not packing.bias_apart) else np.array(bias)
-        self._siblings: dict[Any, BoundPlan] = {}
+        self._siblings: dict[Any, BoundPlan | None] = {}  # by strides; None: this plan
         self._lock = new_lock()
         self._prepare()
 
@@ -117,6 +141,8 @@ class BoundPlan:
         self._x_shape, self._out_shape = problem.x_shape, problem.out_shape
         self._x_strides = tuple(s * item for s in to_user(problem.x_strides, problem.layout))
         self._out_strides = tuple(s * item for s in to_user(problem.out_strides, problem.layout))
+        strides = problem.residual_strides
+        self._residual_strides = strides and tuple(s * item for s in to_user(strides, problem.layout))
         self._fixed = {_W: self._packed.address} if self._packed is not None else {}
         if self._kept_weights is not None:
             self._fixed[_WEIGHTS] = address_of(self._kept_weights)
@@ -145,9 +171,10 @@ class BoundPlan:
         """
         # The usual call: native code compares plain arrays with the plan's, and runs the job.
         runner = self._runner
-        if runner is not None and runner.expected is not None and residual is None and type(x) is np.ndarray:
+        if runner is not None and runner.expected is not None and type(x) is np.ndarray:
             result = new_output(self._out_shape, self._dtype) if out is None else out
-            if runner.try_run(x, result, runner.expected) is not None:
+            arrays = (x, result) if residual is None else (x, result, residual)
+            if runner.try_run(arrays, runner.expected) is not None:
                 return result
         return self._checked_call(x, out, residual)
 
@@ -182,14 +209,9 @@ class BoundPlan:
         return restore(result) if out is None else out
 
     def _first_runner(self) -> Runner:
-        from leanconv import entry
-
-        runner = Runner(self.plan.compiled, self.plan.threads, self.plan.arena, self._fixed)
-        if entry.available and self.plan.problem.residual is None and not self._empty:
-            item = self._dtype.itemsize
-            reach = (*_reach(self._x_shape, self._x_strides, item), _reach(self._out_shape, self._out_strides, item)[1])
-            x, out = (self._x_shape, self._x_strides), (self._out_shape, self._out_strides)
-            runner.expected = entry.Expected(x, out, self._dtype, reach, (_X, _OUT))
+        runner, problem = Runner(self.plan.compiled, self.plan.threads, self.plan.arena, self._fixed), self.plan.problem
+        if not self._empty and (problem.residual is None or problem.residual_strides == problem.out_strides):
+            runner.expect(problem, problem, residual=problem.residual is not None)
         self._runner = runner
         return runner
 
@@ -199,8 +221,13 @@ class BoundPlan:
 
     def _fitting(self, image: Array, result: Array, extra: Array | None) -> BoundPlan:
         """This plan, or one with the same packed weights for arrays that lie otherwise in memory."""
-        if image.strides == self._x_strides and result.strides == self._out_strides and extra is None:
+        as_planned = image.strides == self._x_strides and result.strides == self._out_strides
+        if as_planned and (extra is None or extra.strides == self._residual_strides):
             return self
+        key = image.strides, result.strides, extra is not None and extra.strides
+        known = self._siblings
+        if key in known:
+            return known[key] or self
         problem = self.plan.problem
         wanted = replace(
             problem,
@@ -208,15 +235,12 @@ class BoundPlan:
             out_strides=_strides_like(result, problem.out_strides, problem),
             residual_strides=None if extra is None else _strides_like(extra, problem.out_strides, problem),
         )
-        if wanted == problem:
-            return self
         with self._lock:
-            sibling = self._siblings.get(wanted)
-            if sibling is None:
-                if len(self._siblings) >= 16:
-                    self._siblings.clear()
-                sibling = self._siblings[wanted] = self.with_plan(self.plan.for_problem(wanted))
-        return sibling
+            if len(self._siblings) >= 16:
+                self._siblings = {}  # another one: a call without the lock may be reading this one
+            if key not in self._siblings:
+                self._siblings[key] = self.with_plan(self.plan.for_problem(wanted)) if wanted != problem else None
+            return self._siblings[key] or self
 
     def with_plan(self, plan: Plan) -> BoundPlan:
         """Another plan, which packs weights as this one does, on the same packed weights."""

@@ -35,6 +35,8 @@ class _MethodDef(ctypes.Structure):
 class Entry:
     """One caller's way into a plan: `call(x, out)` runs the job and returns `out`, or None if that must be checked.
 
+    Where a residual is expected, it is the third argument.
+
     Not for two callers at once: the job is one.
     """
 
@@ -47,13 +49,14 @@ class Entry:
         self._record = like.record.copy()
         table = ctypes.addressof(job.table)
         words = {call.POOL: pool.address, call.JOB: job.address, call.HELPERS: helpers}
-        words |= {call.SOURCE: table + _WORD * like.slots[0], call.TARGET: table + _WORD * like.slots[1]}
+        places = (call.SOURCE, call.TARGET, call.ADDED)
+        words |= {place: table + _WORD * slot for place, slot in zip(places, like.slots, strict=False)}
         for number, word in words.items():
             self._record[number] = word
         self._method = _MethodDef(b"call", pool.call, _METH_FASTCALL, None)
         make = ctypes.pythonapi.PyCFunction_NewEx
         make.restype, make.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
-        self.call: Callable[[Any, Any], Any] = make(ctypes.addressof(self._method), self._record, None)
+        self.call: Callable[..., Any] = make(ctypes.addressof(self._method), self._record, None)
 
     def place(self, addresses: Sequence[int]) -> None:
         """Tell the job where its workspace lies now."""
@@ -71,7 +74,7 @@ class Expected:
         out: tuple[tuple[int, ...], tuple[int, ...]],
         dtype: np.dtype[Any],
         reach: tuple[int, int, int],
-        slots: tuple[int, int],
+        slots: tuple[int, ...],
     ) -> None:
         """Note it.
 
@@ -80,7 +83,8 @@ class Expected:
             out: the same of outputs.
             dtype: of both.
             reach: first and last byte (exclusive) of an image, last byte of an output, from their first elements.
-            slots: where a job's table has the addresses of image and output.
+            slots: where a job's table has the addresses of image and output, and of the residual, if there is one;
+                that is like outputs.
         """
         self.slots = slots
         self.record = record = np.zeros(call.RECORD_WORDS, np.int64)
@@ -90,7 +94,7 @@ class Expected:
             record[at] = len(shape)
             record[at + 1 : at + 1 + len(shape)] = shape
             record[at + 1 + call.AXES : at + 1 + call.AXES + len(shape)] = strides
-        record[call.NONE] = id(None)
+        record[call.NONE], record[call.COUNT] = id(None), len(slots)
         functions = {call.INCREF: "Py_IncRef", call.SAVE: "PyEval_SaveThread", call.RESTORE: "PyEval_RestoreThread"}
         for number, name in functions.items():
             record[number] = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value or 0

@@ -58,6 +58,9 @@ def section_counts(layers: Sequence[Problem], host: Host) -> list[int]:
     band = min(FEWEST_ROWS, p.out_size[0])
     fits = [d for d in usual if sum(b.nbytes for b in band_buffers(p, middle // d, band)) <= budget]
     chosen = fits[0] if fits else usual[-1]
+    # Panels are of two vectors: of three, every other one is narrow. 32 of 96 channels take 0.87 of the time of 48.
+    even = [d for d in fits if middle // d % (2 * lanes) == 0 and d <= 2 * chosen]
+    chosen = even[0] if even else chosen
     return [chosen, *(d for d in counts if d > chosen)]
 
 

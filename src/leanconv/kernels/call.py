@@ -1,11 +1,14 @@
 """The usual call of a bound plan from Python, in native code: arrays compared with the plan's, then the job is run.
 
-`call(self, args, count)` is what CPython calls with positional arguments (METH_FASTCALL): the image and the output.
-`self` is a NumPy array whose data is the *record* of the call: what both arrays must be like, and the job. Whatever is
+`call(self, args, count)` is what CPython calls with positional arguments (METH_FASTCALL): the image, the output and,
+for plans that add one, the residual, which must be like the output, and be that array itself or lie apart from it.
+`self` is a NumPy array whose data is the *record* of the call: what the arrays must be like, and the job. Whatever is
 not exactly so is refused: None is returned, nothing has been done, and Python code looks at the arguments.
 """
 
 from __future__ import annotations
+
+from functools import reduce
 
 from leanconv.codegen.ir import I32, I64, PTR, Function, Module, Value
 from leanconv.codegen.targets import Target
@@ -21,8 +24,8 @@ WRITABLE = 0x400
 AXES = 5  # at most: 3-D with batch and channels
 ARRAY_WORDS = 1 + 2 * AXES
 KIND, ELEMENT, MASK, LOW, HIGH, SPAN = 0, 1, 2, 3, 4, 5
-POOL, JOB, HELPERS, SOURCE, TARGET, NONE, INCREF, SAVE, RESTORE = range(6, 15)
-X, OUT = 16, 16 + ARRAY_WORDS
+POOL, JOB, HELPERS, SOURCE, TARGET, NONE, INCREF, SAVE, RESTORE, COUNT, ADDED = range(6, 17)
+X, OUT = 17, 17 + ARRAY_WORDS
 RECORD_WORDS = OUT + ARRAY_WORDS
 
 
@@ -31,8 +34,9 @@ def emit_call(module: Module, target: Target) -> str:
 
     The record holds the addresses of ndarray (KIND) and of the element type (ELEMENT), element size - 1 (MASK), first
     and last byte of an image from its first element (LOW, HIGH), last byte of an output (SPAN), the pool, the job and
-    how many helpers it may have, where the job wants the addresses of image and output (SOURCE, TARGET), and of
-    CPython: None, and the functions to count a reference, to release the interpreter lock and to take it again.
+    how many helpers it may have, how many arrays there are (COUNT), where the job wants the addresses of image, output
+    and residual (SOURCE, TARGET, ADDED), and of CPython: None, and the functions to count a reference, to release the
+    interpreter lock and to take it again.
     """
     fn = module.function("leanconv_call", [(PTR, "self"), (PTR, "args"), (I64, "count")], PTR)
     self, args, count = fn.args
@@ -49,26 +53,45 @@ def emit_call(module: Module, target: Target) -> str:
     def word(number: int, type_: str = I64) -> Value:
         return fn.load(type_, record, 8 * number)
 
-    must(fn.cmp("eq", count, 2))
-    x, out = fn.load(PTR, args), fn.load(PTR, args, 8)
-    for array, like in ((x, X), (out, OUT)):
+    def must_be_like(array: Value, like: int) -> None:
         must(fn.cmp("eq", fn.load(I64, array, TYPE), word(KIND)))
         must(fn.cmp("eq", fn.load(I64, array, ELEMENTS), word(ELEMENT)))
         axes = word(like)
         must(fn.cmp("eq", fn.load_integer(4, array, DIMENSIONS), axes))
         must(_same_words(fn, fn.load(PTR, array, SHAPE), fn.gep(record, 8 * (like + 1)), axes))
         must(_same_words(fn, fn.load(PTR, array, STRIDES), fn.gep(record, 8 * (like + 1 + AXES)), axes))
+
+    def must_be_aligned(*addresses: Value) -> None:
+        bits = reduce(lambda a, b: fn.op(I64, f"or i64 {a.name}, {b.name}"), addresses)
+        must(fn.cmp("eq", fn.op(I64, f"and i64 {bits.name}, {word(MASK).name}"), 0))
+
+    must(fn.cmp("eq", count, word(COUNT)))
+    x, out = fn.load(PTR, args), fn.load(PTR, args, 8)
+    must_be_like(x, X)
+    must_be_like(out, OUT)
     flags = fn.load_integer(4, out, FLAGS)
     must(fn.cmp("ne", fn.op(I64, f"and i64 {flags.name}, {WRITABLE}"), 0))
     source, result = fn.load(I64, x, DATA), fn.load(I64, out, DATA)
     before = fn.cmp("sle", fn.add(result, word(SPAN)), fn.add(source, word(LOW)))
     behind = fn.cmp("sle", fn.add(source, word(HIGH)), result)
     must(fn.either(before, behind))
-    bits = fn.op(I64, f"or i64 {source.name}, {result.name}")
-    must(fn.cmp("eq", fn.op(I64, f"and i64 {bits.name}, {word(MASK).name}"), 0))
+    must_be_aligned(source, result)
     pool, helpers = word(POOL, PTR), word(HELPERS)
     must(_well_placed(fn, pool, helpers))
 
+    residual, ready = fn.new_label("residual"), fn.new_label("ready")
+    blocks.branch(fn.cmp("eq", count, 3), residual, ready)
+    blocks.at(residual)
+    third = fn.load(PTR, args, 16)
+    must_be_like(third, OUT)
+    added, span = fn.load(I64, third, DATA), word(SPAN)
+    apart = fn.either(fn.cmp("sle", fn.add(result, span), added), fn.cmp("sle", fn.add(added, span), result))
+    must(fn.either(apart, fn.cmp("eq", added, result)))
+    must_be_aligned(added)
+    fn.store(added, word(ADDED, PTR))
+    blocks.jump(ready)
+
+    blocks.at(ready)
     fn.store(source, word(SOURCE, PTR))
     fn.store(result, word(TARGET, PTR))
     state = fn.op(PTR, f"call ptr {word(SAVE, PTR).name}()")
