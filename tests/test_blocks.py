@@ -166,6 +166,37 @@ def test_large_blocks(case: BlockCase, threads: int) -> None:
     run(case, threads)
 
 
+HALVES = [
+    BlockCase("inverted", (1, 11, 13, 32), ((288, 32, 1, 1), (288, 1, 3, 3), (32, 288, 1, 1)), {"residual": True}),
+    BlockCase(
+        "inverted",
+        (1, 13, 9, 24),
+        ((192, 24, 1, 1), (192, 1, 5, 3), (17, 192, 1, 1)),
+        {"stride": (1, 2), "activations": ("relu", None, ("clip", -1.0, 2.0)), "biases": (False, True, True)},
+    ),
+    BlockCase(
+        "inverted",
+        (1, 8, 8, 24),
+        ((256, 24, 1, 1), (256, 1, 3, 3), (24, 256, 1, 1)),
+        {"residual": True, "activations": (None, "relu", "relu"), "dtype": "float64"},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", HALVES, ids=range(len(HALVES)))
+def test_threads_share_the_sections_of_few_rows(case: BlockCase) -> None:
+    """In two halves, whose sums are added up at the end: of one thread as well, so that all have the same bits."""
+    pads = {"padding": tuple(k // 2 for k in case.weights[1][2:])}
+    case = replace(case, options=case.options | pads)
+    names = [phase.name for phase in case.plan(1).phases]
+    assert names == ["block", "add up"]
+    results = [run(case, threads) for threads in (1, 2, 3, 5)]
+    assert len({result.tobytes() for result in results}) == 1
+    plan = case.plan(2)
+    tight = case.plan(2, memory_limit=plan.extra_bytes - 1)
+    assert [phase.name for phase in tight.phases] == ["block"]
+
+
 @pytest.mark.parametrize("size,channels", [(56, 24), (28, 32), (14, 64), (7, 160)])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_less_than_a_quarter_of_what_lies_between(size: int, channels: int, threads: int) -> None:

@@ -15,14 +15,19 @@ FEWEST_ROWS = 4  # a band of fewer rows moves as many as it computes
 FEWEST_CHANNELS = 32  # of a section: adding up the output takes a fifth of the projection's time
 
 
+FEW_ROWS = 16  # of the output: threads that share so few expand several of them twice
+FEWEST_SECTIONS = 6  # of which two threads take about equal parts
+
+
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Channels of a section, sections, output rows of a band, and of a chunk."""
+    """Channels of a section, sections, output rows of a band, and of a chunk; parts that the sections are in."""
 
     section: int
     sections: int
     band: int
     block: int
+    parts: int
 
 
 def _rows(depthwise: Problem, band: int) -> int:
@@ -58,21 +63,39 @@ def section_counts(layers: Sequence[Problem], host: Host) -> list[int]:
     band = min(FEWEST_ROWS, p.out_size[0])
     fits = [d for d in usual if sum(b.nbytes for b in band_buffers(p, middle // d, band)) <= budget]
     chosen = fits[0] if fits else usual[-1]
-    # Panels are of two vectors: of three, every other one is narrow. 32 of 96 channels take 0.87 of the time of 48.
-    even = [d for d in fits if middle // d % (2 * lanes) == 0 and d <= 2 * chosen]
-    chosen = even[0] if even else chosen
+    # Halves of the sections shall be equal; and panels are of two vectors: of three, every other one is narrow. Of 96
+    # channels sections of 32 take 0.87 of the time of sections of 48.
+
+    def uneven(d: int) -> tuple[bool, bool, int]:
+        return part_count(layers, d) == 2 and d % 2 > 0, middle // d // lanes % 2 > 0, d
+
+    chosen = min((d for d in fits if d <= 2 * chosen), key=uneven, default=chosen)
     return [chosen, *(d for d in counts if d > chosen)]
 
 
-def cut_into_bands(layers: Sequence[Problem], sections: int, host: Host, threads: int, workspace: int | None) -> Cut:
+def part_count(layers: Sequence[Problem], sections: int) -> int:
+    """Two if threads share the sections of an image of few rows, else one.
+
+    Each part has sums of its own, added up at the end: so it may not depend on the number of threads, or bits would.
+    """
+    expand, p, project = layers
+    between = math.prod(expand.out_shape) + math.prod(p.out_shape)
+    few = p.batch == 1 and p.out_size[0] <= FEW_ROWS and sections >= FEWEST_SECTIONS
+    return 2 if few and 6 * math.prod(project.out_shape) <= between else 1
+
+
+def cut_into_bands(
+    layers: Sequence[Problem], sections: int, host: Host, threads: int, workspace: int | None, parts: int
+) -> Cut:
     """The highest bands that stay in half the second-level cache and in a quarter of what is saved."""
-    expand, p, _ = layers
-    block, section = _block(p, threads), p.in_channels // sections
+    expand, p, project = layers
+    block, section = _block(p, -(-threads // parts)), p.in_channels // sections
     between = (math.prod(expand.out_shape) + math.prod(p.out_shape)) * p.itemsize
-    budget = min(host.l2 // 2 * threads, between // 4 - 64 * threads)
+    second = (parts - 1) * math.prod(project.out_shape) * p.itemsize
+    budget = min(host.l2 // 2 * threads, between // 4 - 64 * (threads + 1) - second)
     budget = budget if workspace is None else min(budget, workspace)
     fits = [b for b in range(1, block + 1) if arena_bytes(band_buffers(p, section, b), threads) <= budget]
-    return Cut(section, sections, max(fits, default=1), block)
+    return Cut(section, sections, max(fits, default=1), block, parts)
 
 
 def _block(depthwise: Problem, threads: int) -> int:

@@ -2,17 +2,19 @@
 
 Idea        Of the middle channels a section at a time, of the rows a band: a thread expands what the band reads into
             its own memory, filters it there, and adds the section's part of the projection to the output.
-Workspace   section * (rows * W + band * Q) elements a thread, rows = (band - 1) * stride + R; the layers apart write
-            E * (H * W + P * Q), E the middle channels.
+Workspace   section * (rows * W + band * Q) elements a thread, rows = (band - 1) * stride + R; where P is 16 or less,
+            K * P * Q more; the layers apart write E * (H * W + P * Q), E the middle channels.
 Good for    MobileNetV2 and what came after it: E is six times as many channels as go in.
-Bad for     Many threads on few rows: rows that two chunks read are expanded twice.
+Bad for     Many threads on few rows: rows that two chunks read are expanded twice. Of few rows two threads share the
+            sections.
 
 M. Sandler et al.: MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018 (the block).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from numpy.typing import DTypeLike
@@ -21,7 +23,14 @@ from leanconv.algorithms.blocking import panels_of
 from leanconv.algorithms.channelwise import block_bytes, channel_kernel, pack_lanes
 from leanconv.algorithms.dense import pack_weights, panel_fields
 from leanconv.arrays import as_array
-from leanconv.blocks.bands import band_buffers, cut_into_bands, pixel_counts, section_counts, tile_height
+from leanconv.blocks.bands import (
+    band_buffers,
+    cut_into_bands,
+    part_count,
+    pixel_counts,
+    section_counts,
+    tile_height,
+)
 from leanconv.blocks.base import BlockLowering, BlockPlan, left_for_workspace
 from leanconv.blocks.separable import pair, pointwise_problem
 from leanconv.checks import integer
@@ -34,8 +43,10 @@ from leanconv.kernels.fields import prefixed
 from leanconv.kernels.image import Rows
 from leanconv.kernels.inverted import InvertedSpec
 from leanconv.kernels.lanes import Lanes
+from leanconv.kernels.net_expression import Formula, Step
+from leanconv.kernels.net_map import UNIT, MapSpec
 from leanconv.kernels.reduction import Reduction, reduction_fields
-from leanconv.memory import arena_bytes
+from leanconv.memory import Buffer, arena_bytes
 from leanconv.options import ActivationLike, Ints, Padding, make_problem
 from leanconv.planning.limits import resolve_limit
 from leanconv.problem import Problem, dense_strides
@@ -43,6 +54,7 @@ from leanconv.program import Phase
 from leanconv.threads import get_num_threads
 
 NAMES = ("expand", "depthwise", "project")
+_JOINED = 1024  # elements of a chunk that adds up, at least
 
 
 def plan_inverted_residual(
@@ -174,10 +186,11 @@ def _sectioned(layers: Sequence[Problem], sections: int, host: Host, threads: in
     expand, depthwise, project = layers
     item = expand.itemsize
     # Sections of the expansion are like groups that read the same channels.
-    parts = replace(expand, groups=sections, in_channels=sections * expand.in_channels)
+    grouped = replace(expand, groups=sections, in_channels=sections * expand.in_channels)
     lanes = Lanes(host.target.lanes(expand.dtype), 1, 1)
-    packings = (pack_weights(parts, host), pack_lanes(depthwise, host, lanes), pack_weights(project, host))
-    cut = cut_into_bands(layers, sections, host, threads, left_for_workspace(limit, layers, packings))
+    packings = (pack_weights(grouped, host), pack_lanes(depthwise, host, lanes), pack_weights(project, host))
+    parts = part_count(layers, sections) if limit is None else 1
+    cut = cut_into_bands(layers, sections, host, threads, left_for_workspace(limit, layers, packings), parts)
     width, section = depthwise.in_size[1], cut.section
     shape, out_shape = (1, section, *depthwise.in_size), (1, section, *depthwise.out_size)
     part = replace(
@@ -191,21 +204,26 @@ def _sectioned(layers: Sequence[Problem], sections: int, host: Host, threads: in
     )
     dw_spec, dw_fields = channel_kernel(part, host, lanes, near=True)
     counts = pixel_counts(depthwise, cut)
+    last = Epilogue(project.activation, project.residual)
     spec = InvertedSpec(
         target=host.target,
         dtype=expand.dtype,
-        expand=_core(parts, host, counts[0], expand.in_channels, Epilogue(expand.activation)),
+        expand=_core(grouped, host, counts[0], expand.in_channels, Epilogue(expand.activation)),
         depthwise=dw_spec,
-        project=_core(project, host, counts[1], section, Epilogue(project.activation, project.residual)),
+        project=_core(project, host, counts[1], section, last if parts == 1 else Epilogue()),
         sections=cut.sections > 1,
-        residual=project.residual is not None,
+        residual=project.residual is not None and parts == 1,
+        parts=parts > 1,
     )
-    chunks = expand.batch * -(-depthwise.out_size[0] // cut.block)
+    blocks = -(-depthwise.out_size[0] // cut.block)
+    chunks = expand.batch * blocks * parts
     pixel = section * item
     fields = {
         "b_div": 1,
-        "b_count": -(-depthwise.out_size[0] // cut.block),
-        "n_div": -(-depthwise.out_size[0] // cut.block),
+        "b_count": blocks,
+        "p_div": blocks,
+        "p_count": parts,
+        "n_div": blocks * parts,
         "n_count": expand.batch,
         "block": cut.block,
         "band": cut.band,
@@ -214,7 +232,7 @@ def _sectioned(layers: Sequence[Problem], sections: int, host: Host, threads: in
         "section_rows": section,
         "x_n": expand.x_strides[0] * item,
         "o_n": project.out_strides[0] * item,
-        **prefixed(_core_fields(parts, host, expand.in_channels, expand.in_channels * item, pixel), "expand_"),
+        **prefixed(_core_fields(grouped, host, expand.in_channels, expand.in_channels * item, pixel), "expand_"),
         **prefixed(dw_fields, "depthwise_"),
         "depthwise_w_g": -(-section // lanes.lanes) * block_bytes(depthwise, host),
         **prefixed(_core_fields(project, host, section, pixel, project.out_channels * item), "project_"),
@@ -227,17 +245,42 @@ def _sectioned(layers: Sequence[Problem], sections: int, host: Host, threads: in
         "chunks": chunks,
         "tiles": f"{spec.expand.rows[0]}, {dw_spec.width}, {spec.project.rows[0]}",
     }
-    return BlockLowering(
-        (Phase("block", spec, fields, chunks, roles),),
-        band_buffers(depthwise, section, cut.band),
-        tuple((f"{name} weights", packing) for name, packing in zip(NAMES, packings, strict=True)),
-        (
-            f"for each of {cut.sections} sections of {section} middle channels, for each band of {cut.band} rows:",
-            f"expand the rows of {width} pixels that the band reads into a thread's own memory",
-            "filter them there, and add the section's part of the projection to the output",
-        ),
-        parameters,
-    )
+    phases = [Phase("block", spec, fields, chunks, roles)]
+    buffers: tuple[Buffer, ...] = band_buffers(depthwise, section, cut.band)
+    steps = [
+        f"for each of {cut.sections} sections of {section} middle channels, for each band of {cut.band} rows:",
+        f"expand the rows of {width} pixels that the band reads into a thread's own memory",
+        "filter them there, and add the section's part of the projection to the output",
+    ]
+    if parts > 1:
+        phases.append(_joined(project, last, host, threads))
+        buffers = (*buffers, Buffer("second", math.prod(project.out_shape) * item))
+        steps.append("one half of the sections to the output, the other to memory of its own; at last, add that up")
+    packed = tuple((f"{name} weights", packing) for name, packing in zip(NAMES, packings, strict=True))
+    return BlockLowering(tuple(phases), buffers, packed, tuple(steps), parameters)
+
+
+def _joined(project: Problem, last: Epilogue, host: Host, threads: int) -> Phase:
+    """What adds the second half's sums to the output, then the image, and activates."""
+    steps = [Step("add", (0, 1))]
+
+    def then(step: Callable[[int], Step]) -> None:
+        steps.append(step(inputs + len(steps) - 1))
+
+    inputs = 3 if last.residual else 2
+    if last.residual == "before":
+        then(lambda at: Step("add", (at, 2)))
+    if last.activation is not None:
+        name, numbers = last.activation.name, last.activation.params
+        then(lambda at: Step(name, (at,), numbers))
+    if last.residual == "after":
+        then(lambda at: Step("add", (at, 2)))
+    length = math.prod(project.out_shape)
+    block = max(_JOINED, -(-length // threads // _JOINED) * _JOINED)
+    fields = {"b_div": 1, "b_count": -(-length // block), "block": block, "length": length}
+    fields |= {"r_div": fields["b_count"], "r_count": 1, "rows": 1, "row_count": 1}
+    spec = MapSpec(host.target, project.dtype, Formula(inputs, tuple(steps)), 0, (UNIT,) * (inputs + 1))
+    return Phase("add up", spec, fields, fields["b_count"], {"in0": "out", "in1": "second", "in2": "x", "out": "out"})
 
 
 def inverted_residual(

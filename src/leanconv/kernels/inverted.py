@@ -6,6 +6,9 @@ again are moved up), the depthwise kernel reads them, and the core adds the sect
 output.  Sections are those of `SECTION` terms or fewer in which long sums are added up anyway.
 
     x rows ---expand---> [rows, W, section] ---depthwise---> [band, Q, section] ---project---> out += ...
+
+Where an image has few rows, of which each chunk would expand some again, chunks are halves of the sections as well: one
+adds up in the output, the other in a buffer of the same shape.
 """
 
 from __future__ import annotations
@@ -29,8 +32,9 @@ from leanconv.kernels.tile import Tile
 class InvertedSpec:
     """What a kernel is specialised for: the three layers of one section.
 
-    `sections`: whether there are several; `residual`: whether x is added to the result.  Buffers: x, out, expand_w,
-    depthwise_w, project_w (packed), expanded, filtered (of each thread).  Fields: `n_*`, `b_*` for the chunk, `block`
+    `sections`: whether there are several; `residual`: whether x is added to the result; `parts`: whether a chunk is one
+    half of the sections.  Buffers: x, out, expand_w, depthwise_w, project_w (packed), expanded, filtered (of each
+    thread), second (the other half's output).  Fields: `n_*`, `b_*`, `p_*` for the chunk, `block`
     output rows of it, `band` rows at a time, `row_count`, `sections`, `section_rows` channels of a section, `x_n o_n`
     bytes between images; those of the dense kernels with "expand_" and "project_", those of the depthwise kernel with
     "depthwise_"; `expand_w_g depthwise_w_g` bytes of packed weights a section.
@@ -43,6 +47,7 @@ class InvertedSpec:
     project: DenseSpec
     sections: bool
     residual: bool
+    parts: bool = False
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -73,6 +78,15 @@ class _Inverted:
             for name in ("expanded", "filtered")
         ]
 
+        low_section, high_section = fn.i64(0), fields["sections"]
+        if self.spec.parts:
+            part = kernel.index("p")
+            low_section, high_section = (
+                fn.i64(fn.udiv(fn.mul(fields["sections"], n), 2)) for n in (part, fn.add(part, 1))
+            )
+            second = fn.gep(fields.buffer("second"), fn.mul(image, fields["o_n"]))
+            out = fn.select(fn.cmp("eq", part, 0), out, second)
+
         def section(index: Value, _: list[Value]) -> list[Value]:
             none = fn.i64(0)
 
@@ -80,7 +94,7 @@ class _Inverted:
                 stop = fn.i64(fn.smin(fn.add(row, fields["band"]), end))
                 low, high = self._expand(index, x, scratch[0], row, stop, state[0], state[1])
                 self._filter(index, scratch, row, stop, low)
-                self._project(index, scratch[1], x, out, row, stop)
+                self._project(index, low_section, scratch[1], x, out, row, stop)
                 return [low, high]
 
             # Before the first band there are no rows yet: what is held ends where it begins.
@@ -88,7 +102,7 @@ class _Inverted:
             return []
 
         if self.spec.sections:
-            fn.loop(0, fields["sections"], 1, [], section, hint="section")
+            fn.loop(low_section, high_section, 1, [], section, hint="section")
         else:
             section(fn.i64(0), [])
 
@@ -150,15 +164,17 @@ class _Inverted:
             (row, stop), (zero, own["strip_count"]), (zero, own["unit_count"])
         )
 
-    def _project(self, section: Value, scratch: Value, x: Value, out: Value, row: Value, stop: Value) -> None:
-        """The section's part of the output rows [row, stop)."""
+    def _project(
+        self, section: Value, first: Value, scratch: Value, x: Value, out: Value, row: Value, stop: Value
+    ) -> None:
+        """The section's part of the output rows [row, stop); the `first` one of the chunk begins them."""
         fn, own, spec = self.fn, Prefixed(self.fields, "project_"), self.spec.project
         width = self.fields["depthwise_out1"]
         begin, end = fn.i64(fn.mul(row, width)), fn.i64(fn.mul(stop, width))
         weights = own.buffer("w")
         start = spec.source.start(fn, own, 0)
         residual = x if self.spec.residual else None
-        is_first = fn.cmp("eq", section, 0)
+        has_bias, is_first = fn.cmp("eq", section, 0), fn.cmp("eq", section, first)
         is_last = fn.cmp("eq", fn.add(section, 1), self.fields["sections"])
 
         def panel(at: Value, vectors: int, valid: int, last: bool) -> None:
@@ -167,7 +183,7 @@ class _Inverted:
             offset = fn.mul(fn.mul(section, self.fields["section_rows"]), tile.step_bytes)
 
             def sums(shape: Tile) -> Sum:
-                return SectionSum(fn, own, shape, spec.reduction, is_first=is_first, offset=offset)
+                return SectionSum(fn, own, shape, spec.reduction, is_first=has_bias, offset=offset)
 
             def output(shape: Tile) -> Output:
                 return SectionOutput(fn, own, shape, spec.epilogue, valid, False, is_first=is_first, is_last=is_last)
