@@ -227,6 +227,24 @@ def test_pictures(tmp_path):
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
 
 
+def test_bars_of_some_layers_do_not_set_the_scale():
+    pytest.importorskip("matplotlib")
+    from leanconv.bench.digest import digest
+    from leanconv.bench.figures import _bars
+
+    def bars(**factors):
+        found = digest(results.results(("mec",), rounds=2, threads=(1,), factors=factors))
+        (axes,) = _bars(found, 1).axes
+        widths = [bar.get_width() for bar in axes.patches]
+        return widths, [text.get_text() for text in axes.texts].count("//")
+
+    usual, _ = bars()
+    strided, broken = bars(kn2row_as=1000.0)  # not of the layers with a stride
+    assert broken == 1 and max(strided) == pytest.approx(max(usual), rel=0.1)
+    whole, broken = bars(direct=1000.0)
+    assert broken == 0 and max(whole) > 100 * max(usual)
+
+
 # -- command ------------------------------------------------------------------------------------------------
 
 

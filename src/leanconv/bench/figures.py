@@ -146,9 +146,13 @@ def _bars(found: Digest, threads: int) -> Any:
             for score in scores
         ]
         colours = [_style(found, score.contestant)["color"] for score in scores]
-        bars = axes.barh(range(len(scores)), [score.relative for score in scores], color=colours, height=0.7)
-        for bar, score in zip(bars, scores, strict=True):
+        # Scores over some of the layers only do not set the scale; a bar that is longer than it is broken.
+        most = max((s.relative for s in scores if s.layers == s.of), default=math.inf)
+        bars = axes.barh(range(len(scores)), [min(s.relative, most) for s in scores], color=colours, height=0.7)
+        for number, (bar, score) in enumerate(zip(bars, scores, strict=True)):
             bar.set_alpha(1.0 if score.layers == score.of else 0.5)
+            if score.relative > most:
+                axes.annotate("//", (0.97 * most, number), ha="right", va="center", color="white", weight="bold")
         total = [f"  {s.relative:.2f}" + (f"   {format_seconds(s.total)}" if s.total else "") for s in scores]
         axes.bar_label(bars, total, fontsize=8)
         axes.margins(x=0.25)

@@ -18,8 +18,11 @@ function drawPanel(set, wide) {
   const name = (s) => contestants[s.contestant].label + (partial(s) ? ` (${s.layers} of ${s.of})` : "");
   const left = Math.min(Math.max(...list.map((s) => width(name(s)))) + 28, wide * 0.55);
   const room = Math.max(...list.map((s) => width(words(s), true))) + 8;
-  const most = Math.max(...list.map(value));
-  const long = (s) => Math.max(((wide - left - room) * value(s)) / (most || 1), 1.5);
+  // Scores over some of the layers only do not set the scale; a bar that is longer than it is broken.
+  const whole = list.filter((s) => !partial(s));
+  const most = Math.max(...(whole.length ? whole : list).map(value));
+  const broken = (s) => value(s) > most;
+  const long = (s) => Math.max(((wide - left - room) * Math.min(value(s), most)) / (most || 1), 1.5);
   const best = list.find((s) => !partial(s));
   return el("div", {},
     el("h3", {}, `${title} (${plural(list[0].of, "layer")})`),
@@ -36,6 +39,7 @@ function drawPanel(set, wide) {
             lengthAdjust: "spacingAndGlyphs" }, name(s)),
           svg("rect", { x: left, y: middle - 7, width: long(s), height: 14, rx: 2, fill: hue(s.contestant),
             opacity: partial(s) ? 0.45 : 1 }),
+          broken(s) ? svg("path", { class: "break", d: `M${left + long(s) - 14},${middle + 9}l5,-18m5,0l-5,18` }) : null,
           svg("text", { x: left + long(s) + 6, y: middle + 4, class: s === best ? "best" : "" }, words(s))),
         [name(s), ...Object.values(MEASURES).map(([label, , text]) => `${label}: ${text(s)}`),
           `fastest on ${s.wins} of ${plural(s.layers, "layer")}`], false);
