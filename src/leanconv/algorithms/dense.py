@@ -16,7 +16,7 @@ from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Image, Rows, Source
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.reduction import Reduction, reduction_fields
-from leanconv.kernels.rowwindows import RowWindows
+from leanconv.kernels.rowtiles import InRows
 from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
 from leanconv.program import Phase
@@ -223,7 +223,7 @@ def dense_phase(
     """The core with tiles of `rows` over blocks as cut, on all images or on one; `tight` weights as in `PackSpec`."""
     p, panels = problem, panels_of(problem, host)
     last = math.prod(p.out_size) - (cut.blocks - 1) * cut.block
-    runs = p.out_size[-1:] if isinstance(source.source, RowWindows) else (cut.block, last)  # that whole tiles cover
+    runs = p.out_size[-1:] if isinstance(source.source, InRows) else (cut.block, last)  # that whole tiles cover
     panel = panel_fields(p, host)["w_panel"]
     plain = not store_columns(p) and not scattered(p)
     spec = DenseSpec(

@@ -30,6 +30,7 @@ from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.batchjoin import joined, together
 from leanconv.algorithms.blocking import panels_of
 from leanconv.algorithms.dense import core_phase, dense_phase, image_input, pack_weights, without_gaps
+from leanconv.algorithms.rowtiles import in_rows
 from leanconv.algorithms.rowwindows import by_rows
 from leanconv.classes import replace
 from leanconv.host import Host
@@ -60,7 +61,7 @@ class Direct(Algorithm):
         if batchwise.applies(problem, host):
             return batchwise.lower(problem, host, threads)
         images, tight = joined(problem, host), without_gaps(problem, host, workspace)
-        lines = by_rows(images, host, threads)
+        lines = by_rows(images, host, threads) or in_rows(images, host, threads)
         if lines is None:
             phase, parameters = core_phase(images, host, threads, image_input(images), tight=tight)
         else:

@@ -56,7 +56,7 @@ class Sum(Sections):
     def _add(
         self, pixels: Sequence[Value], offset: Index, row: list[Value], accs: list[Value], at: int, *, first: bool
     ) -> list[Value]:
-        """The sums with a step of some pixels of the tile, the first of which is its `at`-th one (an even number)."""
+        """The sums with a step of some pixels of the tile, the first of which is its `at`-th one."""
         fn, tile = self.fn, self.tile
         lanes = tile.target.lanes(tile.dtype)
         result = list(accs)
@@ -67,14 +67,15 @@ class Sum(Sections):
 
         whole = row[:-1] if tile.pairs else row
         before: Value | None = None
+        nothing = fn.const(tile.vec, 0.0)  # for a pixel left out whose sum shares a register with one that is not
         for i, pixel in enumerate(pixels, at):
             x = fn.splat(fn.load(tile.scalar, pixel, offset), lanes)
             for v, w in enumerate(whole):
                 add(x, w, i * len(whole) + v)
-            if tile.pairs and (i % 2 or i + 1 == tile.rows):
-                both = (
-                    fn.shuffle(before, x, [*range(lanes // 2), *range(lanes + lanes // 2, 2 * lanes)]) if before else x
-                )
+            if tile.pairs and (i % 2 or i + 1 == at + len(pixels)):
+                low, high = (before or nothing, x) if i % 2 else (x, x if i + 1 == tile.rows else nothing)
+                lower, upper = range(lanes // 2), range(lanes + lanes // 2, 2 * lanes)
+                both = x if low is high else fn.shuffle(low, high, [*lower, *upper])
                 add(both, row[-1], tile.rows * len(whole) + i // 2)
             before = None if i % 2 else x
         return result

@@ -60,7 +60,9 @@ class SharedCursor(Cursor):
 
     def at(self, state: list[Value]) -> SharedCursor:
         """The same walk at another offset."""
-        return SharedCursor(self._fn, self._pixels, state[0], self._stride, self._ahead, self._later)
+        moved = SharedCursor(self._fn, self._pixels, state[0], self._stride, self._ahead, self._later)
+        moved.first = self.first
+        return moved
 
     def addresses(self, count: int) -> Addresses:
         """A constant stride becomes a displacement of the load, any other an offset register a step."""
@@ -113,7 +115,7 @@ class EvenCursor(Cursor):
     def at(self, state: list[Value]) -> EvenCursor:
         """The same walk at another channel."""
         moved = EvenCursor(self._fn, self._pixels, self._step, self._item, later=self._later)
-        moved.state = state
+        moved.state, moved.first = state, self.first
         return moved
 
     def addresses(self, count: int) -> Addresses:

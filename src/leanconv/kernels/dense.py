@@ -25,7 +25,7 @@ from leanconv.kernels.image import Rows, Source
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape, each_panel
 from leanconv.kernels.reduction import Reduction
-from leanconv.kernels.rowwindows import RowWindows
+from leanconv.kernels.rowtiles import InRows, RowTiles
 from leanconv.kernels.scatter import ScatteredOutput
 from leanconv.kernels.stage import Stage
 from leanconv.kernels.tile import Tile
@@ -78,7 +78,9 @@ class DenseSpec:
         return replace(self, ragged=True, past=False)
 
     def stand_in(self, fields: Mapping[str, int]) -> tuple[DenseSpec, Mapping[str, int]] | None:
-        """The kernel that asks for rows of the image ahead if this one does not, or the other way round."""
+        """A kernel for rows of the image that are asked for ahead or not, or are of another width."""
+        if isinstance(self.source, RowTiles):
+            return replace(self.for_any_extents(), source=self.source.anywhere()), fields
         if not isinstance(self.source, Rows) or "x_ahead" not in fields:
             return None
         other = replace(self.source, ahead=not self.source.ahead)
@@ -204,7 +206,7 @@ def panel_tiles(
         lower = replace(tile, rows=tile.rows - 1)
         tiles(lower, turn, end, state, outputs(lower))
 
-    if isinstance(spec.source, RowWindows):
+    if isinstance(spec.source, InRows):
         width = fields[f"out{spec.source.dims - 1}"]
 
         def line(begin: Value, state: list[Value]) -> list[Value]:

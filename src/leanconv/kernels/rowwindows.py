@@ -17,19 +17,19 @@ Each vector of a run is copied whole: the last one overlaps the one before, so t
 from __future__ import annotations
 
 from leanconv.classes import dataclass
-from leanconv.codegen.ir import Function, Index, Value
+from leanconv.codegen.ir import Value
 from leanconv.kernels.core import Sum
 from leanconv.kernels.cost import LINE
-from leanconv.kernels.fields import Fields
 from leanconv.kernels.image import Image
+from leanconv.kernels.rowtiles import InRows
 from leanconv.kernels.wholewindows import whole_windows
 
 AHEAD = 2  # rows of the output between asking for a row of the image and reading it
 
 
 @dataclass(frozen=True, slots=True)
-class RowWindows(Image):
-    """An image in two dimensions under tiles that do not leave their row of the output; fields: as in `Image`.
+class RowWindows(InRows):
+    """An image under tiles that do not leave their row of the output; fields: as in `Image`.
 
     `channels` of a pixel, and `pad_high`, the columns that windows reach beyond the last one. `asks`: tiles ask for
     the rows of the image that those `AHEAD` rows further down are the first to read.
@@ -60,14 +60,6 @@ class RowWindows(Image):
     def copied(self, rows: int, kernel: tuple[int, ...], lanes: int) -> int:
         """Vectors that a tile that hangs over the image stores to the stack."""
         return 2 * kernel[0] * self.vectors(rows, kernel[1], lanes)
-
-    def start(self, fn: Function, fields: Fields, pixel: Index) -> list[Value]:
-        """The row of a pixel, the first of one."""
-        return [fn.i64(fn.udiv(pixel, fields["out1"])), fn.i64(0)]
-
-    def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
-        """Further on in the row."""
-        return [state[0], fn.i64(fn.add(state[1], rows))]
 
     def tile(self, sum_: Sum, base: Value, weights: Value, state: list[Value]) -> list[Value]:
         """Windows inside the image where they lie, others on the stack: the same sum."""

@@ -22,6 +22,7 @@ from leanconv.kernels.naive import NaiveSpec
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.panels import PanelShape
 from leanconv.kernels.planeblocks import PlaneBlocks
+from leanconv.kernels.rowtiles import InRows, RowTiles
 from leanconv.kernels.rowwindows import RowWindows
 from leanconv.planning.copies import in_runs, staged, staged_alone
 from leanconv.program import Phase
@@ -66,7 +67,7 @@ def _blocks(f: Fields) -> Iterator[tuple[int, int]]:
 
 def _runs(spec: DenseSpec, f: Fields) -> Iterator[tuple[int, int]]:
     """(pixels that tiles cover without a break, how many such runs): blocks, or rows of the output."""
-    if isinstance(spec.source, RowWindows):
+    if isinstance(spec.source, InRows):
         return iter([(f["out1"], f["out0"])])
     return _blocks(f)
 
@@ -186,7 +187,7 @@ def _edges(spec: DenseSpec, f: Fields) -> tuple[float, Callable[[int], float]]:
         return 1.0, lambda rows: min(1.0, (rows - 1) / width) / 8
     inside = 1.0
     if source.pad_mode == "zeros" and source.dims > 1 and spec.reduction.channels is None:
-        for d in range(last):
+        for d in range(source.dims if isinstance(source, RowTiles) else last):
             inside *= part_inside(
                 f[f"out{d}"],
                 source.stride[d],
@@ -195,6 +196,8 @@ def _edges(spec: DenseSpec, f: Fields) -> tuple[float, Callable[[int], float]]:
                 spec.reduction.kernel[d],
                 f[f"in{d}"],
             )
+    if isinstance(source, RowTiles):
+        return inside, lambda rows: 0.0
     beside = width - max(0, min(f[f"high{last}"], width) - min(max(f[f"low{last}"], 0), width))
     return inside, lambda rows: min(1.0, (beside + rows - 1) / width)
 
