@@ -78,7 +78,7 @@ class RowTiles(InRows):
                     left: int, right: int, offset: Index = offset, here: Value = here, accs: list[Value] = accs
                 ) -> list[Value]:
                     inside = pixels[left : shape.rows - right]
-                    return sum_.run(self._cursor(sum_, inside, left, offset), None, here, accs)[1] if inside else accs
+                    return sum_.run(self._channels(sum_, inside, left, offset), None, here, accs)[1] if inside else accs
 
                 accs = self._between(sum_, state[1], self.outside[column], some)
                 accs = sum_.end_section(1, accs, fn.i64(column))
@@ -105,7 +105,7 @@ class RowTiles(InRows):
             return end(0)
         return fn.if_(fn.cmp("eq", column, 0), lambda: end(left), lambda: end(0), hint="first")
 
-    def _cursor(self, sum_: Sum, pixels: list[Value], first: int, offset: Index) -> Cursor:
+    def _channels(self, sum_: Sum, pixels: list[Value], first: int, offset: Index) -> Cursor:
         """The channels of some pixels of a tile, from its `first` one on."""
         fn, tile = sum_.fn, sum_.tile
         step = self.step(sum_.fields, 1)
