@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 
-from leanconv.algorithms.blocking import panels_of
-from leanconv.algorithms.dense import output_refusal, store_columns
+from leanconv.algorithms.blocking import MANY, blocking, few_weights, panels_of, tile_heights
+from leanconv.algorithms.dense import output_refusal, rows_input, store_columns
 from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.cost import issue_slots
@@ -32,6 +32,25 @@ def joined(problem: Problem, host: Host, *, first: bool = False) -> Problem:
         return p
     together = with_images(p, last=pixels == 1 and not first)
     return p if store_columns(together) or output_refusal(together) is not None else together
+
+
+def one_matrix(problem: Problem, host: Host, threads: int) -> Problem:
+    """A pointwise problem of stride 1 with its images as one matrix, if weights that many of them read pass by once.
+
+    Image by image they all stream from the last-level cache for each; 512 to 2048 channels, eight images of 7 x 7, take
+    0.98 of the time so, and 0.9 where they have to come from memory. Blocks must still be as many as threads want.
+    """
+    p, panels = problem, panels_of(problem, host)
+    if p.batch < 2 or store_columns(p) or few_weights(p, host) or set(p.stride) != {1}:
+        return p
+    matrix = with_images(p)
+    rows = rows_input(matrix)
+    if rows is None or not rows.unit_channel or output_refusal(matrix) is not None:
+        return p
+    heights = tile_heights(math.prod(matrix.out_size), host, panels, apart=rows.fields["x_row"], even=True)
+    cut = blocking(matrix, host, threads, heights)
+    chunks = cut.blocks * -(-panels.total // cut.group) * p.groups
+    return matrix if threads == 1 or chunks >= MANY * threads else p
 
 
 def together(problem: Problem, images: Problem) -> str:

@@ -69,6 +69,13 @@ class Blocking:
     group: int
 
 
+def few_weights(problem: Problem, host: Host) -> bool:
+    """Whether all panels of a group stay in the second-level cache while blocks of pixels pass through them."""
+    return (
+        problem.taps * problem.group_in * panels_of(problem, host).registers * host.target.vector_bytes <= host.l2 // 4
+    )
+
+
 def wanted_chunks(problem: Problem, threads: int, smallest: int = SMALLEST_CHUNK) -> int:
     """How many chunks a layer should have at least, none of which has fewer operations than the smallest."""
     if threads == 1:
@@ -81,17 +88,12 @@ def blocking(
 ) -> Blocking:
     """Cut a layer into chunks; see the head of this file. `pixel_bytes` of input stand for a pixel of output."""
     p, panels = problem, panels_of(problem, host)
-    lanes, item = host.target.lanes(p.dtype), p.itemsize
     pixels = math.prod(p.out_size)
     unit = math.lcm(*rows)
     # Fewest pixels that tiles of both heights and one row less cover exactly, whatever their number.
     least = max(1, -(-max(height * (height - 1) for height in rows) // unit)) * unit
-    weights = p.taps * p.group_in * panels.registers * lanes * item
-    per_pixel = pixel_bytes or max(1.0, p.group_in * item * math.prod(p.in_size) / pixels)
-    if weights <= host.l2 // 4:
-        group, budget = panels.total, host.l2 // 4
-    else:
-        group, budget = 1, host.l2 // 2
+    per_pixel = pixel_bytes or max(1.0, p.group_in * p.itemsize * math.prod(p.in_size) / pixels)
+    group, budget = (panels.total, host.l2 // 4) if few_weights(p, host) else (1, host.l2 // 2)
     wanted = wanted_chunks(p, threads)
 
     def cut(size: int, group: int) -> Blocking:

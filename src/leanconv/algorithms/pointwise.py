@@ -18,7 +18,7 @@ from typing import ClassVar
 
 from leanconv.algorithms import columns
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
-from leanconv.algorithms.batchjoin import joined, together
+from leanconv.algorithms.batchjoin import joined, one_matrix, together
 from leanconv.algorithms.blocking import panels_of
 from leanconv.algorithms.dense import (
     CoreInput,
@@ -60,6 +60,8 @@ class Pointwise(Algorithm):
     ) -> Lowering:
         """One phase: the core over rows of the image if they are evenly spaced, else pixel by pixel."""
         images, tight = joined(problem, host), without_gaps(problem, host, workspace)
+        if images is problem:
+            images = one_matrix(problem, host, threads)
         rows = rows_input(images) if all(s == 1 for s in problem.stride) else None
         # Vectors of pixels while a tile of them, a line of cache a channel, stays in half the first-level cache beside
         # the weights, or where no tile has parts of two lines to be asked for again and again.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from leanconv.algorithms.blocking import Blocking, panels_of, wanted_chunks
+from leanconv.algorithms.blocking import Blocking, few_weights, panels_of, wanted_chunks
 from leanconv.algorithms.dense import CoreInput, image_input
 from leanconv.classes import replace
 from leanconv.host import Host
@@ -54,9 +54,8 @@ def _cut(problem: Problem, host: Host, threads: int) -> Blocking:
     """
     p, panels = problem, panels_of(problem, host)
     high, width = p.out_size
-    weights = p.taps * p.group_in * panels.registers * host.target.vector_bytes
     line = (width * p.out_channels + p.in_size[1] * p.stride[0] * p.group_in) * p.itemsize
-    group, budget = (panels.total, host.l2 // 4) if weights <= host.l2 // 4 else (1, host.l2 // 2)
+    group, budget = (panels.total, host.l2 // 4) if few_weights(p, host) else (1, host.l2 // 2)
     wanted = wanted_chunks(p, threads)
     rows = max(1, min(high, budget // line, high * p.batch // wanted))
     while group > 1 and p.batch * -(-high // rows) * -(-panels.total // group) < wanted:
