@@ -20,6 +20,7 @@ from leanconv.compiled import KernelSpec, cache_key, identity
 from leanconv.host import Host
 from leanconv.kernels.columns import ColumnSpec
 from leanconv.kernels.dense import DenseSpec
+from leanconv.kernels.rowtiles import RowTiles
 from leanconv.kernels.tile import Tile
 from leanconv.options import make_problem
 from leanconv.problem import Problem, to_user
@@ -153,7 +154,18 @@ EACH_FUSED = pytest.mark.parametrize("target", FUSED_TARGETS, ids=[t.name for t 
 
 
 def tiles(spec: Any) -> set[int]:
-    """Accumulators of the tiles that a kernel has."""
+    """Accumulators of the tiles that a kernel has, or of the pixels of one that are inside the image."""
+    if isinstance(spec, DenseSpec) and isinstance(spec.source, RowTiles):
+        widths = ((spec.panels.vectors * spec.panels.whole, False), (spec.panels.last, spec.pairs))
+        return {
+            sums(height, width, left, right, pairs)
+            for rows, (width, pairs) in zip(spec.rows, widths, strict=True)
+            for height in ((rows, rows - 1) if spec.ragged else (rows,))
+            for outside in spec.source.outside
+            for left in {0, outside[0]}
+            for right in {0, outside[1]}
+            if width
+        }
     if hasattr(spec, "heights"):
         widths = (spec.panels.vectors * spec.panels.whole, spec.panels.last)
         return {rows * width for width, heights in zip(widths, spec.heights, strict=True) for rows in heights if width}
@@ -169,6 +181,13 @@ def tiles(spec: Any) -> set[int]:
         shapes = {(spec.rows, 2)} | ({(spec.rows, spec.tail)} if spec.tail else set())
     low = {(rows - 1, vectors) for rows, vectors in shapes if rows > 1}
     return {rows * vectors for rows, vectors in shapes | low}
+
+
+def sums(rows: int, vectors: int, left: int, right: int, pairs: bool) -> int:
+    """Accumulators of the pixels of a tile without some first and last ones."""
+    if not pairs:
+        return (rows - left - right) * vectors
+    return (rows - left - right) * (vectors - 1) + (rows - right - 1) // 2 - left // 2 + 1
 
 
 def cores(case: str, name: str, target: Target) -> list[KernelSpec]:
@@ -255,7 +274,7 @@ def test_rows_from_afar_are_asked_for_where_little_else_is_read(
         assert not (target.name.startswith("avx") and spills(loop))
         lines = sum(i.operation.startswith(("prefetch", "prf")) for i in loop)
         of_weights = 4 * target.vector_bytes * vectors // 64 if spec.reduction.stream else 0
-        assert lines == (-(-rows * 4 * 4 // 64) if asks else 0) + of_weights
+        assert lines == (-(-rows * 4 * 4 // 64) if asks else 0) + of_weights + spec.later
 
 
 @EACH_FUSED

@@ -1,4 +1,4 @@
-"""Outputs far larger than the last-level cache are stored past it, and what they hold does not change."""
+"""What is asked for ahead, and what is stored past the caches; neither changes a result."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 
 import leanconv
+from assembly import count_fused, innermost_loops, spills
+from guard import GuardedAllocator
 from leanconv.algorithms import traffic
 from leanconv.algorithms.direct import Direct
+from leanconv.algorithms.pointwise import Pointwise
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
-from leanconv.codegen.targets import TARGETS, Target
+from leanconv.codegen.targets import AVX2, AVX512, TARGETS, Target
 from leanconv.host import Host, this_host
 from leanconv.kernels.dense import DenseSpec
+from leanconv.kernels.reduction import UNROLL
 from strategies import EPILOGUES, POINTWISE, Case, Geometry, check_untouched, convolve
 
 WINDOW = Geometry((3, 3), (1, 1), (1, 1), ((1, 1), (1, 1)))
@@ -69,3 +73,55 @@ def test_only_what_no_cache_holds_and_only_whole_lines(target: Target) -> None:
         text = jit.compile_assembly(module.text(), target)
         assert ("vmovntps" in text) == spec.past
         assert text.count("sfence") == spec.past
+
+
+HOST = Host(AVX512, 48 << 10, 1 << 20, 32 << 20)
+DEEP = Case((1, 320, 7, 7), (256, 320, 1, 1), POINTWISE[1], layout="NHWC")  # 320 KiB of weights
+
+
+@pytest.mark.parametrize(
+    ("case", "host", "lines"),
+    [
+        (DEEP, HOST, 2),  # five tiles share eight lines
+        (replace(DEEP, x_shape=(1, 320, 10, 10)), HOST, 1),
+        (replace(DEEP, x_shape=(1, 320, 4, 4)), HOST, 4),
+        (replace(DEEP, x_shape=(1, 320, 2, 2)), HOST, 0),  # one tile: nobody has time to ask
+        (replace(DEEP, w_shape=(192, 320, 1, 1)), HOST, 0),  # weights that stay in the second-level cache
+        (DEEP, replace(HOST, target=AVX2), 0),
+    ],
+)
+def test_tiles_ask_for_the_next_panel_of_weights_together(case: Case, host: Host, lines: int) -> None:
+    (phase,) = Pointwise().lower(case.problem, host, 1, None, {}).phases
+    spec = phase.spec
+    assert isinstance(spec, DenseSpec) and spec.later == lines
+    if not lines:
+        return
+    tiles = -(-case.problem.out_size[0] * case.problem.out_size[1] // spec.rows[0])
+    assert lines * tiles * 64 >= UNROLL * spec.panels.vectors * 64
+    module = Module()
+    spec.emit(module, "tested")
+    loops = [loop for loop in innermost_loops(jit.compile_assembly(module.text(), AVX512)) if count_fused(loop)]
+    for loop in loops:
+        assert sum(i.operation == "prefetcht1" for i in loop) == lines and not spills(loop)
+
+
+@pytest.mark.parametrize(("threads", "panels"), [(1, 1), (2, 1), (3, 2), (4, 2)])
+def test_the_next_panel_is_that_of_the_same_thread(threads: int, panels: int) -> None:
+    (phase,) = Pointwise().lower(DEEP.problem, HOST, threads, None, {}).phases
+    apart = panels * phase.fields["w_panel"]
+    assert (phase.fields["w_later"], phase.fields["w_back"]) == (apart, -apart)
+
+
+@pytest.mark.parametrize("name", ["direct", "pointwise", "direct_band", "implicit_gemm", "im2row", "indirect"])
+@pytest.mark.parametrize("bias", [0, 1])
+def test_nothing_beyond_the_weights_is_read(name: str, bias: int) -> None:
+    case = replace(DEEP, x_shape=(3, 320, 7, 7), epilogue=EPILOGUES[bias])
+    outs = []
+    for threads in (1, 2, 4):
+        out = case.guarded_out(viewed=False)
+        with GuardedAllocator("right"):
+            convolve(case, case.guarded_inputs(viewed=False), algorithm=name, threads=threads, out=out)
+        case.check(out)
+        check_untouched(out)
+        outs.append(out.tobytes())
+    assert len(set(outs)) == 1

@@ -135,7 +135,7 @@ class DirectBand(Algorithm):
         rows = cut.block // plane
         nbytes = ((rows - 1) * first.stride + first.reach) * row_bytes
         source = _source(p, axes, _fields(p, axes), _band(p, host, axes))
-        core, parameters = dense_phase(p, host, source, heights, cut)
+        core, parameters = dense_phase(p, host, source, heights, cut, threads=threads)
         return Lowering(
             (core,),
             (Buffer("scratch", nbytes, per_thread=True),),
@@ -210,7 +210,7 @@ def _copied_whole(
     parameters: dict[str, int | str] = {}
     for image in range(p.batch):
         phases.append(Phase("copy", spec, {**fields, **copying, "n_first": image}, p.groups * blocks, {"band": BAND}))
-        core, parameters = dense_phase(p, host, source, heights, cut, image)
+        core, parameters = dense_phase(p, host, source, heights, cut, image, threads=threads)
         phases.append(core)
     return Lowering(
         tuple(phases),

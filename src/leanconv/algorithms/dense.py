@@ -8,14 +8,14 @@ from collections.abc import Mapping
 
 from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
-from leanconv.algorithms.traffic import ahead, from_afar, past
+from leanconv.algorithms.traffic import ahead, from_afar, lines_of_next, past
 from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Image, Rows, Source
 from leanconv.kernels.pack import PackSpec
-from leanconv.kernels.reduction import Reduction, reduction_fields
+from leanconv.kernels.reduction import FEW, Reduction, reduction_fields
 from leanconv.kernels.rowtiles import InRows
 from leanconv.kernels.stage import Stage
 from leanconv.problem import Problem
@@ -207,7 +207,9 @@ def core_phase(
     apart = source.fields.get("x_row", source.fields.get(f"step{problem.ndim - 1}", 0)) if source.unit_channel else 0
     pixels, panels = math.prod(problem.out_size), panels_of(problem, host)
     rows = tile_heights(pixels, host, panels, apart=apart, even=even)
-    return dense_phase(problem, host, source, rows, blocking(problem, host, threads, rows), tight=tight)
+    return dense_phase(
+        problem, host, source, rows, blocking(problem, host, threads, rows), tight=tight, threads=threads
+    )
 
 
 def dense_phase(
@@ -219,13 +221,18 @@ def dense_phase(
     image: int | None = None,
     *,
     tight: bool = False,
+    threads: int = 1,
 ) -> tuple[Phase, dict[str, int | str]]:
-    """The core with tiles of `rows` over blocks as cut, on all images or on one; `tight` weights as in `PackSpec`."""
+    """The core with tiles of `rows` over blocks as cut, on all images or on one; `tight` weights as in `PackSpec`.
+
+    `threads` share the chunks.
+    """
     p, panels = problem, panels_of(problem, host)
     last = math.prod(p.out_size) - (cut.blocks - 1) * cut.block
     runs = p.out_size[-1:] if isinstance(source.source, InRows) else (cut.block, last)  # that whole tiles cover
     panel = panel_fields(p, host)["w_panel"]
     plain = not store_columns(p) and not scattered(p)
+    later = 0 if tight or source.channels <= FEW else lines_of_next(panel, panels, -(-cut.block // rows[0]), host)
     spec = DenseSpec(
         target=host.target,
         dtype=p.dtype,
@@ -237,7 +244,8 @@ def dense_phase(
             merged=source.merged,
             # One pixel takes weights as fast as memory gives them, and asking for lines early gets in the way: a matrix
             # of 100 MB times a vector took 7.5 ms with it, 6.0 without (one thread).
-            stream=from_afar(panel, panels, host) and rows[0] > 1,
+            # Weights of which the second-level cache holds two panels and more come from there by themselves.
+            stream=from_afar(panel, panels, host) and rows[0] > 1 and not (later and panel <= host.l2 // 4),
             block=source.block,
         ),
         panels=panels.shape,
@@ -253,8 +261,12 @@ def dense_phase(
         past=plain and past(p, host),
         scattered=p.ndim if scattered(p) else 0,
         tight=tight,
+        later=later,
     )
     fields = core_fields(p, host, source, cut, image, tight=tight)
+    if later:
+        apart = panel * -(-threads // 2)  # every other thread takes panels from the front, the rest from the back
+        fields |= {"w_later": apart, "w_back": -apart} if cut.group == 1 else {"w_later": panel, "w_back": panel}
     far = ahead(math.prod(source.kernel) * source.channels, rows[0], panels)
     fields["o_ahead"] = far * fields["o_row"]
     if source.asks:

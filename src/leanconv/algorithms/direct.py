@@ -65,7 +65,7 @@ class Direct(Algorithm):
         if lines is None:
             phase, parameters = core_phase(images, host, threads, image_input(images), tight=tight)
         else:
-            phase, parameters = dense_phase(images, host, *lines, tight=tight)
+            phase, parameters = dense_phase(images, host, *lines, tight=tight, threads=threads)
         return Lowering(
             phases=(phase,),
             packing=pack_weights(problem, host, tight=tight),

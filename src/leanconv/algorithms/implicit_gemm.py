@@ -65,7 +65,7 @@ class ImplicitGemm(Algorithm):
         tails = p.group_in % lanes, joint * p.group_in % lanes
         stage = PackTiles(patches(p, host, True, True), height, tails[0], joint, tails[1])
         source = CoreInput(Micropanels(p.dtype), (1,), depth, True, False, fields, "x", stage)
-        core, parameters = dense_phase(p, host, source, (height, height), cut)
+        core, parameters = dense_phase(p, host, source, (height, height), cut, threads=threads)
         return Lowering(
             (core,),
             (Buffer("scratch", cut.block * depth * p.itemsize + host.target.vector_bytes, per_thread=True),),

@@ -111,7 +111,7 @@ def whole(problem: Problem, host: Host, threads: int, *, rows: bool, kind: type[
         if turned:
             core, parameters = columns.column_phase(p, host, source, columns.blocking(p, host, threads), image)
         else:
-            core, parameters = dense_phase(p, host, source, heights, cut, image)
+            core, parameters = dense_phase(p, host, source, heights, cut, image, threads=threads)
         phases.append(core)
     name = "im2row" if rows else "im2col"
     return Lowering(
@@ -151,7 +151,7 @@ def strips(
         cut = Blocking(cut.block, cut.blocks, columns.heights(p, host)[1])
         core, parameters = columns.column_phase(p, host, source, cut)
     else:
-        core, parameters = dense_phase(p, host, source, heights, cut)
+        core, parameters = dense_phase(p, host, source, heights, cut, threads=threads)
     name = "im2row" if rows else "im2col"
     return Lowering(
         (core,),

@@ -81,7 +81,7 @@ class Mapped(Algorithm):
             p.group_in if p.group_in <= FEW_CHANNELS else None,
         )
         source = CoreInput(Rows(None), (1,), depth, True, False, fields, "x", stage)
-        core, parameters = dense_phase(p, host, source, heights, cut)
+        core, parameters = dense_phase(p, host, source, heights, cut, threads=threads)
         return Lowering(
             (core,),
             (Buffer("scratch", cut.block * depth * item, per_thread=True),),

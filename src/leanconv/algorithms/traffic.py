@@ -7,6 +7,7 @@ import math
 from leanconv.host import Host
 from leanconv.kernels.cost import LINE
 from leanconv.kernels.panels import Panels
+from leanconv.kernels.reduction import UNROLL
 from leanconv.problem import Problem
 
 FETCHED = 600  # cycles from asking for a line of the output, or of the image, until it is stored to, or read
@@ -21,6 +22,20 @@ def from_afar(panel: int, panels: Panels, host: Host) -> bool:
     layer over and over the same. Where registers are fewer or smaller, some tiles would spill for it.
     """
     return panel * panels.total > host.l1 if host.target.masks else panel > host.l1 // 2
+
+
+def lines_of_next(panel: int, panels: Panels, tiles: int, host: Host) -> int:
+    """Lines of the next panel of weights that each round of a tile asks for, of `tiles` that pass a panel; 0: none.
+
+    All tiles together ask for the whole panel, into the second-level cache, where the next one's tiles find it: only
+    the first of those waited for it, but on 7 x 7 pixels that is one of five. With weights that many panels share,
+    which stay in that cache, it would be for nothing.
+    """
+    known = host.target.masks and panels.count > 1 and tiles > 1
+    if not known or panel * panels.total <= host.l2 // 4:
+        return 0
+    round_ = UNROLL * panels.vectors * host.target.vector_bytes // LINE
+    return -(-round_ // tiles)
 
 
 def past(problem: Problem, host: Host) -> bool:

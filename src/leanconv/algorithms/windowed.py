@@ -191,7 +191,7 @@ def whole(problem: Problem, host: Host, threads: int, slide: int, name: str, *, 
     parameters: dict[str, int | str] = {}
     for image in range(p.batch):
         phases.append(stage_phase(p, host, threads, tensor, image))
-        core, parameters = dense_phase(p, host, source, heights, cut, image)
+        core, parameters = dense_phase(p, host, source, heights, cut, image, threads=threads)
         phases.append(core)
     return Lowering(
         tuple(phases),
@@ -233,7 +233,7 @@ def bands(problem: Problem, host: Host, threads: int, workspace: int | None, cho
         "reach": (p.kernel[slide] - 1) * p.dilation[slide] + 1,
     }
     source = replace(core_input(p, tensor, fields, "x"), stage=WindowBand(windows))
-    core, parameters = dense_phase(p, host, source, heights, cut)
+    core, parameters = dense_phase(p, host, source, heights, cut, threads=threads)
     return Lowering(
         (core,),
         (Buffer("scratch", band_bytes(p, tensor, cut), per_thread=True),),

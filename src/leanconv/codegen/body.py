@@ -204,7 +204,10 @@ class Body:
         whole = self.i64(value)
         self.store(whole if nbytes == 8 else self.op(I32, f"trunc i64 {whole.name} to i32"), pointer, offset)
 
-    def prefetch(self, pointer: Value, offset: Index = 0, *, write: bool = False) -> None:
-        """Ask for the cache line of an address to be fetched; `write`: to be written, so other cores give it up."""
+    def prefetch(self, pointer: Value, offset: Index = 0, *, write: bool = False, level: int = 1) -> None:
+        """Ask for the cache line of an address to be fetched into a level of cache.
+
+        `write`: to be written, so other cores give it up.
+        """
         name = self.module.declare("llvm.prefetch.p0", "void", ["ptr", I32, I32, I32])
-        self.do(f"call void @{name}(ptr {self.gep(pointer, offset).name}, i32 {int(write)}, i32 3, i32 1)")
+        self.do(f"call void @{name}(ptr {self.gep(pointer, offset).name}, i32 {int(write)}, i32 {4 - level}, i32 1)")

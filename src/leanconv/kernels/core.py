@@ -152,6 +152,11 @@ class Sum(Sections):
     def _round(self, cursor: Cursor, count: int, state: list[Value], *, first: bool = False) -> list[Value]:
         here = cursor.at(state[: len(cursor.state)])
         weights, accs = self.split(cursor, state)
+        if self.later is not None:
+            apart, lines = self.later
+            place = self.fn.gep(weights, apart)
+            for line in range(lines):
+                self.fn.prefetch(place, line * LINE - REACH, level=2)
         weights, accs = self._block(here, count, weights, accs, first=first)
         return [*here.advanced(count), weights, *accs]
 

@@ -19,12 +19,13 @@ from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import I64, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.core import Sum
+from leanconv.kernels.cost import LINE
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import Rows, Source
 from leanconv.kernels.output import Output
 from leanconv.kernels.panels import PanelShape, each_panel
-from leanconv.kernels.reduction import Reduction
+from leanconv.kernels.reduction import UNROLL, Reduction
 from leanconv.kernels.rowtiles import InRows, RowTiles
 from leanconv.kernels.scatter import ScatteredOutput
 from leanconv.kernels.stage import Stage
@@ -43,7 +44,8 @@ class DenseSpec:
     stored past the caches if it begins at a multiple of a register's size; `scattered` dimensions
     of an output whose pixels are not evenly spaced (0: they are); `tight`: the weights of the last panel are packed
     without a gap; `bias_apart`: the bias is not at the head of panels but in a buffer of its own, without a gap either
-    (fields: `bias_g`, `bias_panel`, bytes).
+    (fields: `bias_g`, `bias_panel`, bytes); `later` lines of the next panel of weights that each round of a tile asks
+    for (fields: `w_later` bytes to that panel, `w_back` for threads that take chunks from the back).
     """
 
     target: Target
@@ -62,6 +64,7 @@ class DenseSpec:
     scattered: int = 0
     tight: bool = False
     bias_apart: bool = False
+    later: int = 0
 
     @property
     def pairs(self) -> bool:
@@ -116,6 +119,10 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
         scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
         x, origin = spec.stage.emit(fn, fields, x, scratch, fn.i64(first), end)
     start = spec.source.start(fn, fields, origin)
+    later = None
+    if spec.later:
+        back = fn.cmp("ne", fn.urem(kernel.thread, 2), 0)  # as in `job`
+        later = fn.i64(fn.select(back, fields["w_back"], fields["w_later"]))
 
     def panel(form: DenseSpec, at: Value, vectors: int, valid: int, last: bool) -> None:
         gap = spec.tight and valid < spec.target.lanes(spec.dtype)
@@ -127,7 +134,7 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
             of_group = fn.gep(fields.buffer("bias"), fn.mul(index["g"], fields["bias_g"]))
             bias = fn.gep(of_group, fn.mul(at, fields["bias_panel"]))
             parts = (lambda shape: Sum(fn, fields, shape, spec.reduction, head=bias), None)
-        panel_tiles(fn, fields, form, tile, valid, x, w, out, residual, at, fn.i64(first), end, start, parts)
+        panel_tiles(fn, fields, form, tile, valid, x, w, out, residual, at, fn.i64(first), end, start, parts, later)
 
     def panels(form: DenseSpec) -> list[Value]:
         lanes = spec.target.lanes(spec.dtype)
@@ -164,8 +171,12 @@ def panel_tiles(
     end: Value,
     start: list[Value],
     parts: tuple[Callable[[Tile], Sum], Callable[[Tile], Output] | None] | None = None,
+    later: Value | None = None,
 ) -> None:
-    """All tiles of one panel over one block of pixels [first, end); `parts` make other sums and outputs than usual."""
+    """All tiles of one panel over one block of pixels [first, end); `parts` make other sums and outputs than usual.
+
+    `later`: bytes to the next panel, of whose lines each tile asks for some, the next tile for others.
+    """
 
     def sums(shape: Tile) -> Sum:
         return parts[0](shape) if parts else Sum(fn, fields, shape, spec.reduction)
@@ -177,6 +188,7 @@ def panel_tiles(
             return ScatteredOutput(fn, fields, shape, spec.epilogue, valid, spec.columns, dims=spec.scattered)
         return Output(fn, fields, shape, spec.epilogue, valid, spec.columns, past=spec.past)
 
+    asks = int(later is not None)  # values that tiles pass on for it
     output = outputs(tile)
     o = output.panel(out, panel, "o")
     r = output.panel(residual, panel, "r") if residual is not None else None
@@ -185,17 +197,21 @@ def panel_tiles(
         sum_ = sums(shape)
 
         def body(pixel: Value, state: list[Value]) -> list[Value]:
-            shaped.store(spec.source.tile(sum_, x, weights, state), o, r, pixel)
+            place, after = state[:asks], list[Value]()
+            if later is not None:
+                sum_.later = fn.i64(fn.add(later, place[0])), spec.later
+                moved = fn.add(place[0], spec.later * LINE)
+                after = [fn.i64(fn.select(fn.cmp("slt", moved, UNROLL * shape.step_bytes), moved, 0))]
+            shaped.store(spec.source.tile(sum_, x, weights, state[asks:]), o, r, pixel)
             if spec.fetch:
                 shaped.fetch(o, pixel)
-            return spec.source.next(fn, fields, shape.rows, state)
+            return [*after, *spec.source.next(fn, fields, shape.rows, state[asks:])]
 
         return fn.loop(begin, stop, shape.rows, state, body, guard=spec.ragged, hint="tile")
 
-    def cover(first: Value, end: Index, start: list[Value]) -> None:
+    def cover(first: Value, end: Index, start: list[Value]) -> list[Value]:
         if not spec.ragged:
-            tiles(tile, first, end, start, output)
-            return
+            return tiles(tile, first, end, start, output)
         # n pixels in t = ceil(n / rows) tiles: rows * t - n of them are one row shorter, and those come last. The
         # planner sees to it that there are that many, so no tile is ever partly empty.
         count = fn.sub(end, first)
@@ -204,15 +220,17 @@ def panel_tiles(
         turn = fn.i64(fn.add(first, fn.mul(fn.sub(number, short), tile.rows)))
         state = tiles(tile, first, turn, start, output)
         lower = replace(tile, rows=tile.rows - 1)
-        tiles(lower, turn, end, state, outputs(lower))
+        return tiles(lower, turn, end, state, outputs(lower))
 
+    first_line = [fn.i64(0)] * asks
     if isinstance(spec.source, InRows):
         width = fields[f"out{spec.source.dims - 1}"]
 
         def line(begin: Value, state: list[Value]) -> list[Value]:
-            cover(begin, fn.add(begin, width), [state[0], fn.i64(0)])
-            return [fn.i64(fn.add(state[0], 1))]
+            at, *place = state
+            place = cover(begin, fn.add(begin, width), [*place, at, fn.i64(0)])[:asks]
+            return [fn.i64(fn.add(at, 1)), *place]
 
-        fn.loop(first, end, width, start[:1], line, hint="line")
+        fn.loop(first, end, width, [start[0], *first_line], line, hint="line")
     else:
-        cover(first, end, start)
+        cover(first, end, [*first_line, *start])

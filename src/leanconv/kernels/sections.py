@@ -24,6 +24,7 @@ class Sections:
         totals: where the totals of sections are, once there are any.
         head: where the bias is, if there is one.
         known: whether it is known where the first and the last section end.
+        later: bytes from a round's weights to lines that are asked for beside it, and how many; none if None.
     """
 
     fn: Function
@@ -33,6 +34,7 @@ class Sections:
     totals: Value | None = field(default=None)
     head: Value | None = field(default=None)
     known: bool = field(default=False)
+    later: tuple[Value, int] | None = field(default=None)
 
     def start(self, weights: Value, *, spans: bool = False) -> tuple[Value, list[Value]]:
         """Accumulators, and the address of the first weights behind the bias.
