@@ -86,7 +86,7 @@ DEEP = Case((1, 320, 7, 7), (256, 320, 1, 1), POINTWISE[1], layout="NHWC")  # 32
         (replace(DEEP, x_shape=(1, 320, 10, 10)), HOST, 1),
         (replace(DEEP, x_shape=(1, 320, 4, 4)), HOST, 4),
         (replace(DEEP, x_shape=(1, 320, 2, 2)), HOST, 0),  # one tile: nobody has time to ask
-        (replace(DEEP, w_shape=(192, 320, 1, 1)), HOST, 0),  # weights that stay in the second-level cache
+        (replace(DEEP, x_shape=(1, 80, 7, 7), w_shape=(128, 80, 1, 1)), HOST, 0),  # weights that the first level holds
         (DEEP, replace(HOST, target=AVX2), 0),
     ],
 )

@@ -27,12 +27,11 @@ def from_afar(panel: int, panels: Panels, host: Host) -> bool:
 def lines_of_next(panel: int, panels: Panels, tiles: int, host: Host) -> int:
     """Lines of the next panel of weights that each round of a tile asks for, of `tiles` that pass a panel; 0: none.
 
-    All tiles together ask for the whole panel, into the second-level cache, where the next one's tiles find it: only
-    the first of those waited for it, but on 7 x 7 pixels that is one of five. With weights that many panels share,
-    which stay in that cache, it would be for nothing.
+    All tiles together ask for the whole panel, into the second-level cache, where the next one's tiles find it. Only
+    the first of those waited for it, but on 7 x 7 pixels that is one of five.
     """
     known = host.target.masks and panels.count > 1 and tiles > 1
-    if not known or panel * panels.total <= host.l2 // 4:
+    if not known or not from_afar(panel, panels, host):
         return 0
     round_ = UNROLL * panels.vectors * host.target.vector_bytes // LINE
     return -(-round_ // tiles)
