@@ -19,7 +19,7 @@ from guard import GuardedAllocator
 from leanconv import foreign
 from leanconv.algorithms import PUBLISHED, REGISTRY
 from leanconv.algorithms.base import Algorithm
-from leanconv.algorithms.dense import is_matrix
+from leanconv.algorithms.dense import lies_well
 from leanconv.algorithms.direct import Direct
 from leanconv.cli import main
 from leanconv.errors import ArgumentTypeError, ArgumentValueError
@@ -168,7 +168,7 @@ def test_auto_overlooks_nothing(case: Case) -> None:
 
     An FFT is not worth finding for few taps, a copy not where the image is the matrix already.
     """
-    copied = {"direct_band", "implicit_gemm"} if is_matrix(case.problem) else set()
+    copied = {"direct_band", "implicit_gemm"} if lies_well(case.problem) else set()
     for name, place in PUBLISHED.items():
         if not place.look(case.problem) and not name.startswith("fft") and name not in copied:
             assert not REGISTRY[name].automatic or refusal(REGISTRY[name], case.problem), name

@@ -35,9 +35,9 @@ def _with_taps(problem: Problem) -> bool:
 
 def _copied(problem: Problem) -> bool:
     """Wherever a copy may lie better than the image does."""
-    from leanconv.algorithms.dense import is_matrix
+    from leanconv.algorithms.dense import lies_well
 
-    return not is_matrix(problem)
+    return not lies_well(problem)
 
 
 def _planes(problem: Problem) -> bool:

@@ -26,7 +26,7 @@ from leanconv.algorithms.dense import (
     CoreInput,
     dense_phase,
     image_input,
-    is_matrix,
+    lies_well,
     output_refusal,
     pack_weights,
     rows_input,
@@ -97,7 +97,7 @@ class DirectBand(Algorithm):
 
     def weighed(self, problem: Problem) -> bool:
         """Wherever a copy may lie better than the image does."""
-        return not is_matrix(problem)
+        return not lies_well(problem)
 
     def refusal(self, problem: Problem) -> str | None:
         """Any problem whose output the core can store into."""

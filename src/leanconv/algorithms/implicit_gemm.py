@@ -20,7 +20,7 @@ from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
 from leanconv.algorithms.blocking import panels_of
-from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, is_matrix, output_refusal, pack_weights
+from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, lies_well, output_refusal, pack_weights
 from leanconv.algorithms.lowered import fitting_strips, patch_fields, patches, strip_pixels
 from leanconv.host import Host
 from leanconv.kernels.micropanels import Micropanels, PackTiles
@@ -41,7 +41,7 @@ class ImplicitGemm(Algorithm):
 
     def weighed(self, problem: Problem) -> bool:
         """Wherever a copy may lie better than the image does."""
-        return not is_matrix(problem)
+        return not lies_well(problem)
 
     def refusal(self, problem: Problem) -> str | None:
         """Any problem whose output the core can store into."""

@@ -216,7 +216,7 @@ def _span(spec: DenseSpec, f: Fields, rows: float, channels: float, item: int) -
         return math.prod(red.kernel) * rows * channels * item
     if red.unit_channel:
         pixel = channels * item
-        if step >= 2 * pixel + 2 * LINE:
+        if step >= (2 if reach else 1) * pixel + 2 * LINE:  # under one tap a stride leaves pixels out
             return lines * (rows + (reach // step if step else 0)) * (pixel + LINE)
         return lines * ((rows - 1) * step + reach + pixel + LINE / 2)
     if step >= LINE:
