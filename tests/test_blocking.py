@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leanconv.algorithms.blocking import blocking, tile_heights
+from leanconv.algorithms.blocking import blocking, shared, tile_heights
 from leanconv.codegen.targets import TARGETS
 from leanconv.host import Host
 from leanconv.kernels.panels import Panels
@@ -28,14 +28,14 @@ def test_tiles_cover_every_block(
     problem = make_problem(2, (batch, *size, channels[0]), (*channels[::-1], 1, 1), dtype="float32", layout="NHWC")
     host, pixels = HOSTS[name], size[0] * size[1]
     panels = Panels.of(channels[1], host.target.lanes("float32"))
-    rows = tile_heights(pixels, host, panels)
-    cut = blocking(problem, host, threads, rows)
-    assert 1 <= cut.group <= max(1, panels.total)
-    last = pixels - (cut.blocks - 1) * cut.block
-    assert last > 0
-    for height in rows:
-        for count in {cut.block, last}:
-            assert -(-count // height) * (height - 1) <= count
+    most = tile_heights(pixels, host, panels)
+    for rows, cut in ((most, blocking(problem, host, threads, most)), shared(problem, host, threads, most)):
+        assert 1 <= cut.group <= max(1, panels.total)
+        last = pixels - (cut.blocks - 1) * cut.block
+        assert last > 0
+        for height in rows:
+            for count in {cut.block, last}:
+                assert -(-count // height) * (height - 1) <= count
 
 
 @pytest.mark.parametrize(("size", "inputs", "outputs"), [(14, 576, 96), (14, 384, 96), (7, 576, 160), (7, 960, 160)])
@@ -47,6 +47,9 @@ def test_two_threads_share_few_panels_evenly(size: int, inputs: int, outputs: in
     rows = tile_heights(size * size, host, panels)
     assert blocking(problem, host, 1, rows).blocks == 1
     assert blocking(problem, host, 2, rows).blocks == 2
+    assert shared(problem, host, 1, rows) == (rows, blocking(problem, host, 1, rows))
+    lower, cut = shared(problem, host, 2, rows)
+    assert (lower, cut.block) == ((rows, 96) if size == 14 else ((9, 9), 24))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 
 from leanconv.algorithms.base import WeightPacking
-from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
+from leanconv.algorithms.blocking import Blocking, panels_of, shared, tile_heights
 from leanconv.algorithms.traffic import ahead, from_afar, lines_of_next, past
 from leanconv.classes import dataclass
 from leanconv.host import Host
@@ -211,9 +211,7 @@ def core_phase(
     apart = source.fields.get("x_row", source.fields.get(f"step{problem.ndim - 1}", 0)) if source.unit_channel else 0
     pixels, panels = math.prod(problem.out_size), panels_of(problem, host)
     rows = tile_heights(pixels, host, panels, apart=apart, even=even)
-    return dense_phase(
-        problem, host, source, rows, blocking(problem, host, threads, rows), tight=tight, threads=threads
-    )
+    return dense_phase(problem, host, source, *shared(problem, host, threads, rows), tight=tight, threads=threads)
 
 
 def dense_phase(
