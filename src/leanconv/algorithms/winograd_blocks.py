@@ -52,6 +52,10 @@ def odd_lines(nbytes: int) -> int:
     return (-(-nbytes // ALIGNMENT) | 1) * ALIGNMENT
 
 
+# Bytes of a section's weights, where those of a panel take more than half of the first level of cache: while all tiles of
+# a block read them, those of the next section arrive beside them, and rows of V pass through (decision 0038).
+_NEAR = 16 * 1024
+
 # Tiles of a block whose weights come from the caches: more save little of their traffic, and push them out of the
 # second level: 64 channels at 224x224, 56 tiles and 28 (decision 0030).
 _MOST = 28
@@ -84,8 +88,11 @@ class BlocksOfTiles:
     def section(self) -> int:
         """Channels of a section of V, whose weights stay near while all tiles pass."""
         vectors = -(-self.problem.group_in // (self.lanes * self.splits))
+        most, channels = SECTION, vectors * self.lanes
+        if not self.transform and channels * self.width > self.host.l1 // 2:
+            most = min(most, _NEAR // self.width)
         whole = self.problem.group_in % max(self.lanes, UNROLL) == 0
-        count = -(-vectors * self.lanes // SECTION) if whole and self.splits == 1 else 1
+        count = -(-channels // most) if whole and self.splits == 1 else 1
         return -(-vectors // count) * self.lanes
 
     @property
