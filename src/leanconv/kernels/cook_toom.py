@@ -114,10 +114,10 @@ class CookToom:
         return outputs + self.taps - 1
 
     def weights(self) -> Matrix:
-        """G (size x taps): point k's row holds its powers over the product of its distances from the others."""
+        """G (size x taps): point k's row holds its powers over its scale."""
         rows = [
-            tuple(power / distance for power in _powers(point, self.taps))
-            for point, distance in zip(self.points, _distances(self.points), strict=True)
+            tuple(power / scale for power in _powers(point, self.taps))
+            for point, scale in zip(self.points, self._scales(), strict=True)
         ]
         return (tuple(ONE if j == self.taps - 1 else ZERO for j in range(self.taps)), *rows)
 
@@ -133,19 +133,29 @@ class CookToom:
     def results(self, outputs: int | None = None) -> Matrix:
         """A^T (outputs x size), for products of the *whole* transform's G whatever the size of the tile.
 
-        A smaller tile leaves out points, whose distances are then missing from the weights: they are put right here.
+        Point k's column holds its powers, times its scale over the product of its distances from the tile's others.
         """
         points, count = self._points(outputs), outputs or self.outputs
         rows = []
         for i in range(count):
             row = [ONE if i == count - 1 else ZERO]
-            for point in points:
-                value = _powers(point, count)[i]
-                for left_out in self.points[len(points) :]:
-                    value = value * (point - left_out)
-                row.append(value)
+            for point, distance, scale in zip(points, _distances(points), self._scales(), strict=False):
+                row.append(_powers(point, count)[i] * scale / distance)
             rows.append(tuple(row))
         return tuple(rows)
+
+    def _scales(self) -> list[Surd]:
+        """What the powers of each point are divided by: mostly the product of its distances from the others.
+
+        The powers of roots are no shorter code for it in `results`, nor in `weights` without: those of +-sqrt(1/2) and
+        +-sqrt(2) are (1, sqrt(1/2), 1/2) and, divided by the highest, (1/2, sqrt(1/2), 1), so that a pair of points
+        takes one multiply-add and two additions, but for the factor sqrt(1/2).
+        """
+        result = []
+        for point, distance in zip(self.points, _distances(self.points), strict=True):
+            highest = _powers(point, self.taps)[-1]
+            result.append((highest if abs(float(highest)) > 1 else ONE) if point.root else distance)
+        return result
 
     def _points(self, outputs: int | None) -> tuple[Surd, ...]:
         return self.points[: self.span(outputs or self.outputs) - 1]
