@@ -17,6 +17,7 @@ from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.winograd import Winograd
 from leanconv.codegen import jit
 from leanconv.codegen.targets import TARGETS
+from leanconv.host import Host
 from leanconv.kernels.cook_toom import ONE, CookToom, Matrix, Surd, plus_minus
 from leanconv.kernels.linear import Linear, linear
 from leanconv.kernels.polyphase import Strided, Transform
@@ -313,6 +314,82 @@ def test_on_the_fly_uses_what_a_limit_allows(limit: int) -> None:
     with GuardedAllocator() as guard:
         case.check(plan.bind(case.values["w"], case.values["bias"])(case.values["x"]), plan.algorithm)
     assert sum(guard.sizes) == plan.workspace_bytes
+
+
+# -- lines of points: the last axis of weights is transformed in registers ------------------------------------------
+
+IN_LINES = [
+    Case((1, 40, 7, 7), (48, 40, 3, 3), WINDOW, layout="NHWC", views=("gaps", "permuted", "gaps", "gaps")),
+    Case((3, 300, 9, 8), (33, 300, 3, 3), WINDOW, epilogue={"residual": True, "bias": True}, threads=2),
+    Case((2, 528, 10, 7), (17, 528, 3, 3), WINDOW, layout="NHWC", epilogue={"bias": True}, threads=2),  # sections
+    Case((2, 12, 7, 50), (96, 6, 3, 3), WINDOW, groups=2, dtype="float64", layout="NHWC", epilogue={"bias": True}),
+    Case((2, 20, 23), (24, 20, 3), Geometry((3,), (1,), (1,), ((1, 1),))),  # weights are plain, but for a factor
+    Case((1, 9, 19, 13), (40, 9, 5, 3), Geometry((5, 3), (1, 1), (1, 2), ((2, 2), (1, 1))), layout="NHWC"),
+    Case((1, 16, 19, 18), (33, 16, 3, 3), Geometry((3, 3), (2, 2), (1, 1), ((1, 1), (0, 1))), layout="NHWC"),
+]
+
+
+@pytest.mark.parametrize("case", IN_LINES, ids=range(len(IN_LINES)))
+@pytest.mark.parametrize("name", ["winograd_f2", "winograd_f4"])
+def test_lines_of_points(name: str, case: Case) -> None:
+    """Any number of points at one time, of blocks and of threads."""
+    for together in (2, 3, 4, 1000):
+        for more in ({}, {"tiles": 1}, {"tiles": 5}):
+            plan = case.plan(name, threads=case.threads, parameters={"together": together, **more})
+            assert_right(case, plan)
+            lines = plan.parameters.get("together", 1)
+            assert lines == 1 if not jit.host_target().masks else 2 <= int(lines) <= together
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("name", ["winograd_f2", "winograd_f4", "winograd_f6"])
+def test_lines_of_every_size(name: str, layout: str) -> None:
+    """Whole tiles and every smaller one, alone and behind whole ones: points of every class."""
+    for high in range(1, 15, 3 if "f6" in name else 1):
+        for wide in (high, 15 - high):
+            case = Case((1, 5, high, wide), (9, 5, 3, 3), WINDOW, layout=layout, seed=high, epilogue={"bias": True})
+            assert_right(case, case.plan(name, threads=1, parameters={"together": 2 + high % 4}))
+
+
+def test_bits_of_lines_do_not_depend_on_blocks() -> None:
+    case = Case((2, 272, 14, 9), (72, 272, 3, 3), WINDOW, layout="NHWC", epilogue={"bias": True})
+    results = set()
+    for threads in (1, 2, 3):
+        for parameters in ({"together": 2}, {"together": 3}, {"together": 6}, {"together": 3, "tiles": 3}):
+            plan = case.plan("winograd_f4", threads, parameters=parameters)
+            results.add(plan.bind(case.values["w"], case.values["bias"])(case.values["x"]).tobytes())
+    assert len(results) == 1
+
+
+def test_which_layers_take_lines() -> None:
+    """Those whose weights take longer to read than to multiply, whatever the number of threads; none without masks."""
+
+    def lines(target: str, channels: int, size: int, batch: int = 1, name: str = "winograd_f4") -> bool:
+        host = Host(TARGETS[target], 48 << 10, 1 << 20, 32 << 20)
+        case = Case((batch, channels, size, size), (channels, channels, 3, 3), WINDOW, layout="NHWC")
+        lowerings = [ALGORITHMS[name].lower(case.problem, host, threads, None, {}) for threads in (1, 2)]
+        numbers = {low.packing.nbytes / (channels * channels * 4) for low in lowerings if low.packing}
+        found = {"together" in low.parameters for low in lowerings}
+        assert len(found) == len(numbers) == 1
+        assert numbers.pop() == pytest.approx(18 if found == {True} else 36, rel=0.02)
+        return found.pop()
+
+    assert lines("avx512", 512, 7) and lines("avx512", 256, 7) and lines("avx512", 512, 14)
+    assert not lines("avx512", 64, 7) and not lines("avx512", 256, 14) and not lines("avx512", 512, 28)
+    assert not lines("avx512", 512, 7, batch=8)
+    assert not any(lines(target, 512, 7) for target in ("avx2", "neon", "portable"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size, together, fused", [(14, 2, 26), (8, 3, 26)])
+def test_lines_run_in_registers(size: int, together: int, fused: int, dtype: str) -> None:
+    """24 multiply-adds a channel, and one for each pair of points of a vector of filters; nothing is spilled."""
+    host = Host(TARGETS["avx512"], 48 << 10, 1 << 20, 32 << 20)
+    case = Case((1, 256, size, size), (128, 256, 3, 3), WINDOW, dtype=dtype, layout="NHWC")
+    low = ALGORITHMS["winograd_f4"].lower(case.problem, host, 1, None, {"together": together})
+    spec = low.phases[-1].spec
+    loops = [loop for loop in multiplying(spec) if count_fused(loop) == 4 * fused]
+    assert loops and not any(map(spills, loops))
 
 
 BOUNDS = {"winograd_f2": 2e-6, "winograd_f4": 4e-6, "winograd_f6": 2.5e-5}

@@ -31,6 +31,7 @@ _WAIT = 0.5  # cycles of a multiply-add on AVX-512
 # Bytes of weights a cycle that products read ahead of use, by where all of them are: in the second level of cache, in
 # half of the third, or beyond. Measured 8 to 12 for the last two; of two forms as fast this one is the smaller.
 _NEAR, _FAR, _BEYOND = 40.0, 16.0, 6.0
+_MOST_POINTS = 3  # summed at one time: LLVM spills with four of three tiles, and six of two
 _TILES = 6  # of which two points are summed at one time, and more points of fewer
 
 
@@ -96,7 +97,7 @@ class LinesOfPoints(BlocksOfTiles):
 
     def together(self, tiles: int) -> int:
         """Points that are summed at one time: the most whose sums of so many tiles, up to six, fit the registers."""
-        size, vectors = self.tiling.sizes[-1], max(self.panels.vectors if self.panels.count else 1, self.panels.last)
+        size, vectors = min(_MOST_POINTS, self.tiling.sizes[-1]), max(self.panels.vectors if self.panels.count else 1, self.panels.last)
         most = line_rows(self.host.target, 1, vectors)
         if self.wanted is not None:
             return max(2, min(self.wanted, size, most))
