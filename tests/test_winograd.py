@@ -21,6 +21,7 @@ from leanconv.host import Host
 from leanconv.kernels.cook_toom import ONE, CookToom, Matrix, Surd, plus_minus
 from leanconv.kernels.linear import Linear, linear
 from leanconv.kernels.polyphase import Strided, Transform
+from leanconv.kernels.winograd_lines import TapsOf
 from leanconv.kernels.winograd_products import most_rows
 from leanconv.staging import refusal
 from strategies import ALGORITHMS, Case, Geometry, applies, check_untouched, convolve
@@ -64,6 +65,7 @@ def test_surds_are_a_field() -> None:
 def test_transforms_are_exact(outputs: int, taps: int) -> None:
     """Not nearly: the identity holds in exact numbers, for whole tiles and for every smaller one."""
     check_exact(CookToom.of(outputs, taps))
+    check_exact(replace(CookToom.of(outputs, taps), bare=True))
 
 
 def test_any_points_will_do() -> None:
@@ -339,6 +341,17 @@ def test_lines_of_points(name: str, case: Case) -> None:
             assert_right(case, plan)
             lines = plan.parameters.get("together", 1)
             assert lines == 1 if not jit.host_target().masks else 2 <= int(lines) <= together
+
+
+def test_pairs_of_bare_points_take_three_steps() -> None:
+    """A pair +p and -p of F(4, 3): one multiply-add, and the middle tap added and subtracted."""
+    packed = TapsOf(replace(CookToom.of(4, 3), bare=True))
+    assert [step.kind for step in linear(packed.points()).steps] == ["fma", "add", "sub"] * 2
+    assert as_floats(packed.weights()).diagonal().tolist() == pytest.approx([1, 0.5**0.5, 1])
+    for m, r in TRANSFORMS:
+        transform = replace(CookToom.of(m, r), bare=True)
+        whole = as_floats(TapsOf(transform).points()) @ as_floats(TapsOf(transform).weights())
+        np.testing.assert_allclose(whole, as_floats(transform.weights()), rtol=1e-15)
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

@@ -14,6 +14,7 @@ from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines, tile_f
 from leanconv.algorithms.winograd_staged import SharedWindows
 from leanconv.classes import replace
 from leanconv.host import Host
+from leanconv.kernels.cook_toom import CookToom
 from leanconv.kernels.cost import LINE
 from leanconv.kernels.reduction import SECTION, UNROLL
 from leanconv.kernels.winograd import WinogradSpec
@@ -66,8 +67,16 @@ class LinesOfPoints(BlocksOfTiles):
     """Sizes and phases; at most `wanted` points of a line are summed at one time."""
 
     def __init__(self, problem: Problem, host: Host, tiling: Tiling, wanted: int | None = None) -> None:
-        super().__init__(problem, host, tiling)
+        *others, last = tiling.axes
+        if isinstance(last.transform, CookToom):
+            last = replace(last, transform=replace(last.transform, bare=True))
+        super().__init__(problem, host, Tiling((*others, last)))
         self.wanted = wanted
+
+    @property
+    def vectors(self) -> int:
+        """Registers of a row of weights, of the widest panels."""
+        return self.width // self.host.target.vector_bytes
 
     @property
     def taps(self) -> int:
@@ -97,8 +106,7 @@ class LinesOfPoints(BlocksOfTiles):
 
     def together(self, tiles: int) -> int:
         """Points that are summed at one time: the most whose sums of so many tiles, up to six, fit the registers."""
-        size, vectors = min(_MOST_POINTS, self.tiling.sizes[-1]), max(self.panels.vectors if self.panels.count else 1, self.panels.last)
-        most = line_rows(self.host.target, 1, vectors)
+        size, most = min(_MOST_POINTS, self.tiling.sizes[-1]), line_rows(self.host.target, 1, self.vectors)
         if self.wanted is not None:
             return max(2, min(self.wanted, size, most))
         fits = (n for n in range(size, 2, -1) if n * min(tiles, _TILES) <= most)
@@ -106,10 +114,10 @@ class LinesOfPoints(BlocksOfTiles):
 
     def spec(self, tiles: int) -> WinogradSpec:
         """The kernel for blocks of so many tiles."""
-        together, vectors = self.together(tiles), self.panels.vectors
+        together = self.together(tiles)
         groups = -(-self.tiling.sizes[-1] // together)
-        runs = groups * -(-tiles // line_rows(self.host.target, together, vectors))
-        nbytes = UNROLL * self.taps * vectors * self.host.target.vector_bytes
+        runs = groups * -(-tiles // line_rows(self.host.target, together, self.vectors))
+        nbytes = UNROLL * self.taps * self.width
         return replace(super().spec(tiles), together=together, asked=-(-nbytes // (LINE * runs)))
 
     def program(self, tiles: int, blocks: int, parts: int) -> Lowering:

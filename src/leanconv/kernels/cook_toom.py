@@ -91,11 +91,16 @@ _POINTS = {
 
 @dataclass(frozen=True, slots=True)
 class CookToom:
-    """F(outputs, taps) at finite `points` and infinity: `outputs + taps - 2` different points."""
+    """F(outputs, taps) at finite `points` and infinity: `outputs + taps - 2` different points.
+
+    `bare`: G has powers alone, and what they are to be divided by is in A^T.  G is then shorter code, A^T has more
+    different numbers: for few tiles, and many registers.
+    """
 
     outputs: int
     taps: int
     points: tuple[Surd, ...]
+    bare: bool = False
 
     @staticmethod
     def of(outputs: int, taps: int) -> CookToom:
@@ -144,18 +149,16 @@ class CookToom:
             rows.append(tuple(row))
         return tuple(rows)
 
-    def _scales(self) -> list[Surd]:
-        """What the powers of each point are divided by: mostly the product of its distances from the others.
+    def _scales(self) -> tuple[Surd, ...]:
+        """What the powers of each point are divided by: the product of its distances from the others.
 
-        The powers of roots are no shorter code for it in `results`, nor in `weights` without: those of +-sqrt(1/2) and
-        +-sqrt(2) are (1, sqrt(1/2), 1/2) and, divided by the highest, (1/2, sqrt(1/2), 1), so that a pair of points
-        takes one multiply-add and two additions, but for the factor sqrt(1/2).
+        Bare ones by the highest, if that is more than one: those of +-sqrt(1/2) and +-sqrt(2) are (1, sqrt(1/2), 1/2)
+        and (1/2, sqrt(1/2), 1). But for the factor sqrt(1/2) a pair of points takes one multiply-add and two additions.
         """
-        result = []
-        for point, distance in zip(self.points, _distances(self.points), strict=True):
-            highest = _powers(point, self.taps)[-1]
-            result.append((highest if abs(float(highest)) > 1 else ONE) if point.root else distance)
-        return result
+        if not self.bare:
+            return _distances(self.points)
+        highest = [_powers(point, self.taps)[-1] for point in self.points]
+        return tuple(power if abs(float(power)) > 1 else ONE for power in highest)
 
     def _points(self, outputs: int | None) -> tuple[Surd, ...]:
         return self.points[: self.span(outputs or self.outputs) - 1]
