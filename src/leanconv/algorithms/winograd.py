@@ -74,7 +74,7 @@ _TILES_AND_SPLITS = _TILES | {"splits": "blocks of input channels that go throug
 
 
 def tiling_of(problem: Problem, outputs: int) -> Tiling:
-    """Tiles of `outputs` outputs along each axis that has taps, fewer where the image is small."""
+    """Tiles of at most `outputs` outputs along each axis that has taps, and of fewer where as many tiles will do."""
     p = problem
     return _tiling(outputs, p.out_size, p.kernel, p.stride, p.dilation, p.pad_low)
 
@@ -98,7 +98,9 @@ def _counted(outputs: int, *by_axis: tuple[int, ...]) -> tuple[int, float, int, 
 @functools.lru_cache(maxsize=4096)
 def _axis(outputs: int, out: int, taps: int, stride: int, dilation: int, pad: int) -> Axis:
     longest = -(-out // dilation)  # outputs of the first of the interleaved problems
-    size = min(outputs, longest) if taps > 1 else 1
+    # As many tiles, no larger than need be: nine outputs are three tiles of three, not two of four and one of one. The
+    # products are as many, the weights fewer.
+    size = -(-longest // -(-longest // outputs)) if taps > 1 else 1
     edge = longest - (-(-longest // size) - 1) * size
     transform = Strided.of(size, taps, stride) if 1 < stride <= taps else CookToom.of(size, taps)
     return Axis(transform, edge, stride, dilation, pad)
