@@ -41,7 +41,7 @@ from leanconv.algorithms.winograd_fly import (
     output_slots,
     pass_slots,
 )
-from leanconv.algorithms.winograd_lines import SLOTS, LinesOfPoints, SharedWindowsInLines, pays, possible, stored
+from leanconv.algorithms.winograd_lines import LinesOfPoints, SharedWindowsInLines, pays, possible, slots, stored
 from leanconv.algorithms.winograd_staged import SharedWindows, SharedWindowsOnTheFly
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
@@ -187,7 +187,8 @@ class Winograd(Algorithm):
             issued += number * part * tiles * (issue_slots(high, wide) / (high * wide) if high else 0.0)
         lines = "together" in lowering.parameters
         if lines:
-            issued = kept * tiles * SLOTS
+            together = int(lowering.parameters["together"])
+            issued = kept * tiles * slots(together, tiles / p.groups / max(1, blocks), wide)
         point = kept * pass_slots(len(tiling.active))
         parts = 1.0
         if len(lowering.phases) == 1:  # each part of the panels transforms the windows of its block anew

@@ -15,7 +15,7 @@ from leanconv.algorithms.winograd_staged import SharedWindows
 from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
-from leanconv.kernels.cost import LINE
+from leanconv.kernels.cost import LATENCY, LINE
 from leanconv.kernels.reduction import SECTION, UNROLL
 from leanconv.kernels.winograd import WinogradSpec
 from leanconv.kernels.winograd_lines import TapsOf, line_rows
@@ -23,15 +23,16 @@ from leanconv.kernels.winograd_tiles import Tiling
 from leanconv.kernels.winograd_weights import LineWeightStep, WeightStep
 from leanconv.problem import Problem
 
-# Issue slots of a multiply-add: of 24, two to four more go into points; sections are short, and some groups of points
-# have few tiles. Measured with all weights near: 1.17 (16 tiles) to 1.3 (4).
-SLOTS = 1.2
+# Issue slots of a multiply-add: of 24, two more go into points; sections are short, and some groups of points have few
+# tiles. Measured with all weights near: 1.17 (16 tiles) to 1.3 (4).
+_SLOTS = 1.2
 
 _MOST_TAPS = 3  # along the last axis: the points of more take more than the sums of few tiles hide
 _WAIT = 0.5  # cycles of a multiply-add on AVX-512
-# Bytes of weights a cycle that products read ahead of use, by where all of them are: in the second level of cache, in
-# half of the third, or beyond. Measured 8 to 12 for the last two; of two forms as fast this one is the smaller.
-_NEAR, _FAR, _BEYOND = 40.0, 16.0, 6.0
+# Bytes of weights a cycle that products read ahead of use, if all of them are in half of the third level of cache, or
+# beyond. Measured 8 to 12; of two forms as fast this one is the smaller, and after other layers all weights
+# come from memory. Of weights in the second level reading is not what takes the time.
+_FAR, _BEYOND = 16.0, 6.0
 _MOST_POINTS = 3  # summed at one time: LLVM spills with four of three tiles, and six of two
 _TILES = 6  # of which two points are summed at one time, and more points of fewer
 
@@ -58,9 +59,16 @@ def pays(problem: Problem, host: Host, tiling: Tiling) -> bool:
     p, fields = problem, tile_fields(problem, tiling)
     numbers = p.groups * p.group_in * p.group_out
     nbytes = numbers * tiling.points * p.itemsize
-    rate = _NEAR if nbytes <= host.l2 else _FAR if nbytes <= host.l3 // 2 else _BEYOND
+    if nbytes <= host.l2:
+        return False
+    rate = _FAR if nbytes <= host.l3 // 2 else _BEYOND
     kept = sum(number * part for number, part in tiling.counted(fields)) * fields["tile_count"]
-    return kept * numbers / host.target.lanes(p.dtype) * _WAIT * SLOTS < nbytes / rate
+    return kept * numbers / host.target.lanes(p.dtype) * _WAIT * _SLOTS < nbytes / rate
+
+
+def slots(together: int, tiles: float, vectors: int) -> float:
+    """Issue slots of a multiply-add where so many points of so many tiles are summed at one time, or latency."""
+    return _SLOTS * max(1.0, LATENCY / (together * max(1.0, min(tiles, _TILES)) * vectors))
 
 
 class LinesOfPoints(BlocksOfTiles):
