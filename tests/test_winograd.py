@@ -377,20 +377,35 @@ def test_bits_of_lines_do_not_depend_on_blocks() -> None:
 def test_which_layers_take_lines() -> None:
     """Those whose weights take longer to read than to multiply, whatever the number of threads; none without masks."""
 
-    def lines(target: str, channels: int, size: int, batch: int = 1, name: str = "winograd_f4") -> bool:
+    def stored(target: str, channels: int, size: int, batch: int = 1, name: str = "winograd_f4") -> int:
+        """Numbers a filter that are packed."""
         host = Host(TARGETS[target], 48 << 10, 1 << 20, 32 << 20)
         case = Case((batch, channels, size, size), (channels, channels, 3, 3), WINDOW, layout="NHWC")
         lowerings = [ALGORITHMS[name].lower(case.problem, host, threads, None, {}) for threads in (1, 2)]
-        numbers = {low.packing.nbytes / (channels * channels * 4) for low in lowerings if low.packing}
-        found = {"together" in low.parameters for low in lowerings}
-        assert len(found) == len(numbers) == 1
-        assert numbers.pop() == pytest.approx(18 if found == {True} else 36, rel=0.02)
-        return found.pop()
+        numbers = {round(low.packing.nbytes / (channels * channels * 4)) for low in lowerings if low.packing}
+        assert len(numbers) == 1
+        return numbers.pop()
 
-    assert lines("avx512", 512, 7) and lines("avx512", 256, 7) and lines("avx512", 512, 14)
-    assert not lines("avx512", 64, 7) and not lines("avx512", 256, 14) and not lines("avx512", 512, 28)
-    assert not lines("avx512", 512, 7, batch=8)
-    assert not any(lines(target, 512, 7) for target in ("avx2", "neon", "portable"))
+    assert stored("avx512", 512, 7) == stored("avx512", 256, 7) == stored("avx512", 512, 14) == 18
+    assert stored("avx512", 64, 7) == stored("avx512", 256, 14) == stored("avx512", 512, 28) == 36
+    assert stored("avx512", 512, 7, batch=8) == 36
+    assert stored("avx512", 512, 6) == 15  # of tiles of 3 outputs
+    assert stored("avx512", 1024, 7, name="winograd_f2") == 16
+    assert all(stored(target, 512, 7) == 36 for target in ("avx2", "neon", "portable"))
+
+
+def test_tiles_are_no_larger_than_need_be() -> None:
+    """As many tiles and products, and fewer weights."""
+
+    def tile(size: int, name: str) -> tuple[object, object]:
+        case = Case((1, 32, size, size), (32, 32, 3, 3), WINDOW, layout="NHWC")
+        plan = case.plan(name, threads=1)
+        assert_right(case, plan)
+        return plan.parameters["tile"], plan.parameters["tiles"]
+
+    assert [tile(n, "winograd_f4") for n in (5, 6, 7, 9)] == [("3x3", 4), ("3x3", 4), ("4x4", 4), ("3x3", 9)]
+    assert [tile(n, "winograd_f6") for n in (6, 7, 10)] == [("6x6", 1), ("4x4", 4), ("5x5", 4)]
+    assert tile(3, "winograd_f2") == ("2x2", 4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
