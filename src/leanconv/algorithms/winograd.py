@@ -211,6 +211,8 @@ class Winograd(Algorithm):
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
         reads: tuple[tuple[float, float], ...] = ()
         scratch = lowering.workspace[0].nbytes
+        if len(lowering.phases) > 1:  # windows of all blocks
+            scratch //= max(1, blocks)
         if scratch > host.l2:  # each panel reads the windows anew
             reads = ((_WINDOWS * tiles * kept * p.group_in * p.itemsize * -(-outer // 2), scratch),)
         writes = ((out, out), ((splits - 1) * out, out / blocks))
