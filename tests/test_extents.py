@@ -142,6 +142,7 @@ def test_channelwise_that_asks_ahead(
     taps=st.sampled_from([2, 3]),
     dilation=st.sampled_from([1, 1, 2]),
     name=st.sampled_from(["winograd_f2", "winograd_f4", "winograd_f4_on_the_fly"]),
+    together=st.sampled_from([1, 2, 3]),
     threads=st.sampled_from([1, 3]),
     residual=st.booleans(),
 )
@@ -153,6 +154,7 @@ def test_winograd(
     taps: int,
     dilation: int,
     name: str,
+    together: int,
     threads: int,
     residual: bool,
 ) -> None:
@@ -171,6 +173,7 @@ def test_winograd(
         activation="relu",
         algorithm=name,
         threads=threads,
+        parameters=None if "fly" in name else {"together": together},
     )
     other = other_of(plan)
     assert other is not None

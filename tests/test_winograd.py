@@ -17,9 +17,11 @@ from leanconv.algorithms import REGISTRY
 from leanconv.algorithms.winograd import Winograd
 from leanconv.codegen import jit
 from leanconv.codegen.targets import TARGETS
+from leanconv.host import Host
 from leanconv.kernels.cook_toom import ONE, CookToom, Matrix, Surd, plus_minus
 from leanconv.kernels.linear import Linear, linear
 from leanconv.kernels.polyphase import Strided, Transform
+from leanconv.kernels.winograd_lines import TapsOf
 from leanconv.kernels.winograd_products import most_rows
 from leanconv.staging import refusal
 from strategies import ALGORITHMS, Case, Geometry, applies, check_untouched, convolve
@@ -63,6 +65,7 @@ def test_surds_are_a_field() -> None:
 def test_transforms_are_exact(outputs: int, taps: int) -> None:
     """Not nearly: the identity holds in exact numbers, for whole tiles and for every smaller one."""
     check_exact(CookToom.of(outputs, taps))
+    check_exact(replace(CookToom.of(outputs, taps), bare=True))
 
 
 def test_any_points_will_do() -> None:
@@ -313,6 +316,108 @@ def test_on_the_fly_uses_what_a_limit_allows(limit: int) -> None:
     with GuardedAllocator() as guard:
         case.check(plan.bind(case.values["w"], case.values["bias"])(case.values["x"]), plan.algorithm)
     assert sum(guard.sizes) == plan.workspace_bytes
+
+
+# -- lines of points: the last axis of weights is transformed in registers ------------------------------------------
+
+IN_LINES = [
+    Case((1, 40, 7, 7), (48, 40, 3, 3), WINDOW, layout="NHWC", views=("gaps", "permuted", "gaps", "gaps")),
+    Case((3, 300, 9, 8), (33, 300, 3, 3), WINDOW, epilogue={"residual": True, "bias": True}, threads=2),
+    Case((2, 528, 10, 7), (17, 528, 3, 3), WINDOW, layout="NHWC", epilogue={"bias": True}, threads=2),  # sections
+    Case((2, 12, 7, 50), (96, 6, 3, 3), WINDOW, groups=2, dtype="float64", layout="NHWC", epilogue={"bias": True}),
+    Case((2, 20, 23), (24, 20, 3), Geometry((3,), (1,), (1,), ((1, 1),))),  # weights are plain, but for a factor
+    Case((1, 9, 19, 13), (40, 9, 5, 3), Geometry((5, 3), (1, 1), (1, 2), ((2, 2), (1, 1))), layout="NHWC"),
+    Case((1, 16, 19, 18), (33, 16, 3, 3), Geometry((3, 3), (2, 2), (1, 1), ((1, 1), (0, 1))), layout="NHWC"),
+]
+
+
+@pytest.mark.parametrize("case", IN_LINES, ids=range(len(IN_LINES)))
+@pytest.mark.parametrize("name", ["winograd_f2", "winograd_f4"])
+def test_lines_of_points(name: str, case: Case) -> None:
+    """Any number of points at one time, of blocks and of threads."""
+    for together in (2, 3, 4, 1000):
+        for more in ({}, {"tiles": 1}, {"tiles": 5}):
+            plan = case.plan(name, threads=case.threads, parameters={"together": together, **more})
+            assert_right(case, plan)
+            lines = plan.parameters.get("together", 1)
+            assert lines == 1 if not jit.host_target().masks else 2 <= int(lines) <= together
+
+
+def test_pairs_of_bare_points_take_three_steps() -> None:
+    """A pair +p and -p of F(4, 3): one multiply-add, and the middle tap added and subtracted."""
+    packed = TapsOf(replace(CookToom.of(4, 3), bare=True))
+    assert [step.kind for step in linear(packed.points()).steps] == ["fma", "add", "sub"] * 2
+    assert as_floats(packed.weights()).diagonal().tolist() == pytest.approx([1, 0.5**0.5, 1])
+    for m, r in TRANSFORMS:
+        transform = replace(CookToom.of(m, r), bare=True)
+        whole = as_floats(TapsOf(transform).points()) @ as_floats(TapsOf(transform).weights())
+        np.testing.assert_allclose(whole, as_floats(transform.weights()), rtol=1e-15)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("name", ["winograd_f2", "winograd_f4", "winograd_f6"])
+def test_lines_of_every_size(name: str, layout: str) -> None:
+    """Whole tiles and every smaller one, alone and behind whole ones: points of every class."""
+    for high in range(1, 15, 3 if "f6" in name else 1):
+        for wide in (high, 15 - high):
+            case = Case((1, 5, high, wide), (9, 5, 3, 3), WINDOW, layout=layout, seed=high, epilogue={"bias": True})
+            assert_right(case, case.plan(name, threads=1, parameters={"together": 2 + high % 4}))
+
+
+def test_bits_of_lines_do_not_depend_on_blocks() -> None:
+    case = Case((2, 272, 14, 9), (72, 272, 3, 3), WINDOW, layout="NHWC", epilogue={"bias": True})
+    results = set()
+    for threads in (1, 2, 3):
+        for parameters in ({"together": 2}, {"together": 3}, {"together": 6}, {"together": 3, "tiles": 3}):
+            plan = case.plan("winograd_f4", threads, parameters=parameters)
+            results.add(plan.bind(case.values["w"], case.values["bias"])(case.values["x"]).tobytes())
+    assert len(results) == 1
+
+
+def test_which_layers_take_lines() -> None:
+    """Those whose weights take longer to read than to multiply, whatever the number of threads; none without masks."""
+
+    def stored(target: str, channels: int, size: int, batch: int = 1, name: str = "winograd_f4") -> int:
+        """Numbers a filter that are packed."""
+        host = Host(TARGETS[target], 48 << 10, 1 << 20, 32 << 20)
+        case = Case((batch, channels, size, size), (channels, channels, 3, 3), WINDOW, layout="NHWC")
+        lowerings = [ALGORITHMS[name].lower(case.problem, host, threads, None, {}) for threads in (1, 2)]
+        numbers = {round(low.packing.nbytes / (channels * channels * 4)) for low in lowerings if low.packing}
+        assert len(numbers) == 1
+        return numbers.pop()
+
+    assert stored("avx512", 512, 7) == stored("avx512", 256, 7) == stored("avx512", 512, 14) == 18
+    assert stored("avx512", 64, 7) == stored("avx512", 256, 14) == stored("avx512", 512, 28) == 36
+    assert stored("avx512", 512, 7, batch=8) == 36
+    assert stored("avx512", 512, 6) == 15  # of tiles of 3 outputs
+    assert stored("avx512", 1024, 7, name="winograd_f2") == 16
+    assert all(stored(target, 512, 7) == 36 for target in ("avx2", "neon", "portable"))
+
+
+def test_tiles_are_no_larger_than_need_be() -> None:
+    """As many tiles and products, and fewer weights."""
+
+    def tile(size: int, name: str) -> tuple[object, object]:
+        case = Case((1, 32, size, size), (32, 32, 3, 3), WINDOW, layout="NHWC")
+        plan = case.plan(name, threads=1)
+        assert_right(case, plan)
+        return plan.parameters["tile"], plan.parameters["tiles"]
+
+    assert [tile(n, "winograd_f4") for n in (5, 6, 7, 9)] == [("3x3", 4), ("3x3", 4), ("4x4", 4), ("3x3", 9)]
+    assert [tile(n, "winograd_f6") for n in (6, 7, 10)] == [("6x6", 1), ("4x4", 4), ("5x5", 4)]
+    assert tile(3, "winograd_f2") == ("2x2", 4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("size, together, fused", [(14, 2, 26), (8, 3, 26)])
+def test_lines_run_in_registers(size: int, together: int, fused: int, dtype: str) -> None:
+    """24 multiply-adds a channel, and one for each pair of points of a vector of filters; nothing is spilled."""
+    host = Host(TARGETS["avx512"], 48 << 10, 1 << 20, 32 << 20)
+    case = Case((1, 256, size, size), (128, 256, 3, 3), WINDOW, dtype=dtype, layout="NHWC")
+    low = ALGORITHMS["winograd_f4"].lower(case.problem, host, 1, None, {"together": together})
+    spec = low.phases[-1].spec
+    loops = [loop for loop in multiplying(spec) if count_fused(loop) == 4 * fused]
+    assert loops and not any(map(spills, loops))
 
 
 BOUNDS = {"winograd_f2": 2e-6, "winograd_f4": 4e-6, "winograd_f6": 2.5e-5}

@@ -8,8 +8,9 @@ Workspace   a thread: points * block * (C/g + NR) elements, where points is the 
             the tiles staged at one time; for several threads and few tiles points * tiles * C in all and points *
             block * NR a thread; with weights on the fly points * block * (c + NR) + (row + taps) * c * NR, where c
             are the input channels staged at one time, and row the points but for those of the first axis
-Weights     points / taps times as large as plain ones (4 times for F(4, 3)); or plain ones, transformed anew for each
-            block, some channels after others
+Weights     points / taps times as large as plain ones (4 times for F(4, 3)); with AVX-512, where tiles are few, only
+            the points of all axes but the last (twice for F(4, 3)), or with weights on the fly plain ones, transformed
+            anew for each block, some channels after others
 Good for    3x3 and 5x5, stride 1, many channels in and out
 Bad for     few channels, images of few tiles (their time goes into weights); rounding grows with m
 
@@ -40,6 +41,7 @@ from leanconv.algorithms.winograd_fly import (
     output_slots,
     pass_slots,
 )
+from leanconv.algorithms.winograd_lines import LinesOfPoints, SharedWindowsInLines, pays, possible, slots, stored
 from leanconv.algorithms.winograd_staged import SharedWindows, SharedWindowsOnTheFly
 from leanconv.host import Host
 from leanconv.kernels.cook_toom import CookToom
@@ -65,11 +67,14 @@ ERROR_GROWTH = {1: 1.0, 2: 1.25, 3: 1.25, 4: 1.25, 5: 2.0, 6: 2.0, 7: 5.0, 8: 5.
 _WINDOWS, _FILTERS, _NARROW = 6.0, 2.0, 3.0
 
 _TILES = {"tiles": "tiles that a thread takes through all steps at one time"}
+_TILES_AND_LINES = _TILES | {
+    "together": "points of a line whose weights are transformed in registers, summed at one time; 1: all beforehand"
+}
 _TILES_AND_SPLITS = _TILES | {"splits": "blocks of input channels that go through all steps one after another"}
 
 
 def tiling_of(problem: Problem, outputs: int) -> Tiling:
-    """Tiles of `outputs` outputs along each axis that has taps, fewer where the image is small."""
+    """Tiles of at most `outputs` outputs along each axis that has taps, and of fewer where as many tiles will do."""
     p = problem
     return _tiling(outputs, p.out_size, p.kernel, p.stride, p.dilation, p.pad_low)
 
@@ -93,7 +98,9 @@ def _counted(outputs: int, *by_axis: tuple[int, ...]) -> tuple[int, float, int, 
 @functools.lru_cache(maxsize=4096)
 def _axis(outputs: int, out: int, taps: int, stride: int, dilation: int, pad: int) -> Axis:
     longest = -(-out // dilation)  # outputs of the first of the interleaved problems
-    size = min(outputs, longest) if taps > 1 else 1
+    # As many tiles, no larger than need be: nine outputs are three tiles of three, not two of four and one of one. The
+    # products are as many, the weights fewer.
+    size = -(-longest // -(-longest // outputs)) if taps > 1 else 1
     edge = longest - (-(-longest // size) - 1) * size
     transform = Strided.of(size, taps, stride) if 1 < stride <= taps else CookToom.of(size, taps)
     return Axis(transform, edge, stride, dilation, pad)
@@ -107,7 +114,7 @@ class Winograd(Algorithm):
         "Z. Jia et al.: Optimizing N-dimensional, Winograd-based convolution for manycore CPUs, PPoPP 2018"
     )
     error_class: ClassVar[str] = "transformed"
-    tunables: ClassVar[Mapping[str, str]] = _TILES
+    tunables: ClassVar[Mapping[str, str]] = _TILES_AND_LINES
     outputs: ClassVar[int]
     transform: ClassVar[bool] = False
 
@@ -152,14 +159,14 @@ class Winograd(Algorithm):
             vectors += p.groups * blocks * p.group_in * outer * filter_slots(points, p.taps, active, lanes)
             weights, fetched = weights * p.taps, _FILTERS * blocks
         else:
-            weights, fetched = weights * points, 1.0
+            weights, fetched = weights * stored(p, host, tiling_of(p, self.outputs)), 1.0
         counts = {"multiply": kept * tiles * p.group_in * outer, "vector": vectors}
         return Cost(counts, streams=((fetched * weights, weights),))
 
     def least_bytes(self, problem: Problem, host: Host) -> int:
         """A scratch, and transformed weights beyond the plain ones."""
-        p, points = problem, tiling_of(problem, self.outputs).points
-        beyond = 0 if self.transform else (points - p.taps) * p.group_in - p.has_bias
+        p, tiling = problem, tiling_of(problem, self.outputs)
+        beyond = 0 if self.transform else (stored(p, host, tiling) - p.taps) * p.group_in - p.has_bias
         return ALIGNMENT + max(0, beyond) * p.out_channels * p.itemsize
 
     def cost(self, problem: Problem, host: Host, threads: int, lowering: Lowering) -> Cost | None:
@@ -178,6 +185,10 @@ class Winograd(Algorithm):
             high = rows / max(1.0, math.ceil(rows / host.target.tile_rows(wide)))
             kept += number * part
             issued += number * part * tiles * (issue_slots(high, wide) / (high * wide) if high else 0.0)
+        lines = "together" in lowering.parameters
+        if lines:
+            together = int(lowering.parameters["together"])
+            issued = kept * tiles * slots(together, tiles / p.groups / max(1, blocks), wide)
         point = kept * pass_slots(len(tiling.active))
         parts = 1.0
         if len(lowering.phases) == 1:  # each part of the panels transforms the windows of its block anew
@@ -192,7 +203,7 @@ class Winograd(Algorithm):
             counts["vector"] += filters * filter_slots(points, p.taps, len(tiling.active), lanes)
             weights, fetched = weights * p.taps, _FILTERS
         else:
-            weights, fetched = weights * points, 1.0
+            weights, fetched = weights * (stored(p, host, tiling) if lines else points), 1.0
         if p.x_strides[1] != 1:
             counts["block"] = tiles * kept * inner
         if p.out_strides[1] != 1:
@@ -200,6 +211,8 @@ class Winograd(Algorithm):
         out = p.batch * p.out_channels * math.prod(p.out_size) * p.itemsize
         reads: tuple[tuple[float, float], ...] = ()
         scratch = lowering.workspace[0].nbytes
+        if len(lowering.phases) > 1:  # windows of all blocks
+            scratch //= max(1, blocks)
         if scratch > host.l2:  # each panel reads the windows anew
             reads = ((_WINDOWS * tiles * kept * p.group_in * p.itemsize * -(-outer // 2), scratch),)
         writes = ((out, out), ((splits - 1) * out, out / blocks))
@@ -216,6 +229,12 @@ class Winograd(Algorithm):
             fly = BlocksOnTheFly(problem, host, tiling, threads, workspace, splits)
             both = SharedWindowsOnTheFly(problem, host, tiling, threads, workspace, fly.splits)
             return both.shared(threads, workspace, tiles) or fly.lowering(threads, workspace, tiles)
+        together = tunables.get("together")
+        lines = pays(problem, host, tiling) if together is None else together > 1 and possible(problem, host, tiling)
+        if lines:
+            with_buffer = SharedWindowsInLines(problem, host, tiling, together).shared(threads, workspace, tiles)
+            alone = LinesOfPoints(problem, host, tiling, together)
+            return with_buffer or alone.lowering(threads, workspace, tiles)
         shared = SharedWindows(problem, host, tiling).shared(threads, workspace, tiles)
         return shared or BlocksOfTiles(problem, host, tiling).lowering(threads, workspace, tiles)
 

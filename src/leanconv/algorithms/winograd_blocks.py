@@ -52,6 +52,10 @@ def odd_lines(nbytes: int) -> int:
     return (-(-nbytes // ALIGNMENT) | 1) * ALIGNMENT
 
 
+# Bytes of a section's weights, where those of a panel take more than half of the first level of cache: while all tiles
+# of a block read them, those of the next section arrive beside them, and rows of V pass through (decision 0038).
+_NEAR = 16 * 1024
+
 # Tiles of a block whose weights come from the caches: more save little of their traffic, and push them out of the
 # second level: 64 channels at 224x224, 56 tiles and 28 (decision 0030).
 _MOST = 28
@@ -85,8 +89,15 @@ class BlocksOfTiles:
         """Channels of a section of V, whose weights stay near while all tiles pass."""
         vectors = -(-self.problem.group_in // (self.lanes * self.splits))
         whole = self.problem.group_in % max(self.lanes, UNROLL) == 0
-        count = -(-vectors * self.lanes // SECTION) if whole and self.splits == 1 else 1
+        count = -(-vectors * self.lanes // self.most_channels) if whole and self.splits == 1 else 1
         return -(-vectors // count) * self.lanes
+
+    @property
+    def most_channels(self) -> int:
+        """Channels of a section; weights on the fly are in the second level of cache anyway."""
+        if self.transform or self.problem.group_in * self.width <= self.host.l1 // 2:
+            return SECTION
+        return min(SECTION, _NEAR // self.width)
 
     @property
     def sections(self) -> int:
@@ -112,7 +123,12 @@ class BlocksOfTiles:
 
     def panel_bytes(self, width: int) -> int:
         """Transformed weights and biases of a panel `width` bytes wide."""
-        return self.points * self.point_bytes(width) + self.problem.has_bias * width
+        return self.matrices * self.point_bytes(width) + self.problem.has_bias * width
+
+    @property
+    def matrices(self) -> int:
+        """Matrices of weights in a panel."""
+        return self.points
 
     def point_bytes(self, width: int) -> int:
         """Bytes of one point's weights in such a panel."""

@@ -91,11 +91,16 @@ _POINTS = {
 
 @dataclass(frozen=True, slots=True)
 class CookToom:
-    """F(outputs, taps) at finite `points` and infinity: `outputs + taps - 2` different points."""
+    """F(outputs, taps) at finite `points` and infinity: `outputs + taps - 2` different points.
+
+    `bare`: G has powers alone, and what they are to be divided by is in A^T.  G is then shorter code, A^T has more
+    different numbers: for few tiles, and many registers.
+    """
 
     outputs: int
     taps: int
     points: tuple[Surd, ...]
+    bare: bool = False
 
     @staticmethod
     def of(outputs: int, taps: int) -> CookToom:
@@ -114,10 +119,10 @@ class CookToom:
         return outputs + self.taps - 1
 
     def weights(self) -> Matrix:
-        """G (size x taps): point k's row holds its powers over the product of its distances from the others."""
+        """G (size x taps): point k's row holds its powers over its scale."""
         rows = [
-            tuple(power / distance for power in _powers(point, self.taps))
-            for point, distance in zip(self.points, _distances(self.points), strict=True)
+            tuple(power / scale for power in _powers(point, self.taps))
+            for point, scale in zip(self.points, self._scales(), strict=True)
         ]
         return (tuple(ONE if j == self.taps - 1 else ZERO for j in range(self.taps)), *rows)
 
@@ -133,19 +138,27 @@ class CookToom:
     def results(self, outputs: int | None = None) -> Matrix:
         """A^T (outputs x size), for products of the *whole* transform's G whatever the size of the tile.
 
-        A smaller tile leaves out points, whose distances are then missing from the weights: they are put right here.
+        Point k's column holds its powers, times its scale over the product of its distances from the tile's others.
         """
         points, count = self._points(outputs), outputs or self.outputs
         rows = []
         for i in range(count):
             row = [ONE if i == count - 1 else ZERO]
-            for point in points:
-                value = _powers(point, count)[i]
-                for left_out in self.points[len(points) :]:
-                    value = value * (point - left_out)
-                row.append(value)
+            for point, distance, scale in zip(points, _distances(points), self._scales(), strict=False):
+                row.append(_powers(point, count)[i] * scale / distance)
             rows.append(tuple(row))
         return tuple(rows)
+
+    def _scales(self) -> tuple[Surd, ...]:
+        """What the powers of each point are divided by: the product of its distances from the others.
+
+        Bare ones by the highest, if that is more than one: those of +-sqrt(1/2) and +-sqrt(2) are (1, sqrt(1/2), 1/2)
+        and (1/2, sqrt(1/2), 1). But for the factor sqrt(1/2) a pair of points takes one multiply-add and two additions.
+        """
+        if not self.bare:
+            return _distances(self.points)
+        highest = [_powers(point, self.taps)[-1] for point in self.points]
+        return tuple(power if abs(float(power)) > 1 else ONE for power in highest)
 
     def _points(self, outputs: int | None) -> tuple[Surd, ...]:
         return self.points[: self.span(outputs or self.outputs) - 1]

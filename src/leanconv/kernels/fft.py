@@ -29,7 +29,7 @@ class FftSpec(WinogradSpec):
         fields: Fields,
         chunk: Chunk,
         product: Products,
-        heights: dict[Bits, Heights],
+        heights: dict[Bits, tuple[Value, ...]],
         begin: list[Value],
         fly: FlyStep | None,
     ) -> None:
@@ -38,7 +38,7 @@ class FftSpec(WinogradSpec):
         (height,) = heights.values()
 
         def point(_: Value, state: list[Value]) -> list[Value]:
-            product.point(fn, fields, height, state, ask_next_point)
+            product.point(fn, fields, Heights(*height), state, ask_next_point)
             return [fn.gep(pointer, step) for pointer, step in zip(state, steps, strict=True)]
 
         fn.loop(0, self.tiling.points, 1, begin, point, hint="point")

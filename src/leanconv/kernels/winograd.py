@@ -26,6 +26,7 @@ from leanconv.kernels.fields import Fields, KernelFunction, Overlaid
 from leanconv.kernels.panels import PanelShape
 from leanconv.kernels.reduction import Reduction
 from leanconv.kernels.winograd_fly import FlyStep
+from leanconv.kernels.winograd_lines import Lines
 from leanconv.kernels.winograd_products import Heights, Products
 from leanconv.kernels.winograd_tiles import Bits, Counters, Place, Tiling
 from leanconv.kernels.winograd_weights import WeightStep, copy_bias
@@ -114,6 +115,7 @@ class WinogradSpec:
     sections: bool = False
     asked: int = 0
     staged: bool = False
+    together: int = 0
 
     @property
     def lanes(self) -> int:
@@ -195,7 +197,10 @@ class WinogradSpec:
         def shape(vectors: int, valid: int) -> Callable[[Value], None]:
             writer = self.write.emit(fn, fields, products, out, residual, vectors, valid)
             product = Products(self.target, self.dtype, self.reduction, vectors, self.sections, self.asked)
-            heights = {bits: product.heights(fn, fields, count) for bits, count in counts.items()}
+            heights: dict[Bits, tuple[Value, ...]] = {
+                bits: (count,) if self.together else product.heights(fn, fields, count)
+                for bits, count in counts.items()
+            }
 
             def panel(at: Value) -> None:
                 bias, weights = self._weights(fn, fields, chunk, at, before, vectors, valid)
@@ -272,6 +277,11 @@ class WinogradSpec:
             return bias
         return fn.select(fn.cmp("eq", fields["c_before"], 0), bias, fn.module.zeros(row))
 
+    def _lines(self, product: Products) -> Lines:
+        """The products of lines of points, as those of points."""
+        p, axis = product, self.tiling.axes[-1]
+        return Lines(p.target, p.dtype, p.reduction, p.vectors, p.sections, p.asked, axis, self.together)
+
     def _point_bytes(self, fields: Fields, vectors: int) -> Value:
         """Bytes of weights from point to point."""
         return fields["u_point" if vectors == self.panels.vectors else "u_last"]
@@ -282,17 +292,23 @@ class WinogradSpec:
         fields: Fields,
         chunk: Chunk,
         product: Products,
-        heights: dict[Bits, Heights],
+        heights: dict[Bits, tuple[Value, ...]],
         begin: list[Value],
         fly: FlyStep | None,
     ) -> None:
         """The matrix product of every point, whose V, U and M `begin` there; with `fly` taps in place of U."""
         steps = [fields["v_point"], self._point_bytes(fields, product.vectors), fields["m_point"]]
 
-        def axis(d: int, table: dict[Bits, Heights], state: list[Value]) -> list[Value]:
-            if d == len(self.tiling.axes):
+        last = len(self.tiling.axes) - 1
+
+        def axis(d: int, table: dict[Bits, tuple[Value, ...]], state: list[Value]) -> list[Value]:
+            if self.together and d == last:
+                self._lines(product).line(fn, fields, {bits: count for bits, (count,) in table.items()}, state)
+                far = [fn.mul(step, self.tiling.sizes[last]) for step in (steps[0], steps[2])]
+                return [fn.gep(at, step) for at, step in zip(state, (far[0], steps[1], far[1]), strict=True)]
+            if d > last:
                 (height,) = table.values()
-                product.point(fn, fields, height, state)
+                product.point(fn, fields, Heights(*height), state)
                 return [fn.gep(pointer, step) for pointer, step in zip(state, steps, strict=True)]
             here = self.tiling.axes[d]
 
@@ -302,7 +318,7 @@ class WinogradSpec:
                     dropped = fn.cmp("uge", point, here.kept)
                     others = {bits[1:]: value for bits, value in table.items() if bits[0]}
                     kept = {
-                        bits: Heights(*(fn.select(dropped, b, a) for a, b in zip(value, others[bits], strict=True)))
+                        bits: tuple(fn.select(dropped, b, a) for a, b in zip(value, others[bits], strict=True))
                         for bits, value in kept.items()
                     }
                 if fly is None or d != self.tiling.active[0]:

@@ -48,14 +48,14 @@ class FlyStep:
         step, (first, *others) = self.step, self.step.tiling.active
         number, wide = step.taps[first], math.prod(step.taps) // step.taps[first]
         factors = Coefficients.of(fn, step.tiling.axes[first].transform.weights(), step.dtype).row(fn, i, step.kind)
-        row = self.width * step.item
+        row, far = self.width * step.item, fn.mul(point, step.tiling.sizes[step.tiling.active[-1]])
 
         def channel(_: Value, state: list[Value]) -> list[Value]:
             def one(v: Value, at: list[Value]) -> list[Value]:
                 taken = [fn.load(step.kind, at[0], t * row) for t in range(number * wide)]
                 lines = [taken[wide * t : wide * (t + 1)] for t in range(number)]
                 values = weighted(fn, factors, lines, fused=step.target.fma)
-                store_points(fn, step, others, values, at[1], point)
+                store_points(fn, step, others, values, at[1], (point, far))
                 return [fn.gep(pointer, step.target.vector_bytes) for pointer in at]
 
             fn.loop(0, self.width // step.lanes, 1, state, one, hint="vector")

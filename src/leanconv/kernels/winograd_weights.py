@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
@@ -28,13 +29,15 @@ _TOGETHER = 8  # input channels whose points, and the filters of one vector of o
 class WeightStep:
     """How the filters of a panel are transformed.
 
+    `lines`: along the last axis are taps, and they are adjacent: [line][channel][tap][width].
     Fields: `channels`, `w_k w_c w_{d}` bytes between weights, `u_point` (of the last panel `u_last`) bytes between
-    points.
+    points, or lines of them.
     """
 
     target: Target
     dtype: str
     tiling: Tiling
+    lines: ClassVar[bool] = False
 
     @property
     def lanes(self) -> int:
@@ -66,10 +69,17 @@ class WeightStep:
         """
         stack = fn.alloca(self.tiling.points * self.target.vector_bytes)
 
-        def one(source: Value, target: Value, dense: Value, exist: int) -> None:
-            self._one(fn, fields, source, target, stack, dense, point, exist)
+        steps = (
+            (width * self.item, point)
+            if self.lines
+            else (point, fn.mul(point, self.tiling.sizes[self.tiling.active[-1]]))
+        )
 
-        self.each_filter(fn, fields, [source, target], width * self.item, width, count, one)
+        def one(source: Value, target: Value, dense: Value, exist: int) -> None:
+            self._one(fn, fields, source, target, stack, dense, steps, exist)
+
+        taps = self.tiling.sizes[-1] if self.lines else 1
+        self.each_filter(fn, fields, [source, target], taps * width * self.item, width, count, one)
 
     def each_filter(
         self, fn: Function, fields: Fields, state: list[Value], move: Index, width: int, count: int, one: OneFilter
@@ -114,14 +124,14 @@ class WeightStep:
         target: Value,
         stack: Value,
         dense: Value,
-        point: Index,
+        steps: tuple[Index, Index],
         exist: int,
     ) -> None:
         """A vector of filters of one input channel, of which the first `exist` are there."""
         if len(self.tiling.active) > 2:
             near = [self.target.vector_bytes * n for n in row_major(self.tiling.sizes)]
             self.take(fn, fields, source, stack, near, dense, exist)
-            self._transform(fn, stack, target, point)
+            self._transform(fn, stack, target, steps[0])
             return
         self.ask(fn, fields, source, exist)
         kind, places = self.kind, list(itertools.product(*map(range, self.taps)))
@@ -138,7 +148,7 @@ class WeightStep:
         taps = fn.if_(
             dense, lambda: load_runs(fn, kind, source, fields["w_k"], len(places), exist), apart, hint="dense"
         )
-        store_points(fn, self, self.tiling.active, taps, target, point)
+        store_points(fn, self, self.tiling.active, taps, target, steps)
 
     def ask(self, fn: Function, fields: Fields, source: Value, exist: int) -> None:
         """Ask for filters that are soon to be read."""
@@ -194,10 +204,16 @@ class WeightStep:
             along(d, d == active[-1])
 
 
+class LineWeightStep(WeightStep):
+    """The same for lines of points: `tiling` has taps along its last axis."""
+
+    lines: ClassVar[bool] = True
+
+
 def store_points(
-    fn: Function, step: WeightStep, axes: Sequence[int], taps: list[Value], target: Value, point: Index
+    fn: Function, step: WeightStep, axes: Sequence[int], taps: list[Value], target: Value, steps: tuple[Index, Index]
 ) -> None:
-    """Transform taps along at most two axes and store their points, `point` bytes apart.
+    """Transform taps along at most two axes and store their points, so many bytes apart along the last one, and rows.
 
     Row by row: what two rows share stays in registers.
     """
@@ -211,8 +227,8 @@ def store_points(
     for i in range(math.prod(tiling.sizes[d] for d in axes) // size):
         row = [column(i) for column in columns] if len(programs) > 1 else taps
         for j, value in enumerate(programs[-1].emit(fn, row, fused=fused)):
-            fn.store(value, fn.gep(target, fn.mul(point, j)))
-        target = fn.gep(target, fn.mul(point, size))
+            fn.store(value, fn.gep(target, fn.mul(steps[0], j)))
+        target = fn.gep(target, steps[1])
 
 
 @dataclass(frozen=True, slots=True)
