@@ -28,7 +28,8 @@ class CoreInput:
 
     `stage` copies windows to the buffer "scratch" of each thread first; the source then reads that. `block` channels go
     through all taps before the next ones, if the source sums that way (0: all do). `asks`: at some sizes of the image
-    rows are worth being asked for ahead.
+    rows are worth being asked for ahead. `ahead`: tiles are staged while others
+    are summed, not a block first.
     """
 
     source: Source
@@ -41,6 +42,7 @@ class CoreInput:
     stage: Stage | None = None
     block: int = 0
     asks: bool = False
+    ahead: bool = False
 
 
 @functools.lru_cache(maxsize=64)  # all that may compute a problem ask, some twice
@@ -234,7 +236,8 @@ def dense_phase(
     runs = p.out_size[-1:] if isinstance(source.source, InRows) else (cut.block, last)  # that whole tiles cover
     panel = panel_fields(p, host)["w_panel"]
     plain = not store_columns(p) and not scattered(p)
-    later = 0 if tight or source.channels <= FEW else lines_of_next(panel, panels, -(-cut.block // rows[0]), host)
+    beside = tight or source.ahead or source.channels <= FEW  # which ask for nothing, or for other lines
+    later = 0 if beside else lines_of_next(panel, panels, -(-cut.block // rows[0]), host)
     spec = DenseSpec(
         target=host.target,
         dtype=p.dtype,
@@ -260,10 +263,11 @@ def dense_phase(
         epilogue=Epilogue(p.activation, p.residual),
         stage=source.stage,
         fetch=plain,
-        past=plain and past(p, host),
+        past=plain and past(p, host) and not source.ahead,
         scattered=p.ndim if scattered(p) else 0,
         tight=tight,
         later=later,
+        ahead=source.ahead,
     )
     fields = core_fields(p, host, source, cut, image, tight=tight)
     if later:

@@ -170,6 +170,15 @@ class Body:
         """The same integer or address, of which LLVM does not know what it is."""
         return self.op(value.type, f'call {value.type} asm "", "=r,0"({value.type} {value.name})')
 
+    def behind(self, value: Value, results: Sequence[Value]) -> Value:
+        """The same integer, which LLVM takes to follow from vectors too: what needs it stands behind their code.
+
+        x86-64 with AVX-512 only; nothing waits for the vectors when it runs.
+        """
+        inputs = ", ".join(f"{result.type} {result.name}" for result in results)
+        constraints = "=r,0" + ",v" * len(results)
+        return self.op(value.type, f'call {value.type} asm "", "{constraints}"({value.type} {value.name}, {inputs})')
+
     def anew(self, pointer: Value) -> Value:
         """The same address, which LLVM takes for another: what lies there is loaded again, not kept in a register."""
         return self.hidden(pointer)

@@ -158,7 +158,7 @@ class Sum(Sections):
             for line in range(lines):
                 self.fn.prefetch(place, line * LINE - REACH, level=2)
         weights, accs = self._block(here, count, weights, accs, first=first)
-        return [*here.advanced(count), weights, *accs]
+        return [*here.behind(accs).advanced(count), weights, *accs]
 
     def rounds(self, cursor: Cursor, first: Index, end: Index, state: list[Value]) -> list[Value]:
         """The channels [first, end) in rounds; the state is the cursor's, the weights' address and the accumulators."""

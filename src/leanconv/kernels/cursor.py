@@ -38,6 +38,10 @@ class Cursor(ABC):
     def advanced(self, count: int) -> list[Value]:
         """The state `count` steps further on."""
 
+    def behind(self, sums: Sequence[Value]) -> Cursor:
+        """The same walk once a round has been summed, for one that does more than read."""
+        return self
+
 
 class SharedCursor(Cursor):
     """All pixels move alike: one offset register serves them all (every window lies inside the image).
@@ -95,7 +99,7 @@ class EvenCursor(Cursor):
 
     x86-64 adds one or two steps in the load itself: twelve pixels take five registers. Twelve addresses, the weights'
     and a section's bounds are more than there are, and were loaded from the stack in every round. `later` as in
-    `SharedCursor`.
+    `SharedCursor`; of rows that are windows `overlap` times as long as their distance only that part is asked for.
     """
 
     def __init__(
@@ -106,15 +110,19 @@ class EvenCursor(Cursor):
         item: int,
         offset: Index = 0,
         later: Value | None = None,
+        overlap: int = 1,
     ) -> None:
         self._fn, self._pixels, self._step, self._item, self._later = fn, pixels, step, item, later
+        self._overlap = overlap
+        lines = -(-len(pixels) * self.unroll * item // (overlap * LINE))  # of a round
+        self._wide = lines * LINE // (self.unroll * item) if overlap > 1 else len(pixels)
         self.state = [fn.gep(pixel, offset) for pixel in pixels[::3]]
         if later is not None:
-            self.state.append(fn.gep(later, fn.mul(offset, len(pixels))))
+            self.state.append(fn.gep(later, fn.mul(offset, self._wide)))
 
     def at(self, state: list[Value]) -> EvenCursor:
         """The same walk at another channel."""
-        moved = EvenCursor(self._fn, self._pixels, self._step, self._item, later=self._later)
+        moved = EvenCursor(self._fn, self._pixels, self._step, self._item, 0, self._later, self._overlap)
         moved.state, moved.first = state, self.first
         return moved
 
@@ -122,7 +130,7 @@ class EvenCursor(Cursor):
         """An address, none to two steps, and a displacement."""
         fn, rows = self._fn, len(self._pixels)
         if self._later is not None:
-            for line in range(-(-count * self._item * rows // LINE)):
+            for line in range(-(-count * self._item * self._wide // LINE)):
                 fn.prefetch(self.state[-1], line * LINE)
         # LLVM would make an address for each pixel again. Those of before are used no more, or each took two registers.
         self.state = [fn.anew(base) for base in self.state]
@@ -133,8 +141,32 @@ class EvenCursor(Cursor):
         """The addresses `count` channels further on."""
         apart = [self._item] * len(self.state)
         if self._later is not None:
-            apart[-1] *= len(self._pixels)
+            apart[-1] *= self._wide
         return [self._fn.gep(base, count * item) for base, item in zip(self.state, apart, strict=True)]
+
+
+class FoursCursor(Cursor):
+    """Pixels packed so that four channels of each lie side by side, then those of the next pixel.
+
+    One address moves from round to round; steps come four at a time.
+    """
+
+    def __init__(self, fn: Function, first: Value, rows: int, item: int) -> None:
+        self._fn, self._rows, self._item = fn, rows, item
+        self.state = [first]
+
+    def at(self, state: list[Value]) -> FoursCursor:
+        """The same walk at another round."""
+        return FoursCursor(self._fn, state[0], self._rows, self._item)
+
+    def addresses(self, count: int) -> Addresses:
+        """Displacements of one address."""
+        pixels = [self._fn.gep(self.state[0], i * self.unroll * self._item) for i in range(self._rows)]
+        return [(pixels, u * self._item) for u in range(count)]
+
+    def advanced(self, count: int) -> list[Value]:
+        """The address `count` channels further on."""
+        return [self._fn.gep(self.state[0], count * self._rows * self._item)]
 
 
 class PlaneCursor(Cursor):

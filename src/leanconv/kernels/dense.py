@@ -23,7 +23,9 @@ from leanconv.kernels.cost import LINE
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.image import Rows, Source
+from leanconv.kernels.micropanels import PackTiles
 from leanconv.kernels.output import Output
+from leanconv.kernels.packahead import Ahead
 from leanconv.kernels.panels import PanelShape, each_panel
 from leanconv.kernels.reduction import UNROLL, Reduction
 from leanconv.kernels.rowtiles import InRows, RowTiles
@@ -45,7 +47,8 @@ class DenseSpec:
     of an output whose pixels are not evenly spaced (0: they are); `tight`: the weights of the last panel are packed
     without a gap; `bias_apart`: the bias is not at the head of panels but in a buffer of its own, without a gap either
     (fields: `bias_g`, `bias_panel`, bytes); `later` lines of the next panel of weights that each round of a tile asks
-    for (fields: `w_later` bytes to that panel, `w_back` for threads that take chunks from the back).
+    for (fields: `w_later` bytes to that panel, `w_back` for threads that take chunks from the back); `ahead`: tiles are
+    staged while others are summed (see `packahead`).
     """
 
     target: Target
@@ -65,6 +68,7 @@ class DenseSpec:
     tight: bool = False
     bias_apart: bool = False
     later: int = 0
+    ahead: bool = False
 
     @property
     def pairs(self) -> bool:
@@ -117,6 +121,11 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
     origin = first
     if spec.stage is not None:
         scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
+        if spec.ahead:
+            assert isinstance(spec.stage, PackTiles)
+            tiles, span = split(fn, first, end, spec.rows[0]), (panel0, panel1)
+            Ahead(fn, fields, spec, spec.stage, x, scratch, weights, out, residual, fn.i64(first), tiles, span).emit()
+            return kernel.finish()
         x, origin = spec.stage.emit(fn, fields, x, scratch, fn.i64(first), end)
     start = spec.source.start(fn, fields, origin)
     later = None
@@ -154,6 +163,16 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
     else:
         panels(near)
     return kernel.finish()
+
+
+def split(fn: Function, first: Index, end: Index, height: int) -> tuple[Index, Index]:
+    """Tiles that cover the pixels [first, end), and how many of them are whole: the last ones are a row shorter.
+
+    n pixels make t = ceil(n / height) tiles, height * t - n of them short.
+    """
+    count = fn.sub(end, first)
+    number = fn.udiv(fn.add(count, height - 1), height)
+    return number, fn.sub(number, fn.sub(fn.mul(number, height), count))
 
 
 def panel_tiles(
@@ -212,12 +231,8 @@ def panel_tiles(
     def cover(first: Value, end: Index, start: list[Value]) -> list[Value]:
         if not spec.ragged:
             return tiles(tile, first, end, start, output)
-        # n pixels in t = ceil(n / rows) tiles: rows * t - n of them are one row shorter, and those come last. The
-        # planner sees to it that there are that many, so no tile is ever partly empty.
-        count = fn.sub(end, first)
-        number = fn.udiv(fn.add(count, tile.rows - 1), tile.rows)
-        short = fn.sub(fn.mul(number, tile.rows), count)
-        turn = fn.i64(fn.add(first, fn.mul(fn.sub(number, short), tile.rows)))
+        # The planner sees to it that there are as many tiles as are to be shorter: none is ever partly empty.
+        turn = fn.i64(fn.add(first, fn.mul(split(fn, first, end, tile.rows)[1], tile.rows)))
         state = tiles(tile, first, turn, start, output)
         lower = replace(tile, rows=tile.rows - 1)
         return tiles(lower, turn, end, state, outputs(lower))
