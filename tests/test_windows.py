@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +19,10 @@ from leanconv.bench.catalogue import resolve
 from leanconv.codegen.ir import SCALARS, vector
 from leanconv.codegen.jit import host_target
 from leanconv.host import this_host
+from leanconv.kernels.dense import DenseSpec
+from leanconv.kernels.image import Rows
 from leanconv.kernels.runs import Run, gathered, interleaved, transposed
+from leanconv.kernels.window_phases import WindowSpec
 from leanconv.memory import ALIGNMENT
 from leanconv.program import Compiled as Program_
 from leanconv.program import Job, Program
@@ -234,6 +238,39 @@ def test_solutions_of_mec_give_the_same_bits() -> None:
 def test_refusals(name: str, layout: str, batch: int, reason: str | None) -> None:
     case = Case((batch, 4, 9, 9), (8, 4, 3, 3), WINDOWS[4], layout=layout)
     assert {i.name: i for i in leanconv.algorithms(**case.plan_arguments)}[name].reason == reason
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", ["mec", "im2win"])
+@pytest.mark.parametrize("geometry", [*WINDOWS, DEEP], ids=range(len(WINDOWS) + 1))
+def test_tensors_larger_than_the_caches(
+    name: str, geometry: Geometry, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stored past them, read line by line: the same bits, residual and images in the right places."""
+    size = tuple(n + (44 if n else 0) for n in geometry.smallest)
+    if len(size) == 3:
+        size = (5, 40, 44)
+    channels = 32
+    epilogue = {"bias": True, "residual": True, "activation": "relu"}
+    shapes = (2, channels, *size), (40, channels, *geometry.kernel)
+    case = Case(*shapes, geometry, layout="NHWC", epilogue=epilogue)
+    here = this_host()
+    plain = convolve(case, case.values, algorithm=name, threads=threads)
+    monkeypatch.setattr(sys.modules["leanconv.plan"], "this_host", lambda: replace(here, l2=1 << 12, l3=1 << 14))
+    plan = leanconv.Plan(case.problem, ALGORITHMS[name], threads)
+    core, stage = plan.lowering.phases[1].spec, plan.lowering.phases[0].spec
+    lines = len(size) > 1 and here.target.vector_bytes == 64
+    lines = lines and case.problem.out_size[0 if name == "mec" else -1] >= 3 * 12
+    if lines:
+        assert isinstance(core, DenseSpec) and isinstance(core.source, Rows) and core.source.overlap
+        assert isinstance(stage, WindowSpec) and stage.windows.past
+    bound = plan.bind(case.values["w"], case.values["bias"])
+    with GuardedAllocator(case.flush):
+        inputs = case.guarded_inputs(viewed=False)
+        out = case.guarded_out(viewed=False)
+        bound(inputs["x"], out=out, residual=inputs["residual"])
+    case.check(out, name)
+    np.testing.assert_array_equal(out, plain)
 
 
 # -- innermost loops -------------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from leanconv.algorithms.batchjoin import with_images
 from leanconv.algorithms.blocking import blocking, panels_of, tile_heights
 from leanconv.algorithms.dense import CoreInput, dense_phase, even_stride, output_refusal, pack_weights, store_columns
 from leanconv.algorithms.mec import PAPER
-from leanconv.algorithms.windowed import TENSOR, Tensor, runs_of, stage_phase, term_order
+from leanconv.algorithms.windowed import stage_phase, term_order
+from leanconv.algorithms.windowtensor import TENSOR, Tensor, runs_of
 from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.image import Rows

@@ -7,7 +7,8 @@ import math
 from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.blocking import blocking, panels_of, tile_heights
 from leanconv.algorithms.dense import CoreInput, dense_phase, pack_weights
-from leanconv.algorithms.windowed import TENSOR, Tensor, runs_of, stage_phase, term_order
+from leanconv.algorithms.windowed import stage_phase, term_order
+from leanconv.algorithms.windowtensor import TENSOR, Tensor, runs_of
 from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.dense import DenseSpec

@@ -22,8 +22,11 @@ from leanconv.algorithms.batchjoin import with_images
 from leanconv.algorithms.blocking import Blocking, blocking, panels_of, tile_heights
 from leanconv.algorithms.dense import CoreInput, dense_phase, image_input, pack_weights
 from leanconv.algorithms.lowered import fitting_strips
-from leanconv.classes import dataclass, replace
+from leanconv.algorithms.windowlines import line_phase
+from leanconv.algorithms.windowtensor import TENSOR, Tensor, runs_of
+from leanconv.classes import replace
 from leanconv.host import Host
+from leanconv.kernels.cost import LINE
 from leanconv.kernels.image import Image
 from leanconv.kernels.window_phases import WindowBand, WindowSpec
 from leanconv.kernels.windows import Windows
@@ -31,49 +34,10 @@ from leanconv.memory import Buffer
 from leanconv.problem import Problem
 from leanconv.program import Phase
 
-TENSOR = "window tensor"
 FEW = 8  # vectors of channels up to which a copy is made for their number
 MOST_ROWS = 16  # of the image that are interleaved at one time
+PAST = 4  # a tensor of more than this part of the last-level cache is stored past the caches
 LARGEST_BAND = 255 << 10  # bytes a thread, if nothing else is asked for
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """The window tensor of one group of one image: sizes count elements, `steps` and `taps` are bytes.
-
-    `extents` are its positions (output positions, or padded ones where windows slide), `steps` the distance between
-    them, `taps` that between the taps of an entry; `entry` elements are copied for a position.
-    """
-
-    slide: int
-    extents: tuple[int, ...]
-    steps: tuple[int, ...]
-    taps: tuple[int, ...]
-    entry: int
-    itemsize: int
-
-    @staticmethod
-    def of(problem: Problem, slide: int) -> Tensor:
-        """Positions of the dimension that slides inside those of the others, the last of them first."""
-        p, item = problem, problem.itemsize
-        others = [d for d in range(p.ndim) if d != slide]
-        padded = p.in_size[slide] + p.pad_low[slide] + p.pad_high[slide]
-        extents = tuple(padded if d == slide else p.out_size[d] for d in range(p.ndim))
-        taps, steps = [0] * p.ndim, [0] * p.ndim
-        entry = p.group_in
-        for d in reversed(others):
-            taps[d] = entry * item
-            entry *= p.kernel[d]
-        step = entry * item
-        for d in [slide, *reversed(others)]:
-            steps[d] = step
-            step *= extents[d]
-        return Tensor(slide, extents, tuple(steps), tuple(taps), entry, item)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the whole tensor."""
-        return math.prod(self.extents) * self.entry * self.itemsize
 
 
 def copied(problem: Problem, host: Host, tensor: Tensor) -> tuple[Windows, dict[str, int]]:
@@ -120,12 +84,6 @@ def copied(problem: Problem, host: Host, tensor: Tensor) -> tuple[Windows, dict[
     return windows, fields
 
 
-def runs_of(problem: Problem, tensor: Tensor) -> tuple[int, int]:
-    """Runs of a window, and elements of each: one, or one for each tap if these are dilated."""
-    taps = problem.kernel[tensor.slide]
-    return (taps, tensor.entry) if problem.dilation[tensor.slide] > 1 else (1, taps * tensor.entry)
-
-
 def core_input(problem: Problem, tensor: Tensor, fields: Mapping[str, int], buffer: str) -> CoreInput:
     """The core's view of the tensor: an image without edges whose pixels are entries."""
     p, slide, item = problem, tensor.slide, problem.itemsize
@@ -155,10 +113,12 @@ def term_order(problem: Problem, slide: int) -> tuple[int, ...]:
     return (slide, *(d for d in range(problem.ndim) if d != slide), problem.ndim)
 
 
-def stage_phase(problem: Problem, host: Host, threads: int, tensor: Tensor, image: int) -> Phase:
-    """The phase that copies one image into the buffer `TENSOR`."""
+def stage_phase(problem: Problem, host: Host, threads: int, tensor: Tensor, image: int, *, past: bool = False) -> Phase:
+    """The phase that copies one image into the buffer `TENSOR`, `past` the caches if it is in whole lines."""
     p = problem
     windows, fields = copied(p, host, tensor)
+    lines = windows.adjacent == "channels" and not windows.tail and host.target.vector_bytes == LINE
+    windows = replace(windows, past=past and lines)
     strides = image_input(p).fields
     rows = math.prod(tensor.extents[:-1])
     block = -(-rows // (8 * threads))
@@ -190,8 +150,11 @@ def whole(problem: Problem, host: Host, threads: int, slide: int, name: str, *, 
     phases: list[Phase] = []
     parameters: dict[str, int | str] = {}
     for image in range(p.batch):
-        phases.append(stage_phase(p, host, threads, tensor, image))
-        core, parameters = dense_phase(p, host, source, heights, cut, image, threads=threads)
+        lines = None if together else line_phase(p, host, threads, tensor, image)
+        core, parameters = lines or dense_phase(p, host, source, heights, cut, image, threads=threads)
+        # Lines ask for what comes next, so the tensor need not wait in a cache.
+        past = lines is not None and tensor.nbytes > host.l3 // PAST
+        phases.append(stage_phase(p, host, threads, tensor, image, past=past))
         phases.append(core)
     return Lowering(
         tuple(phases),

@@ -13,6 +13,7 @@ COUNTS = {
     "tap": "runs of channels that tiles sum without a break",
     "edge": "addresses worked out for single pixels at the edge of the image",
     "apart": "steps of tiles whose channels do not lie side by side",
+    "gone": "lines of such steps that have left the first-level cache when the next tap reads them",
     "page": "steps of tiles that read a page of memory each, of more pages than are kept at hand",
     "store": "vectors of results stored as they are",
     "turn": "vectors of results transposed and stored",

@@ -33,10 +33,13 @@ class Rows:
     `row_bytes` is the distance between rows if the kernel is made for it (adjacent pixels, whose loads then
     share one address register).  Fields: `x_row` that distance otherwise, `x_c` bytes between channels
     (unless adjacent).  `ahead`: rows lie one behind the other, and those `x_ahead` bytes behind a tile are asked for.
+    `overlap`: rows are windows so many times as long as the distance between them, and what the next tile is the first
+    to read is asked for (0: it is not).
     """
 
     row_bytes: int | None
     ahead: bool = False
+    overlap: int = 0
 
     def _step(self, fields: Fields) -> Index:
         return fields["x_row"] if self.row_bytes is None else self.row_bytes
@@ -51,7 +54,10 @@ class Rows:
         first = fn.gep(base, state[0])
         pixels = row_addresses(fn, first, sum_.tile.rows, self._step(sum_.fields))
         later = fn.gep(first, sum_.fields["x_ahead"]) if self.ahead else None
-        return whole_windows(sum_, pixels, weights, later=later, step=self._step(sum_.fields))
+        step = self._step(sum_.fields)
+        if self.overlap:
+            later = fn.gep(first, fn.mul(step, sum_.tile.rows - 1 + self.overlap))
+        return whole_windows(sum_, pixels, weights, later=later, step=step, overlap=max(1, self.overlap))
 
     def next(self, fn: Function, fields: Fields, rows: int, state: list[Value]) -> list[Value]:
         """Rows are evenly spaced."""

@@ -14,12 +14,13 @@ class Run:
     """A copy of `count` adjacent elements in vectors of type `kind`; `tail` = count mod lanes.
 
     Either the count is known or it is at least one vector.  The last elements of a long run go in one more vector that
-    overlaps the one before.
+    overlaps the one before.  `past`: whole vectors, at multiples of their size, are stored past the caches.
     """
 
     kind: str
     count: Index
     tail: int
+    past: bool = False
 
     def emit(self, fn: Function, source: Value | None, target: Value) -> None:
         """Copy; zeros without a source."""
@@ -28,7 +29,10 @@ class Run:
 
         def move(kind: str, at: Index) -> None:
             value = fn.load(kind, source, at) if source is not None else fn.const(kind, 0.0)
-            fn.store(value, target, at)
+            if self.past:
+                fn.stream(value, fn.gep(target, at), lanes * item)
+            else:
+                fn.store(value, target, at)
 
         if isinstance(self.count, int) and self.count <= STRAIGHT * lanes:
             for first in range(0, self.count - self.tail, lanes):

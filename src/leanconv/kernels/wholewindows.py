@@ -18,12 +18,14 @@ def whole_windows(
     later: Value | None = None,
     line: Index | None = None,
     step: Index | None = None,
+    overlap: int = 1,
 ) -> list[Value]:
     """Sum over windows that lie inside the image; `pixels` address the first taps.
 
     `ranges` are the taps [first, last) of each dimension but the innermost that do, where the others read nothing but
-    padding; `apart` the bytes from pixel to pixel, if the kernel is made for them; `later` as in `SharedCursor`; `line`
-    the bytes from one tap of the first dimension to the next, if not those of the image.
+    padding; `apart` the bytes from pixel to pixel, if the kernel is made for them; `later` as in `SharedCursor` and
+    `overlap` as in `EvenCursor`; `line` the bytes from one tap of the first dimension to the next, if not
+    those of the image.
     """
     fn, red = sum_.fn, sum_.reduction
     many = sum_.tile.target.masks and len(pixels) > 6
@@ -39,9 +41,9 @@ def whole_windows(
         last = dim == len(red.kernel) - 1
         if dim == len(red.kernel) or (last and red.merged):
             count = None if red.channels is None else red.channels * (red.kernel[dim] if red.merged else 1)
-            cursor: Cursor = SharedCursor(fn, pixels, offset, stride, ahead, later)
+            cursor: Cursor = SharedCursor(fn, pixels, offset, stride, ahead, later if overlap == 1 else None)
             if even is not None and isinstance(stride, int):
-                cursor = EvenCursor(fn, pixels, even, stride, offset, later)
+                cursor = EvenCursor(fn, pixels, even, stride, offset, later, overlap)
             if apart is not None:  # one address that moves, not one for each pixel and a common offset
                 place = fn.gep(pixels[0], offset)
                 if isinstance(stride, int):

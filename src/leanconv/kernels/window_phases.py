@@ -36,6 +36,8 @@ class WindowSpec:
         x = fn.gep(fields.buffer("x"), offset)
         tensor = fn.gep(fields.buffer("windows"), fn.mul(group, fields["t_g"]))
         self.windows.emit(fn, fields, x, tensor, fn.mul(first, width), fn.mul(end, width))
+        if self.windows.past:
+            fn.stream_end(self.target.triple)
         return kernel.finish()
 
 

@@ -29,8 +29,8 @@ class Windows:
     `kernel stride dilation pad_low` per dimension, 1 1 1 along the one that slides.  `adjacent` says which elements
     are neighbours in the image: "channels", "pixels" (of a row), "row" (pixels of the only channel, whose rows under
     the taps are interleaved; windows slide along it) or "none".  `channels` if few, else None, and `tail` = channels
-    mod lanes.  `joint` taps of the last dimension follow each other in the image as in the
-    tensor, and are copied in one run (1: each on its own).
+    mod lanes.  `joint` taps of the last dimension follow each other in the image as in the tensor, and are copied in
+    one run (1: each on its own).  `past`: channels are stored past the caches, in whole lines.
 
     Fields: `e{d}` positions, `in{d} at{d}` input sizes and byte strides, `s_c` bytes between input channels,
     `channels`, `m{d}` and `k{d}` bytes in the tensor between positions and between taps.
@@ -48,6 +48,7 @@ class Windows:
     channels: int | None
     tail: int
     joint: int
+    past: bool = False
 
     @property
     def last(self) -> int:
@@ -262,6 +263,6 @@ class Windows:
         kind = vector(SCALARS[self.dtype], lanes)
         if source is None or self.adjacent in ("channels", "row"):
             count = fn.mul(self._channels(fields), taps)
-            Run(kind, count, self.tail * taps % lanes).emit(fn, source, target)
+            Run(kind, count, self.tail * taps % lanes, past=self.past).emit(fn, source, target)
         else:
             gathered(fn, kind, source, target, fields["s_c"], (self._channels(fields), self.tail))
