@@ -332,6 +332,21 @@ def test_transposes_that_write_more_lines_of_a_set_than_there_are() -> None:
         assert copied[0] == 0 and (copied[1] > 0) == worse
 
 
+@pytest.mark.parametrize(
+    ("channels", "stride", "gone"), [(64, 1, False), (512, 1, True), (512, 2, True), (512, 3, True)]
+)
+def test_lines_that_are_displaced_between_taps_are_counted(channels: int, stride: int, gone: bool) -> None:
+    """Channels first: each channel's line is read again under the next tap, and more of them where rows are skipped."""
+    host = replace(model.this_host(), target=TARGETS["avx512"], l1=48 << 10, l2=1 << 20, l3=32 << 20)
+    more = {"w_shape": (32, channels, 3, 3), "stride": stride, "padding": 0}
+    for layout, x_shape in (("NCHW", (1, channels, 28, 28)), ("NHWC", (1, 28, 28, channels))):
+        (phase,) = REGISTRY["direct"].lower(problem(**more, x_shape=x_shape, layout=layout), host, 1, None, {}).phases
+        cost = phase_cost(phase, host)
+        assert cost is not None
+        counted = gone and layout == "NCHW"
+        assert (cost.counts.get("gone", 0) > cost.counts.get("apart", 0)) == counted
+
+
 def test_a_kernel_that_nobody_counts_for_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = leanconv.plan(**LAYER, algorithm="direct", threads=1)
     known = model.seconds(plan)

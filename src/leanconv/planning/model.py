@@ -53,6 +53,7 @@ HALF_LINES = Constants(
         "tap": 1.0,
         "edge": 8.2,
         "apart": 0.83,
+        "gone": 0.95,
         "page": 1.18,
         "store": 3.0,
         "turn": 4.0,
@@ -69,7 +70,17 @@ HALF_LINES = Constants(
 
 LINES = Constants(
     slots=HALF_LINES.slots
-    | {"tile": 18.0, "tap": 5.0, "edge": 7.0, "apart": 0.1, "page": 0.2, "store": 0.1, "turn": 7.5, "block": 1.6},
+    | {
+        "tile": 18.0,
+        "tap": 5.0,
+        "edge": 7.0,
+        "apart": 0.1,
+        "gone": 0.8,
+        "page": 0.2,
+        "store": 0.1,
+        "turn": 7.5,
+        "block": 1.6,
+    },
     read={"l2": 0.004, "l3": 0.008, "memory": 0.14},
     written={"l2": 0.03, "l3": 0.033, "memory": 0.16},
 )

@@ -8,23 +8,24 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import singledispatch
 
 from leanconv.host import Host
 from leanconv.kernels.blas import FinishSpec, GemmSpec
 from leanconv.kernels.columns import ColumnSpec, RowPackSpec
 from leanconv.kernels.copy import CopySpec
-from leanconv.kernels.cost import ENTRIES, LINE, PAGE, Cost, issue_slots, part_inside
+from leanconv.kernels.cost import ENTRIES, LINE, PAGE, Cost, issue_slots
 from leanconv.kernels.dense import DenseSpec
-from leanconv.kernels.image import Image, Rows
+from leanconv.kernels.image import Rows
 from leanconv.kernels.naive import NaiveSpec
 from leanconv.kernels.pack import PackSpec
 from leanconv.kernels.panels import PanelShape
 from leanconv.kernels.planeblocks import PlaneBlocks
-from leanconv.kernels.rowtiles import InRows, RowTiles
+from leanconv.kernels.rowtiles import InRows
 from leanconv.kernels.rowwindows import RowWindows
 from leanconv.planning.copies import in_runs, staged, staged_alone
+from leanconv.planning.tilereads import edges_of, input_bytes, lines_of, span_of, terms_of
 from leanconv.program import Phase
 
 Fields = Mapping[str, int]
@@ -35,9 +36,10 @@ ASKED, ASKED_APART = 3.0, 2.0
 pixels or channels in turn, when it needs them, which the processor does not foresee as well as the run of a copy. Where
 channels lie apart a tile takes a part of a line, and the next ones the rest."""
 
-GONE = 1.5
-"""How many times more a channel of its own costs whose line has left the first-level cache when the next tap reads it:
-of 512 channels on Zen 5 such a sum takes 1.2 times as long as one by blocks (3x3 taps on 7 x 7; on 28 x 28 1.05)."""
+HELD = 1.2
+"""How many times the first-level cache lines of pixels and rows of weights of a tap may be for the next tap to find
+them there: of 512 channels on Zen 5 a sum that does not takes 1.2 times as long as one by blocks, with stride 2 on 14 x
+14, and 1.05 times on 28 x 28; of 256 channels 1.03 times."""
 
 KEPT = 0.4  # of working out an address: taking it from a table and putting it back
 
@@ -89,7 +91,7 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
     lanes = host.target.lanes(spec.dtype)
     outer = math.prod(red.kernel)
     # Of all terms, rows of a panel, those of one tap; other loops than over channels may be in it.
-    channels = _terms(spec, f) / outer
+    channels = terms_of(spec, f) / outer
     inner = red.kernel[-1] if red.merged else 1
     images = f["n_count"] * f["g_count"]
     counts: defaultdict[str, float] = defaultdict(float)
@@ -100,7 +102,7 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
     panels = [(shape.vectors, f["panel_whole"], spec.rows[0], 0.0)] if shape.whole else []
     if shape.last:
         panels.append((shape.last, 1, spec.rows[1], spec.pairs / 2))
-    inside, edges = _edges(spec, f)
+    inside, edges = edges_of(spec, f)
     total = sum(vectors * count for vectors, count, *_ in panels)
     depth_bytes = f["w_panel"]
     for vectors, count, rows, spared in panels:
@@ -125,21 +127,23 @@ def _dense(spec: DenseSpec, f: Fields, chunks: int, host: Host) -> Cost:
             if f["x_c"] >= PAGE and channels > ENTRIES:
                 counts["page"] += tiles * channels
         elif not red.unit_channel and channels > 1:
-            again = 1.0 + GONE if outer > 1 and channels * LINE > host.l1 / 2 else 1.0
-            counts["apart"] += tiles * outer * channels * inside * again
+            counts["apart"] += tiles * outer * channels * inside
+            touched = lines_of(spec, f, high)
+            if outer > 1 and channels * (touched * LINE + vectors * lanes * item) > host.l1 * HELD:
+                counts["gone"] += tiles * outer * channels * inside * touched
             if f.get("x_c", 0) >= PAGE and channels * math.prod(red.kernel[:-1]) > ENTRIES:
                 counts["page"] += tiles * math.prod(red.kernel[:-1]) * channels * inside
         panel_bytes = depth_bytes * vectors / shape.vectors
-        span = _span(spec, f, high, channels, item)
+        span = span_of(spec, f, high, channels, item)
         reads.append((tiles * panel_bytes, panel_bytes + span))
-        reads.append((tiles * span, min(1.0, block / f["pixels"]) * _input_bytes(spec, f, span, high) + panel_bytes))
+        reads.append((tiles * span, min(1.0, block / f["pixels"]) * input_bytes(spec, f, span, high) + panel_bytes))
     weights = f["g_count"] * total / shape.vectors * depth_bytes
     passes = f["n_count"] * f["b_count"] * weights  # threads take other panels or other blocks: each byte once a block
     if weights <= host.l2:
         reads.append((passes, weights))
     outputs = (total - (shape.last > 0)) * lanes + (shape.valid if shape.last else 0)
     out = images * f["pixels"] * outputs * item
-    source = _input_bytes(spec, f, span, high) * images
+    source = input_bytes(spec, f, span, high) * images
     writes.append((out, out))
     if spec.stage is not None:
         copied = staged(spec.stage, f, host)
@@ -168,70 +172,6 @@ def _from_memory(source: float, f: Fields, asked: float, host: Host) -> tuple[tu
         return ()
     block = source / (f["n_count"] * f["b_count"])
     return ((asked * source * (1 if block <= host.l3 * FAR else f["k_count"]), source),)
-
-
-def _terms(spec: DenseSpec, f: Fields) -> int:
-    """Terms of a sum: rows of packed weights of a panel, but for that of the bias."""
-    item = 8 if spec.dtype == "float64" else 4
-    return f["w_panel"] // (spec.panels.vectors * spec.target.lanes(spec.dtype) * item) - spec.bias
-
-
-def _edges(spec: DenseSpec, f: Fields) -> tuple[float, Callable[[int], float]]:
-    """The part of taps that is summed, and a function: part of the tiles of a height that are in edge form."""
-    source = spec.source
-    if not isinstance(source, Image) or isinstance(source, RowWindows):
-        return 1.0, lambda rows: 0.0
-    last = source.dims - 1
-    width = f[f"out{last}"]
-    if not source.padded:
-        return 1.0, lambda rows: min(1.0, (rows - 1) / width) / 8
-    inside = 1.0
-    if source.pad_mode == "zeros" and source.dims > 1 and spec.reduction.channels is None:
-        for d in range(source.dims if isinstance(source, RowTiles) else last):
-            inside *= part_inside(
-                f[f"out{d}"],
-                source.stride[d],
-                source.dilation[d],
-                source.pad_low[d],
-                spec.reduction.kernel[d],
-                f[f"in{d}"],
-            )
-    if isinstance(source, RowTiles):
-        return inside, lambda rows: 0.0
-    beside = width - max(0, min(f[f"high{last}"], width) - min(max(f[f"low{last}"], 0), width))
-    return inside, lambda rows: min(1.0, (beside + rows - 1) / width)
-
-
-def _span(spec: DenseSpec, f: Fields, rows: float, channels: float, item: int) -> float:
-    """Bytes, in whole cache lines where channels lie apart, that a tile of pixels reads."""
-    red, source = spec.reduction, spec.source
-    if isinstance(source, Image):
-        last = source.dims - 1
-        step = abs(f[f"step{last}"])
-        reach = (red.kernel[-1] - 1) * abs(f.get(f"tap{last}", 0)) if len(red.kernel) == source.dims else 0
-        lines = math.prod(red.kernel[:-1])
-    elif isinstance(source, Rows):
-        step, reach, lines = abs(f["x_row"]), 0, math.prod(red.kernel)
-    else:  # packed, or found through a table: each pixel's channels once
-        return math.prod(red.kernel) * rows * channels * item
-    if red.unit_channel:
-        pixel = channels * item
-        if step >= (2 if reach else 1) * pixel + 2 * LINE:  # under one tap a stride leaves pixels out
-            return lines * (rows + (reach // step if step else 0)) * (pixel + LINE)
-        return lines * ((rows - 1) * step + reach + pixel + LINE / 2)
-    if step >= LINE:
-        return lines * channels * (rows + reach / step) * LINE
-    return float(lines * channels * ((rows - 1) * step + reach + LINE))
-
-
-def _input_bytes(spec: DenseSpec, f: Fields, span: float, rows: float) -> float:
-    """Bytes of one group of one image as the core reads it."""
-    red, source = spec.reduction, spec.source
-    if isinstance(source, Image) and all(f"in{d}" in f for d in range(source.dims)) and spec.stage is None:
-        pixels = math.prod(f[f"in{d}"] for d in range(source.dims))
-        channels = _terms(spec, f) / math.prod(red.kernel)
-        return float(min(pixels * channels * (8 if spec.dtype == "float64" else 4), span * f["pixels"] / rows))
-    return span * f["pixels"] / rows
 
 
 @_cost.register
