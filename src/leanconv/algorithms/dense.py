@@ -15,6 +15,7 @@ from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.image import Image, Rows, Source
 from leanconv.kernels.pack import PackSpec
+from leanconv.kernels.panels import Panels
 from leanconv.kernels.reduction import FEW, Reduction, reduction_fields
 from leanconv.kernels.rowtiles import InRows
 from leanconv.kernels.stage import Stage
@@ -157,10 +158,10 @@ def without_gaps(problem: Problem, host: Host, limit: int | None) -> bool:
     return (filled - exact) * problem.groups > limit
 
 
-def panel_fields(problem: Problem, host: Host, *, tight: bool = False) -> dict[str, int]:
-    """Sizes of packed weights."""
+def panel_fields(problem: Problem, host: Host, *, tight: bool = False, panels: Panels | None = None) -> dict[str, int]:
+    """Sizes of packed weights, in the usual panels or in others."""
     lanes, item = host.target.lanes(problem.dtype), problem.itemsize
-    panels = panels_of(problem, host)
+    panels = panels or panels_of(problem, host)
     steps = problem.taps * problem.group_in
     rows = steps + (1 if problem.has_bias else 0)
     fields = {
@@ -174,14 +175,20 @@ def panel_fields(problem: Problem, host: Host, *, tight: bool = False) -> dict[s
 
 @functools.lru_cache(maxsize=64)
 def pack_weights(
-    problem: Problem, host: Host, order: tuple[int, ...] | None = None, *, tight: bool = False, block: int = 0
+    problem: Problem,
+    host: Host,
+    order: tuple[int, ...] | None = None,
+    *,
+    tight: bool = False,
+    block: int = 0,
+    panels: Panels | None = None,
 ) -> WeightPacking:
     """The packing of a problem's weights into panels; `order` of a sum as in `PackSpec`, or taps and then channels.
 
-    `block` channels under all taps stand before the next ones (0: all do).
+    `block` channels under all taps stand before the next ones (0: all do); `panels` if not the usual ones.
     """
-    p, item, panels = problem, problem.itemsize, panels_of(problem, host)
-    sizes = panel_fields(problem, host, tight=tight)
+    p, item, panels = problem, problem.itemsize, panels or panels_of(problem, host)
+    sizes = panel_fields(problem, host, tight=tight, panels=panels)
     axes = order or tuple(range(p.ndim + 1))
     spec = PackSpec(host.target, p.dtype, p.kernel, panels.shape, p.has_bias, axes, tight=tight, block=block)
     strides = [s * item for s in p.w_strides]

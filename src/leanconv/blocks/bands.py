@@ -1,30 +1,66 @@
-"""How an inverted residual block is cut: sections of the middle channels, bands of rows, tiles."""
+"""How an inverted residual block is cut: sections and groups of the middle channels, bands of rows, tiles."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from leanconv.classes import dataclass
 from leanconv.host import Host
-from leanconv.kernels.reduction import SECTION
+from leanconv.kernels.panels import Panels
 from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem
 
-FEWEST_ROWS = 4  # a band of fewer rows moves as many as it computes
-FEWEST_CHANNELS = 32  # of a section: adding up the output takes a fifth of the projection's time
-
-
 FEW_ROWS = 16  # of the output: threads that share so few expand several of them twice
-FEWEST_SECTIONS = 6  # of which two threads take about equal parts
+FEWEST_GROUPS = 6  # of which two threads take about equal parts
+WIDE = 2  # registers of a section: what a row's window of it takes stays in the first-level cache
+
+
+@dataclass(frozen=True, slots=True)
+class Grouping:
+    """Sections of `vectors` registers of the middle channels, and how many of them are projected at a time."""
+
+    vectors: int
+    sections: int
+    middle: int
+    lanes: int
+
+    @property
+    def panels(self) -> Panels:
+        """Sections as panels of the expansion's weights."""
+        registers = -(-self.middle // self.lanes)
+        valid = self.middle - (registers - 1) * self.lanes
+        count = registers // self.vectors
+        if valid < self.lanes and count * self.vectors == registers:
+            count -= 1
+        return Panels(count, self.vectors, registers - count * self.vectors, valid)
+
+    @property
+    def groups(self) -> int:
+        """How many groups there are; the last one may have fewer sections."""
+        return -(-self.panels.total // self.sections)
+
+    @property
+    def width(self) -> int:
+        """Channels of a section."""
+        return min(self.middle, self.vectors * self.lanes)
+
+    @property
+    def channels(self) -> int:
+        """Channels of a group."""
+        return min(self.middle, self.sections * self.vectors * self.lanes)
+
+    @property
+    def even(self) -> bool:
+        """Whether all groups have as many sections."""
+        return self.panels.total % self.sections == 0
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Channels of a section, sections, output rows of a band, and of a chunk; parts that the sections are in."""
+    """Groups of sections, output rows of a band, and of a chunk; parts that the groups are in."""
 
-    section: int
-    sections: int
+    grouping: Grouping
     band: int
     block: int
     parts: int
@@ -36,74 +72,102 @@ def _rows(depthwise: Problem, band: int) -> int:
     return min(p.in_size[0], (band - 1) * p.stride[0] + (p.kernel[0] - 1) * p.dilation[0] + 1)
 
 
-def band_buffers(depthwise: Problem, section: int, band: int) -> tuple[Buffer, Buffer]:
-    """What a thread keeps: expanded rows, and the outputs of the depthwise layer."""
-    p = depthwise
-    pixel = section * p.itemsize
+def slab_bytes(depthwise: Problem, grouping: Grouping, band: int) -> int:
+    """Expanded rows of a section under a band."""
+    return _rows(depthwise, band) * depthwise.in_size[1] * grouping.width * depthwise.itemsize
+
+
+def band_buffers(depthwise: Problem, grouping: Grouping, band: int) -> tuple[Buffer, Buffer]:
+    """What a thread keeps: expanded rows of a group, a slab a section, and the outputs of the depthwise layer."""
+    p, sections = depthwise, min(grouping.sections, grouping.panels.total)
     return (
-        Buffer("expanded", _rows(p, band) * p.in_size[1] * pixel, per_thread=True),
-        Buffer("filtered", band * p.out_size[1] * pixel, per_thread=True),
+        Buffer("expanded", sections * slab_bytes(p, grouping, band), per_thread=True),
+        Buffer("filtered", band * p.out_size[1] * grouping.channels * p.itemsize, per_thread=True),
     )
 
 
-def section_counts(layers: Sequence[Problem], host: Host) -> list[int]:
-    """Numbers of sections, the one preferred first; what follows it is for memory limits that it does not meet.
+def groupings(layers: Sequence[Problem], host: Host) -> Iterator[Grouping]:
+    """Ways to group the middle channels, the one preferred first; others are for memory limits that it does not meet.
 
-    The section decides in which order sums are added up, so it may depend on the block and the caches, but not on the
-    number of threads. It is the largest of which a low band stays in half the second-level cache, and takes, for four
-    threads, less than a quarter of what the layers apart would write between them.
+    The groups decide in which order sums are added up, so they may depend on the block and the caches, but not on the
+    number of threads. A group is the largest of which bands of three rows on two threads, and of one row on four, take
+    less than a quarter of what the layers apart would write between them, and half the second-level cache of each;
+    all channels if possible, because each group adds up the output once more.
     """
-    expand, p, _ = layers
+    p = layers[1]
     middle, lanes = p.in_channels, host.target.lanes(p.dtype)
-    between = (math.prod(expand.out_shape[1:]) + math.prod(p.out_shape[1:])) * p.itemsize
-    budget = min(host.l2 // 2, between // 16)
-    counts = [d for d in range(1, middle + 1) if middle % d == 0 and (d == 1 or middle // d % lanes == 0)]
-    # Sums of more terms than `SECTION` are cut anyway; each section adds up the output once more.
-    usual = [d for d in counts if middle // d <= SECTION and (middle // d >= FEWEST_CHANNELS or d == 1)] or counts[:1]
-    band = min(FEWEST_ROWS, p.out_size[0])
-    fits = [d for d in usual if sum(b.nbytes for b in band_buffers(p, middle // d, band)) <= budget]
-    chosen = fits[0] if fits else usual[-1]
-    # Halves of the sections shall be equal; and panels are of two vectors: of three, every other one is narrow. Of 96
-    # channels sections of 32 take 0.87 of the time of sections of 48.
 
-    def uneven(d: int) -> tuple[bool, bool, int]:
-        return part_count(layers, d) == 2 and d % 2 > 0, middle // d // lanes % 2 > 0, d
+    def wide(sections: int) -> Grouping:
+        return Grouping(WIDE, sections, middle, lanes)
 
-    chosen = min((d for d in fits if d <= 2 * chosen), key=uneven, default=chosen)
-    return [chosen, *(d for d in counts if d > chosen)]
+    def fits(grouping: Grouping) -> bool:
+        room = room_between(layers, part_count(layers, grouping.groups))
+        sizes = {rows: sum(b.nbytes for b in band_buffers(p, grouping, min(rows, p.out_size[0]))) for rows in (1, 3)}
+        return sizes[3] <= min(host.l2 // 2, room // 2) and sizes[1] <= room // 4
+
+    most = wide(1).panels.total
+    if middle % lanes:  # groups are whole registers
+        yield wide(most)
+        return
+    if part_count(layers, most) > 1:
+        most //= FEWEST_GROUPS
+    chosen = wide(next((n for n in range(most, 0, -1) if fits(wide(n))), 1))
+
+    # Halves of the groups shall be equal, and groups as well.
+    def uneven(grouping: Grouping) -> tuple[bool, bool, int]:
+        halves = part_count(layers, grouping.groups) == 2 and grouping.groups % 2 > 0
+        return halves, not grouping.even, grouping.groups
+
+    some = (wide(n) for n in range(1, chosen.sections + 1))
+    chosen = min((one for one in some if one.groups <= 2 * chosen.groups), key=uneven)
+    yield chosen
+    yield from (wide(n) for n in range(chosen.sections - 1, 0, -1))
+    yield Grouping(1, 1, middle, lanes)
 
 
-def part_count(layers: Sequence[Problem], sections: int) -> int:
-    """Two if threads share the sections of an image of few rows, else one.
+def room_between(layers: Sequence[Problem], parts: int) -> int:
+    """A quarter of what the layers apart would write between them, less what parts have beside the output."""
+    expand, p, project = layers
+    between = (math.prod(expand.out_shape) + math.prod(p.out_shape)) * p.itemsize
+    return between // 4 - (parts - 1) * math.prod(project.out_shape) * p.itemsize
+
+
+def part_count(layers: Sequence[Problem], groups: int) -> int:
+    """Two if threads share the groups of an image of few rows, else one.
 
     Each part has sums of its own, added up at the end: so it may not depend on the number of threads, or bits would.
+    Rows that two threads both expand are two of 14 at stride 1, which costs more than that, and one of 28 at stride 2.
     """
     expand, p, project = layers
     between = math.prod(expand.out_shape) + math.prod(p.out_shape)
-    few = p.batch == 1 and p.out_size[0] <= FEW_ROWS and sections >= FEWEST_SECTIONS
-    return 2 if few and 6 * math.prod(project.out_shape) <= between else 1
+    few = p.batch == 1 and p.out_size[0] <= FEW_ROWS and p.in_size[0] <= FEW_ROWS * _twice(p)
+    return 2 if few and groups >= FEWEST_GROUPS and 6 * math.prod(project.out_shape) <= between else 1
 
 
 def cut_into_bands(
-    layers: Sequence[Problem], sections: int, host: Host, threads: int, workspace: int | None, parts: int
+    layers: Sequence[Problem], grouping: Grouping, host: Host, threads: int, workspace: int | None, parts: int
 ) -> Cut:
     """The highest bands that stay in half the second-level cache and in a quarter of what is saved."""
-    expand, p, project = layers
-    block, section = _block(p, -(-threads // parts)), p.in_channels // sections
-    between = (math.prod(expand.out_shape) + math.prod(p.out_shape)) * p.itemsize
-    second = (parts - 1) * math.prod(project.out_shape) * p.itemsize
-    budget = min(host.l2 // 2 * threads, between // 4 - 64 * (threads + 1) - second)
+    p = layers[1]
+    block = _block(p, -(-threads // parts))
+    budget = min(host.l2 // 2 * threads, room_between(layers, parts) - 64 * (threads + 1))
     budget = budget if workspace is None else min(budget, workspace)
-    fits = [b for b in range(1, block + 1) if arena_bytes(band_buffers(p, section, b), threads) <= budget]
-    return Cut(section, sections, max(fits, default=1), block, parts)
+    fits = [b for b in range(1, block + 1) if arena_bytes(band_buffers(p, grouping, b), threads) <= budget]
+    bands = -(-block // max(fits, default=1))
+    return Cut(grouping, -(-block // bands), block, parts)
+
+
+def _twice(depthwise: Problem) -> int:
+    """Input rows under two neighbouring rows of outputs."""
+    p = depthwise
+    return max(0, (p.kernel[0] - 1) * p.dilation[0] + 1 - p.stride[0])
 
 
 def _block(depthwise: Problem, threads: int) -> int:
     """Output rows of a chunk: two chunks a thread where their common rows, expanded twice, are few."""
     p = depthwise
     wanted = -(-threads // max(1, p.batch)) if threads > 1 else 1
-    twice = max(0, (p.kernel[0] - 1) * p.dilation[0] + 1 - p.stride[0])
-    if threads > 1 and p.out_size[0] * p.stride[0] >= 2 * wanted * 8 * twice:
+    if threads > 1 and p.out_size[0] * p.stride[0] >= 2 * wanted * 8 * _twice(p):
         wanted *= 2
     return -(-p.out_size[0] // wanted)
 

@@ -214,6 +214,7 @@ def panel_tiles(
 
     def tiles(shape: Tile, begin: Value, stop: Index, state: list[Value], shaped: Output) -> list[Value]:
         sum_ = sums(shape)
+        sum_.late = type(shaped) is Output and not (shaped.columns or shape.pairs)
 
         def body(pixel: Value, state: list[Value]) -> list[Value]:
             place, after = state[:asks], list[Value]()
@@ -221,7 +222,11 @@ def panel_tiles(
                 sum_.later = fn.i64(fn.add(later, place[0])), spec.later
                 moved = fn.add(place[0], spec.later * LINE)
                 after = [fn.i64(fn.select(fn.cmp("slt", moved, UNROLL * shape.step_bytes), moved, 0))]
-            shaped.store(spec.source.tile(sum_, x, weights, state[asks:]), o, r, pixel)
+            accs = spec.source.tile(sum_, x, weights, state[asks:])
+            if sum_.late:
+                shaped.store_rows(accs, o, r, pixel, sum_.last_term())
+            else:
+                shaped.store(accs, o, r, pixel)
             if spec.fetch:
                 shaped.fetch(o, pixel)
             return [*after, *spec.source.next(fn, fields, shape.rows, state[asks:])]

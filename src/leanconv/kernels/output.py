@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import Function, Index, Value
@@ -41,13 +41,21 @@ class Output:
         if self.columns:
             self._columns(accs, out, residual, pixel)
         else:
-            self._rows(accs, out, residual, pixel)
+            self.store_rows(accs, out, residual, pixel)
 
     def _count(self, vector: int) -> int:
         lanes = self.tile.target.lanes(self.tile.dtype)
         return self.valid if vector == self.tile.vectors - 1 else lanes
 
-    def _rows(self, accs: list[Value], out: Value, residual: Value | None, pixel: Value) -> None:
+    def store_rows(
+        self,
+        accs: list[Value],
+        out: Value,
+        residual: Value | None,
+        pixel: Value,
+        last: Callable[[int, Value], Value] | None = None,
+    ) -> None:
+        """The same for channels that are adjacent; `last` adds the last term to the accumulator of a number."""
         fn, tile, masks = self.fn, self.tile, self.tile.target.masks
         width = tile.target.vector_bytes
 
@@ -61,7 +69,8 @@ class Output:
                 extra = None
                 if sources:
                     extra = load_lanes(fn, tile.vec, fn.gep(sources[i], v * width), self._count(v), masks=masks)
-                value = self.epilogue.apply(fn, accs[i * tile.vectors + v], extra)
+                at = i * tile.vectors + v
+                value = self.epilogue.apply(fn, last(at, accs[at]) if last else accs[at], extra)
                 if self.past:
                     fn.stream(value, fn.gep(row, v * width), width)
                 else:

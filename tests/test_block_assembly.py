@@ -1,0 +1,81 @@
+"""The machine code of blocks of layers for every target: it compiles, and its inner loops spill nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from assembly import count_fused, parse, spills
+from leanconv.blocks.bands import Grouping
+from leanconv.blocks.inverted_lower import grouped, lower_inverted
+from leanconv.codegen.targets import Target
+from leanconv.host import Host
+from leanconv.kernels.inverted import InvertedSpec
+from leanconv.options import make_problem
+from leanconv.problem import Problem
+from test_assembly import EACH_FUSED, EACH_TARGET, assembly, multiplying
+
+
+def layers(size: int, channels: int, middle: int, out: int, stride: int = 1) -> tuple[Problem, ...]:
+    options: dict[str, Any] = {"dtype": "float32", "bias": True, "layout": "NHWC"}
+    expand = make_problem(2, (1, size, size, channels), (middle, channels, 1, 1), activation="relu6", **options)
+    depthwise = make_problem(
+        2,
+        expand.out_shape,
+        (middle, 1, 3, 3),
+        stride=stride,
+        padding=1,
+        groups=middle,
+        activation="relu6",
+        **options,
+    )
+    return expand, depthwise, make_problem(2, depthwise.out_shape, (out, middle, 1, 1), **options)
+
+
+BLOCKS = {
+    "one group": layers(56, 24, 144, 24),  # four and a half sections of AVX-512
+    "groups": layers(28, 32, 192, 64, 2),
+    "halves": layers(7, 160, 960, 160),
+    "odd": layers(13, 3, 37, 10),
+}
+
+
+def block(name: str, target: Target) -> InvertedSpec:
+    spec = lower_inverted(BLOCKS[name], Host(target, 48 << 10, 1 << 20, 32 << 20), 1, None).phases[0].spec
+    assert isinstance(spec, InvertedSpec)
+    return spec
+
+
+@EACH_TARGET
+@pytest.mark.parametrize("name", BLOCKS)
+def test_every_block_compiles_for_every_target(name: str, target: Target) -> None:
+    instructions, labels = parse(assembly(block(name, target)))
+    assert "kernel" in labels
+    calls = {i.operands.removesuffix("@PLT") for i in instructions if i.operation in ("call", "callq", "bl")}
+    assert not calls - (set() if target.fma else {"fma", "fmaf"})
+
+
+@EACH_FUSED
+@pytest.mark.parametrize("name", [name for name in BLOCKS if name != "odd"])
+def test_the_products_of_a_block_spill_nothing(name: str, target: Target) -> None:
+    """Loops over channels hold whole tiles of the expansion and of the projection."""
+    spec = block(name, target)
+    loops = [loop for loop in multiplying(spec) if count_fused(loop) >= 16]
+    assert len(loops) >= 2
+    for loop in loops:
+        assert not spills(loop)
+    heights = {(rows, vectors) for core in (spec.expand, spec.project) for rows in core.rows for vectors in (1, 2, 3)}
+    sizes = {count_fused(loop) for loop in loops}
+    assert any(size % (rows * vectors) == 0 for size in sizes for rows, vectors in heights)
+
+
+def test_sums_end_beside_their_activation() -> None:
+    """The bias of a short sum is added right before the sum is activated and stored, one after the other."""
+    from leanconv.codegen.targets import AVX512
+
+    spec = grouped(BLOCKS["one group"], Grouping(2, 5, 144, 16), Host(AVX512, 48 << 10, 1 << 20, 32 << 20), 1, None)
+    instructions, _ = parse(assembly(spec.phases[0].spec))
+    steps = [i.operation for i in instructions if i.operation in ("vaddps", "vmaxps", "vminps")]
+    runs = max(len(run) for run in "".join("a" if s == "vaddps" else "." for s in steps).split("."))
+    assert runs < 6
