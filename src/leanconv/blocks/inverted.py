@@ -1,9 +1,9 @@
 """Inverted residual: expand (1x1), depthwise, project (1x1), as one pass over bands of rows.
 
-Idea        Of some rows, a band, two registers of the middle channels at a time: a thread expands what the band reads into
-            its own memory and filters it there. Then it projects the band, all middle channels or a group of them.
-Workspace   G * (rows * W + band * Q) elements a thread, rows = (band - 1) * stride + R, G the channels of a group; where
-            P is 16 or less, K * P * Q more; the layers apart write E * (H * W + P * Q), E the middle channels.
+Idea        Of some rows, a band, two registers of the middle channels at a time: a thread expands what the band reads
+            into its own memory and filters it there. Then it projects the band, all middle channels or a group of them.
+Workspace   G * (rows * W + band * Q) elements a thread, rows = (band - 1) * stride + R, G the channels of a group;
+            where P is 16 or less, K * P * Q more; the layers apart write E * (H * W + P * Q), E the middle channels.
 Good for    MobileNetV2 and what came after it: E is six times as many channels as go in.
 Bad for     Many threads on few rows: rows that two chunks read are expanded twice. Of few rows two threads share the
             groups.
