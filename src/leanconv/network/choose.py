@@ -113,7 +113,7 @@ def plan_network(
             chosen = known.pick(found, options_of(found, setting, known.decided(found)))
             choice = _within_limit(_choice(found, chosen, setting.threads), limit)
             return found, replace(choice, pressed=known.pressed)
-    joined = [block for block in blocks if block.middle_bytes(graph) > setting.host.l2]
+    joined = [block for block in blocks if block.middle_bytes(graph) > block.pays_from * setting.host.l2]
     if like is not None:
         with contextlib.suppress(LeanconvError):  # a limit that asks for other ways
             taken = [

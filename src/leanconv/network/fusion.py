@@ -42,6 +42,11 @@ class FoundBlock:
         last = self.nodes[-1]
         return Node(self.op, last.name, tuple(inputs), last.outputs, {"nodes": self.nodes}, last.version)
 
+    @property
+    def pays_from(self) -> int:
+        """How many times the second-level cache the tensors between its layers take if it is faster than these."""
+        return 1 if self.op == INVERTED else 2
+
     def middle_bytes(self, graph: Graph) -> int:
         """Bytes of the tensors between the layers."""
         return sum(graph.types[node.outputs[0]].nbytes for node in self.nodes[:-1])
