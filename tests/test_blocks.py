@@ -101,7 +101,7 @@ def block_cases(draw: st.DrawFn, kind: str) -> BlockCase:
     least = max(1, (taps - 1) * dilation + 1 - 2 * pad)
     high, wide = draw(st.integers(least, least + 20)), draw(st.integers(least, least + 30))
     channels = draw(st.sampled_from([1, 3, 8, 16, 19, 24]))
-    middle = draw(st.sampled_from([1, 5, 16, 37, 64, 96, 144]))
+    middle = draw(st.sampled_from([1, 5, 12, 16, 20, 37, 48, 64, 96, 144, 208]))
     outputs = draw(st.sampled_from([1, 7, 16, 24, 40]))
     batch = draw(st.sampled_from([1, 1, 2, 0]))
     if kind == "separable":

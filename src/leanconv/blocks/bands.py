@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.panels import Panels
+from leanconv.kernels.reduction import FEW
 from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem
 
@@ -111,17 +112,20 @@ def groupings(layers: Sequence[Problem], host: Host) -> Iterator[Grouping]:
         return
     if part_count(layers, most) > 1:
         most //= FEWEST_GROUPS
-    chosen = wide(next((n for n in range(most, 0, -1) if fits(wide(n))), 1))
+    # Sums of few terms are unrolled wholly: then no group may have fewer.
+    some = [one for one in map(wide, range(1, most + 1)) if one.channels > FEW or middle % one.channels == 0]
+    some = some or [wide(2)]
+    chosen = next((one for one in reversed(some) if fits(one)), some[0])
 
     # Halves of the groups shall be equal, and groups as well.
     def uneven(grouping: Grouping) -> tuple[bool, bool, int]:
         halves = part_count(layers, grouping.groups) == 2 and grouping.groups % 2 > 0
         return halves, not grouping.even, grouping.groups
 
-    some = (wide(n) for n in range(1, chosen.sections + 1))
-    chosen = min((one for one in some if one.groups <= 2 * chosen.groups), key=uneven)
+    smaller = [one for one in some if one.sections <= chosen.sections]
+    chosen = min((one for one in smaller if one.groups <= 2 * chosen.groups), key=uneven)
     yield chosen
-    yield from (wide(n) for n in range(chosen.sections - 1, 0, -1))
+    yield from (one for one in reversed(smaller) if one.sections < chosen.sections)
     yield Grouping(1, 1, middle, lanes)
 
 

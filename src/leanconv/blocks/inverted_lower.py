@@ -10,7 +10,6 @@ from leanconv.algorithms.channelwise import block_bytes, channel_kernel, pack_la
 from leanconv.algorithms.dense import pack_weights, panel_fields
 from leanconv.algorithms.traffic import ahead, from_afar
 from leanconv.blocks.bands import (
-    Cut,
     Grouping,
     band_buffers,
     cut_into_bands,
@@ -98,11 +97,10 @@ def _core_fields(
 
 
 def _filters(
-    layers: Sequence[Problem], host: Host, lanes: Lanes, cut: Cut
+    depthwise: Problem, host: Host, lanes: Lanes, group: Grouping
 ) -> list[tuple[ChannelwiseSpec, dict[str, int]]]:
     """The depthwise kernel of a section, and of the last one if it is narrower; and their fields."""
-    p, group = layers[1], cut.grouping
-    panels, found = group.panels, []
+    p, panels, found = depthwise, group.panels, []
     last = p.in_channels - (panels.total - 1) * group.vectors * lanes.lanes
     for channels in dict.fromkeys(([group.width] if panels.count else []) + [last]):
         slab = dense_strides((1, group.width, *p.in_size), "NHWC")
@@ -136,7 +134,7 @@ def grouped(
     parts = part_count(layers, grouping.groups) if limit is None else 1
     cut = cut_into_bands(layers, grouping, host, threads, left_for_workspace(limit, layers, packings), parts)
     width, channels = depthwise.in_size[1], grouping.channels
-    filters = _filters(layers, host, lanes, cut)
+    filters = _filters(depthwise, host, lanes, grouping)
     counts = pixel_counts(depthwise, cut)
     last = Epilogue(project.activation, project.residual)
     core = _core(expand, host, sections, counts[0], expand.in_channels, Epilogue(expand.activation))
@@ -179,7 +177,7 @@ def grouped(
         **prefixed(_core_fields(project, host, final, panels, channels, band_pixel, o_pixel), "project_"),
         "expand_o_panel": slab_bytes(depthwise, grouping, cut.band),
     }
-    for (_, values), prefix in zip(filters, ("depthwise_", "narrow_"), strict=False):
+    for prefix, (_, values) in zip(("depthwise_", "narrow_"), filters, strict=False):
         fields |= prefixed(values, prefix)
     roles = {f"{name}_w": f"{name} weights" for name in NAMES}
     parameters: dict[str, int | str] = {
