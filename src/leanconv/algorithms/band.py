@@ -1,16 +1,21 @@
-"""Direct convolution over a band of the image that is copied channels last first, padding and all.
+"""Direct convolution over a band of the image that is copied first, padding and all.
 
 Idea        the input rows that a block of output rows needs are copied once into a thread's own memory, transposed
-            by blocks in registers if channels come first; the core then reads adjacent channels and no edges
+            by blocks in registers if channels come first; the core then reads adjacent channels and no edges.
+            At most eight channels that come first stay apart: vectors are then pixels of a row, and are stored as such
 Workspace   rows * (W + pads) * C/g elements a thread, rows as the cache or the memory limit has room for; images
             of which a thread would get less than a row's share are copied whole, before, by all threads
-Good for    channels first with many channels; few channels with padding
+Good for    channels first with many channels, and with few on wide rows; few channels with padding
 Bad for     1x1 with few output channels
 
     image [C][H][W]            band [rows][W + pads][C], a thread's own
     channel 0   a0 b0 c0 ...   0 0 0 ... | a0 a1 a2 ... | b0 b1 b2 ... | c0 c1 c2 ... | ... | 0 0 0 ...
     channel 1   a1 b1 c1 ...   the rows that a block of output rows reads, each element once
     channel 2   a2 b2 c2 ...
+
+    few channels, vectors of pixels   [C][rows][stride][(W + pads) / stride], in whole vectors
+    tap 0, channel 0   a0 b0 c0 ...   *   a weight of each of some output channels   ->   rows of their planes
+    tap 1, channel 0   b0 c0 d0 ...
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import math
 from collections.abc import Mapping
 from typing import ClassVar
 
+from leanconv.algorithms import planeband
 from leanconv.algorithms.base import TAPS, Algorithm, Lowering
 from leanconv.algorithms.batchjoin import joined
 from leanconv.algorithms.blocking import blocking, panels_of, tile_heights
@@ -88,7 +94,7 @@ class DirectBand(Algorithm):
 
     name: ClassVar[str] = "direct_band"
     sum_order: ClassVar[str | None] = TAPS
-    title: ClassVar[str] = "direct convolution over bands copied with channels last"
+    title: ClassVar[str] = "direct convolution over copied bands"
     paper: ClassVar[str] = (
         "E. Georganas et al.: Anatomy of High-Performance Deep Learning Convolutions on SIMD Architectures, SC 2018 "
         "(the core); the band is packed as a GEMM packs its panels (K. Goto, R. van de Geijn, TOMS 2008)"
@@ -111,6 +117,9 @@ class DirectBand(Algorithm):
         self, problem: Problem, host: Host, threads: int, workspace: int | None, tunables: Mapping[str, int]
     ) -> Lowering:
         """One phase that copies and sums band by band or, for few bands, one that copies and one that sums."""
+        if planeband.applies(problem, host):
+            most = None if workspace is None else workspace // threads // ALIGNMENT * ALIGNMENT
+            return planeband.lower(problem, host, threads, most, tunables.get("rows"))
         p = joined(problem, host, first=True)
         axes = _axes(p)
         plane = math.prod(axis.out for axis in axes[1:])

@@ -22,9 +22,9 @@ def applies(problem: Problem, source: CoreInput) -> bool:
     return adjacent and isinstance(source.source, Rows) and source.source.row_bytes is not None
 
 
-def heights(problem: Problem, host: Host) -> tuple[int, int, int]:
-    """Rows of a panel, panels, and how many of them (the last ones) are one row shorter."""
-    channels, most = problem.group_out, host.target.tile_rows(2)
+def heights(problem: Problem, host: Host, vectors: int = 2) -> tuple[int, int, int]:
+    """Rows of a panel, panels, and how many of them (the last ones) are one row shorter, under tiles so wide."""
+    channels, most = problem.group_out, host.target.tile_rows(vectors)
     panels = -(-channels // most)
     rows = -(-channels // panels)
     return rows, panels, panels * rows - channels
@@ -35,10 +35,10 @@ def row_bytes(problem: Problem) -> int:
     return (problem.taps * problem.group_in + problem.has_bias) * problem.itemsize
 
 
-def pack_rows(problem: Problem, host: Host, order: tuple[int, ...] | None = None) -> WeightPacking:
+def pack_rows(problem: Problem, host: Host, order: tuple[int, ...] | None = None, *, vectors: int = 2) -> WeightPacking:
     """The packing of weights into panels of rows, exactly as large as weights and bias; `order` as in `RowPackSpec`."""
     p, item = problem, problem.itemsize
-    rows, panels, short = heights(p, host)
+    rows, panels, short = heights(p, host, vectors)
     strides = [s * item for s in p.w_strides]
     fields = {
         "g_div": panels,

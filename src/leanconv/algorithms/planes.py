@@ -22,7 +22,7 @@ MOST_SUMS = 10  # in registers: more are not needed to hide the latency of a mul
 MOST_HIGH = 6  # rows of a tile with resident weights: beyond it nothing is gained by loading fewer pixels twice
 
 
-def _even(count: int, most: int) -> tuple[int, int, int]:
+def even_parts(count: int, most: int) -> tuple[int, int, int]:
     """`count` things in parts of at most `most`: the size of the larger parts, all parts, those one smaller."""
     parts = -(-count // most)
     size = -(-count // parts)
@@ -54,11 +54,11 @@ class PlaneTiles:
         weights = p.taps * p.group_in
         resident = p.ndim == 2 and p.kernel[0] > 1 and weights <= RESIDENT_WEIGHTS
         if resident:
-            high = _even(height, max(1, min(MOST_HIGH, target.accumulators - weights)))
+            high = even_parts(height, max(1, min(MOST_HIGH, target.accumulators - weights)))
             return PlaneTiles(True, *high, 1, registers, 0)
         sums = max(1, min(MOST_SUMS, target.accumulators + 3 - TapOrder(p.kernel, p.group_in).chunks[0]))
-        wide = _even(registers, sums)
-        return PlaneTiles(False, *_even(height, max(1, sums // wide[0])), *wide)
+        wide = even_parts(registers, sums)
+        return PlaneTiles(False, *even_parts(height, max(1, sums // wide[0])), *wide)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def row_stage(problem: Problem, host: Host) -> RowStage:
     """How the rows of a problem are staged."""
     p = problem
     lanes, size, stride = host.target.lanes(p.dtype), p.in_size[-1], p.stride[-1]
-    piece = min(lanes, 1 << (size // stride).bit_length() >> 1) if stride <= 2 else 0
+    piece = min(lanes, 1 << (size // stride).bit_length() >> 1) if stride in (1, 2, 4, 8) else 0
     unit = p.x_strides[-1] == 1
     padded = p.pad_low[-1] > 0 or p.pad_high[-1] > 0
     return RowStage(p.dtype, p.ndim - 1, stride, p.pad_low[-1], padded, p.pad_mode, unit, piece if piece > 1 else 0)

@@ -45,7 +45,8 @@ def past(problem: Problem, host: Host) -> bool:
     MB 1.07 to 1.13.
     """
     p, width = problem, host.target.vector_bytes
-    steps = (p.out_strides[0], *p.out_strides[2:], p.group_out)
+    planes = p.out_strides[-1] == 1 and p.out_strides[1] != 1
+    steps = (*p.out_strides[:-1], p.out_size[-1]) if planes else (p.out_strides[0], *p.out_strides[2:], p.group_out)
     large = math.prod(p.out_size) * p.batch * p.out_channels * p.itemsize > LARGE * host.l3
     return large and width == LINE and not any(step * p.itemsize % width for step in steps)
 

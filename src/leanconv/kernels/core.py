@@ -28,7 +28,7 @@ from leanconv.kernels.cursor import Cursor
 from leanconv.kernels.sections import REACH, Sections
 
 LOOP_ALIGN = 64  # bytes; instructions are fetched in lines of 64
-LONG_RUN = 24  # steps from which a run of known length is worth blocks of up to 12 (11x11, 3 channels: 78 to 65 %)
+LONG_RUN = 25  # steps from which a run of known length is worth blocks of up to 12 (11x11, 3 channels: 78 to 65 %)
 DEEPEST = 3  # steps of a block by pixels: of longer ones LLVM loads ahead, and spills
 AHEAD = 2048  # bytes of weights between a prefetch and its use: about 200 cycles
 

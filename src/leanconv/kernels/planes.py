@@ -12,16 +12,16 @@ weights of one chunk of a row's taps at a time (see `TapOrder`).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from leanconv.classes import dataclass
-from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
+from leanconv.codegen.ir import SCALARS, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.epilogue import Epilogue, load_lanes, store_lanes
-from leanconv.kernels.fields import Fields, KernelFunction
-from leanconv.kernels.image import mapped_position
+from leanconv.kernels.fields import KernelFunction
+from leanconv.kernels.planestage import PlaneStage, copies
 from leanconv.kernels.planetile import PlaneTerms, PlaneTile
 from leanconv.kernels.rowstage import RowStage
 from leanconv.kernels.window import Window
@@ -71,15 +71,11 @@ class PlaneSpec:
         outer = f["out0"] if window.dims == 3 else 1
         registers = planes * outer * high * -(-width // lanes)
         taps = math.prod(window.kernel) * self.channels
-        copied = f["n_count"] * f["unit_count"] * outer * f["b_count"] * f["s_bytes"] / f["s_row"]
         size = math.prod(f[f"in{d}"] for d in range(window.dims))
-        single = not self.stage.piece or not self.stage.unit or self.stage.stride > 2
         pieces = bin(self.valid).count("1") if self.valid < lanes else 1
-        counts = {
+        counts = copies(self, f, f["n_count"] * f["unit_count"] * outer * f["b_count"]) | {
             "multiply": registers * taps * (1.0 if self.resident else APART),
             "tile": planes * outer * f["tile_count"] * f["wide_count"],
-            "run": copied * self.stage.stride,
-            "element" if single else "vector": copied * f[f"in{window.dims - 1}"] / (1 if single else lanes),
             "store": planes * outer * high * (pieces - 1),
         }
         source = f["n_count"] * size * f["unit_count"] * self.channels * item
@@ -88,41 +84,20 @@ class PlaneSpec:
 
 
 @dataclass(slots=True)
-class Planes:
+class Planes(PlaneStage):
     """Emits one kernel."""
 
-    kernel: KernelFunction
-    fn: Function
-    fields: Fields
     spec: PlaneSpec
-
-    @property
-    def _item(self) -> int:
-        return 8 if self.spec.dtype == "float64" else 4
-
-    @property
-    def _lanes(self) -> int:
-        return self.spec.target.lanes(self.spec.dtype)
-
-    @property
-    def _kind(self) -> str:
-        return vector(SCALARS[self.spec.dtype], self._lanes)
-
-    @property
-    def _dims(self) -> int:
-        return self.spec.window.dims
 
     def run(self) -> None:
         """All groups of the chunk."""
-        kernel, fn, fields, spec = self.kernel, self.fn, self.fields, self.spec
-        image, units, outer, band = (kernel.index(letter) for letter in "nudb")
-        scratch = fn.gep(fields.buffer("scratch"), fn.mul(kernel.thread, fields["thread_scratch"]))
+        fn, fields = self.fn, self.fields
+        image, units, outer, band = (self.kernel.index(letter) for letter in "nudb")
         first = fn.i64(fn.mul(band, fields["band"]))
         end = fn.i64(fn.smin(fn.add(first, fields["band"]), fields["tile_count"]))
         top, bottom = self._row_of(first), self._row_of(end)
         x = fn.gep(fields.buffer("x"), fn.mul(image, fields["x_n"]))
-        if any(spec.window.padded) and spec.window.pad_mode == "zeros":
-            self._clear(scratch)
+        scratch = self._scratch()
         begin = fn.i64(fn.mul(units, fields["units"]))
         stop = fn.smin(fn.add(begin, fields["units"]), fields["unit_count"])
 
@@ -134,7 +109,7 @@ class Planes:
                 k = fn.add(channel, at)
                 shift = fn.add(fn.mul(image, fields["o_n"]), fn.mul(k, fields["o_k"]))
                 ends = [fn.gep(fields.buffer("out"), shift)]
-                if spec.epilogue.residual:
+                if self.spec.epilogue.residual:
                     shift = fn.add(fn.mul(image, fields["r_n"]), fn.mul(k, fields["r_k"]))
                     ends.append(fn.gep(fields.buffer("residual"), shift))
                 weights = fn.gep(fields.buffer("w"), fn.mul(k, fields["w_k"]))
@@ -154,93 +129,9 @@ class Planes:
             row = fn.sub(row, fn.smax(fn.sub(tile, self.fields["tile_high"]), 0))
         return fn.i64(row)
 
-    def _clear(self, scratch: Value) -> None:
-        fn = self.fn
-
-        def body(at: Value, _: list[Value]) -> list[Value]:
-            fn.store(fn.const(self._kind, 0.0), scratch, at)
-            return []
-
-        fn.loop(0, self.fields["s_bytes"], self.spec.target.vector_bytes, [], body, hint="clear")
-
-    # -- staging -----------------------------------------------------------------------------------------------------
-
     def _fill(self, x: Value, group: Value, scratch: Value, outer: Index, top: Value, bottom: Value) -> None:
         """Have what output rows [top, bottom) of a group read in scratch; `x` is the image."""
         self._stage(self.fn.gep(x, self.fn.mul(group, self.fields["x_g"])), scratch, outer, top, bottom)
-
-    def _stage(self, x: Value, scratch: Value, outer: Index, top: Value, bottom: Value) -> None:
-        """Copy the rows under output rows [top, bottom) of one group."""
-        fn, fields, window = self.fn, self.fields, self.spec.window
-        row_dim = self._dims - 2
-        if row_dim >= 0:
-            corner = fn.sub(fn.mul(top, window.stride[row_dim]), window.pad_low[row_dim])
-            span = fn.sub(fn.sub(bottom, top), 1)
-            rows = fn.add(
-                fn.mul(span, window.stride[row_dim]), (window.kernel[row_dim] - 1) * window.dilation[row_dim] + 1
-            )
-        else:
-            corner, rows = 0, 1
-
-        def slices(x: Value, scratch: Value) -> None:
-            if self._dims < 3:
-                self._rows(x, scratch, corner, rows)
-                return
-
-            def tap(index: Value, _: list[Value]) -> list[Value]:
-                at = fn.sub(fn.mul(outer, window.stride[0]), window.pad_low[0])
-                at = fn.i64(fn.add(at, fn.mul(index, window.dilation[0])))
-                target = fn.gep(scratch, fn.mul(index, fields["s_slice"]))
-                self._inside(0, at, lambda at: self._rows(fn.gep(x, fn.mul(at, fields["at0"])), target, corner, rows))
-                return []
-
-            fn.loop(0, window.kernel[0], 1, [], tap, hint="slice")
-
-        if self.spec.channels == 1:
-            slices(x, scratch)
-            return
-
-        def channel(index: Value, _: list[Value]) -> list[Value]:
-            slices(fn.gep(x, fn.mul(index, fields["x_c"])), fn.gep(scratch, fn.mul(index, fields["s_channel"])))
-            return []
-
-        fn.loop(0, self.spec.channels, 1, [], channel, hint="channel")
-
-    def _rows(self, x: Value, scratch: Value, corner: Index, rows: Index) -> list[Value]:
-        """Copy `rows` rows from row `corner` on, which may lie above the image."""
-        fn, fields, stage = self.fn, self.fields, self.spec.stage
-        dim = self._dims - 2
-        if dim < 0:
-            stage.emit(fn, fields, x, scratch)
-            return []
-        asks = self.spec.window.padded[dim]
-        first: Index = 0
-        end: Index = rows
-        if asks and self.spec.window.pad_mode == "zeros":
-            first = fn.smax(fn.sub(0, corner), 0)
-            end = fn.smin(rows, fn.sub(fields[f"in{dim}"], corner))
-
-        def row(index: Value, _: list[Value]) -> list[Value]:
-            at = fn.i64(fn.add(corner, index))
-            if asks and self.spec.window.pad_mode != "zeros":
-                at = mapped_position(fn, at, fields[f"in{dim}"], self.spec.window.pad_mode)
-            source = fn.gep(x, fn.mul(at, fields[f"at{dim}"]))
-            stage.emit(fn, fields, source, fn.gep(scratch, fn.mul(index, fields["s_row"])))
-            return []
-
-        return fn.loop(first, end, 1, [], row, guard=True, hint="row")
-
-    def _inside(self, dim: int, at: Value, copy: Callable[[Value], list[Value]]) -> None:
-        """Copy if a position lies inside the image, or copy what the pad mode names; zeros are there already."""
-        fn, window = self.fn, self.spec.window
-        if not window.padded[dim]:
-            copy(at)
-        elif window.pad_mode != "zeros":
-            copy(mapped_position(fn, at, self.fields[f"in{dim}"], window.pad_mode))
-        else:
-            fn.if_(fn.cmp("ult", at, self.fields[f"in{dim}"]), lambda: copy(at), hint="inside")
-
-    # -- sums --------------------------------------------------------------------------------------------------------
 
     def _output(
         self,

@@ -6,6 +6,7 @@ from leanconv.classes import dataclass
 from leanconv.codegen.ir import SCALARS, Function, Index, Value, vector
 from leanconv.codegen.targets import Target
 from leanconv.kernels.fields import Fields
+from leanconv.kernels.planestage import tap_distance
 from leanconv.kernels.taporder import TapOrder, TapSum
 from leanconv.kernels.window import Window
 
@@ -44,11 +45,7 @@ class PlaneTerms:
         return vector(SCALARS[self.dtype], self._lanes)
 
     def _tap_offset(self, tap: Index) -> Index:
-        """Bytes from a pixel of phase 0 to what an innermost tap reads there."""
-        fn, window = self.fn, self.window
-        position = fn.mul(tap, window.dilation[-1])
-        phase = fn.mul(fn.urem(position, window.stride[-1]), self.fields["s_phase"])
-        return fn.add(phase, fn.mul(fn.udiv(position, window.stride[-1]), self._item))
+        return tap_distance(self.fn, self.fields, self.window, self._item, tap)
 
     def resident(self, x: Value, loaded: list[Value], sums: list[Value]) -> list[Value]:
         """Row after row of the image: each register of pixels is loaded once for all output rows it is under."""

@@ -22,7 +22,7 @@ from leanconv.kernels.image import mapped_position
 class RowStage:
     """How a row is copied.
 
-    `unit`: its pixels are adjacent; `piece` of them are copied at a time (of pairs, for stride 2), 0 if one by one.
+    `unit`: its pixels are adjacent; `piece` of each phase are copied at a time, 0 if one by one.
     Fields: `in{d} at{d}` of the innermost dimension; `reach` padded positions that are read; `s_phase` bytes a phase.
     """
 
@@ -41,8 +41,8 @@ class RowStage:
 
     def emit(self, fn: Function, fields: Fields, source: Value, target: Value) -> None:
         """Copy the row at `source`; pads stay as they are if they are zeros, and are filled otherwise."""
-        if self.unit and self.piece and self.stride <= 2:
-            (self._adjacent if self.stride == 1 else self._pairs)(fn, fields, source, target)
+        if self.unit and self.piece:
+            (self._adjacent if self.stride == 1 else self._together)(fn, fields, source, target)
         else:
             self._apart(fn, fields, source, target)
         if self.padded and self.pad_mode != "zeros":
@@ -74,32 +74,38 @@ class RowStage:
 
         self._blocks(fn, fields[f"in{self.dim}"], self.piece, copy)
 
-    def _pairs(self, fn: Function, fields: Fields, source: Value, target: Value) -> None:
-        size, lanes, item = fields[f"in{self.dim}"], self.piece, self._item
+    def _together(self, fn: Function, fields: Fields, source: Value, target: Value) -> None:
+        """Strides that are powers of two: as many vectors as there are phases, taken apart in registers."""
+        size, lanes, item, stride = fields[f"in{self.dim}"], self.piece, self._item, self.stride
         kind = vector(SCALARS[self.dtype], lanes)
-        odd = fn.urem(size, 2)
-        # Even pixels go to phase pad mod 2, odd ones to the other, one further on if the pad is odd.
-        first, second = (target, fn.gep(target, fields["s_phase"]))
-        even_to, odd_to = (first, second) if self.pad_low % 2 == 0 else (second, fn.gep(first, item))
-        even_to, odd_to = (fn.gep(place, self.pad_low // 2 * item) for place in (even_to, odd_to))
+        rest = fn.urem(size, stride)
+        # The first pixels of a block, a multiple of the stride, go to these places.
+        places = [self._place(fn, fields, target, first + self.pad_low) for first in range(stride)]
+
+        def apart(vectors: list[Value]) -> list[Value]:
+            if len(vectors) == 1:
+                return vectors
+            pairs = list(zip(vectors[::2], vectors[1::2], strict=True))
+            halves = (apart([fn.shuffle(*pair, range(first, 2 * lanes, 2)) for pair in pairs]) for first in (0, 1))
+            return [value for both in zip(*halves, strict=True) for value in both]
 
         def copy(at: Index) -> None:
-            shift = fn.mul(at, item)
-            low = fn.load(kind, fn.gep(source, shift))
-            high = fn.load(kind, fn.gep(source, fn.add(shift, lanes * item)))
-            half = fn.mul(fn.udiv(at, 2), item)
-            fn.store(fn.shuffle(low, high, range(0, 2 * lanes, 2)), fn.gep(even_to, half))
-            fn.store(fn.shuffle(low, high, range(1, 2 * lanes, 2)), fn.gep(odd_to, half))
+            place = fn.gep(source, fn.mul(at, item))
+            vectors = apart([fn.load(kind, place, i * lanes * item) for i in range(stride)])
+            shift = fn.mul(fn.udiv(at, stride), item)
+            for value, to in zip(vectors, places, strict=True):
+                fn.store(value, fn.gep(to, shift))
 
-        self._blocks(fn, fn.sub(size, odd), 2 * lanes, copy)
+        whole = fn.sub(size, rest)
+        self._blocks(fn, whole, stride * lanes, copy)
+        for i in range(stride - 1):
 
-        def rest() -> list[Value]:
-            at = fn.sub(size, 1)
-            value = fn.load(SCALARS[self.dtype], fn.gep(source, fn.mul(at, item)))
-            fn.store(value, fn.gep(even_to, fn.mul(fn.udiv(at, 2), item)))
-            return []
+            def one(i: int = i) -> list[Value]:
+                value = fn.load(SCALARS[self.dtype], fn.gep(source, fn.mul(fn.add(whole, i), item)))
+                fn.store(value, fn.gep(places[i], fn.mul(fn.udiv(whole, stride), item)))
+                return []
 
-        fn.if_(fn.cmp("ne", odd, 0), rest, hint="odd")
+            fn.if_(fn.cmp("ugt", rest, i), one, hint="rest")
 
     def _apart(self, fn: Function, fields: Fields, source: Value, target: Value) -> None:
         size, at = fields[f"in{self.dim}"], fields[f"at{self.dim}"]
