@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from leanconv.algorithms.blocking import panels_of
 from leanconv.algorithms.channelwise import block_bytes, channel_kernel, pack_lanes
 from leanconv.algorithms.dense import pack_weights, panel_fields
-from leanconv.algorithms.traffic import ahead, from_afar
+from leanconv.algorithms.traffic import ahead, from_afar, lines_of_next
 from leanconv.blocks.bands import (
     Grouping,
     band_buffers,
@@ -64,18 +64,22 @@ def _core(
         min(most, host.target.tile_rows(vectors, even=True))
         for vectors in (panels.vectors, panels.last or panels.vectors)
     ]
-    afar = from_afar(panel_fields(problem, host, panels=panels)["w_panel"], panels, host)
+    panel = panel_fields(problem, host, panels=panels)["w_panel"]
+    afar = from_afar(panel, panels, host)
+    rows = tile_height(counts, heights[0]), tile_height(counts, heights[1])
+    later = lines_of_next(panel, panels, -(-max(counts) // rows[0]), host)
     return DenseSpec(
         target=host.target,
         dtype=problem.dtype,
         source=Rows(None, ahead=host.target.masks),  # fewer registers have none for another address
         reduction=Reduction.of((1,), channels, unit_channel=True, merged=False, stream=afar),
         panels=panels.shape,
-        rows=(tile_height(counts, heights[0]), tile_height(counts, heights[1])),
+        rows=rows,
         ragged=True,
         bias=problem.has_bias,
         columns=False,
         epilogue=epilogue,
+        later=later,
     )
 
 

@@ -162,7 +162,8 @@ class _Inverted:
                 tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias, pairs=last and spec.pairs)
                 w = fn.gep(own.buffer("w"), fn.mul(at, own["w_panel"]))
                 target = fn.gep(slab, fn.sub(0, fn.mul(rows.low, pitch)))
-                panel_tiles(fn, own, spec, tile, valid, x, w, target, None, fn.i64(0), begin, end, start)
+                later = own["w_panel"] if spec.later else None
+                panel_tiles(fn, own, spec, tile, valid, x, w, target, None, fn.i64(0), begin, end, start, None, later)
                 return []
 
             fn.if_(fn.cmp("slt", rows.fresh, rows.high), compute, hint="fresh")
@@ -217,7 +218,8 @@ class _Inverted:
                 return GroupOutput(fn, own, shape, spec.epilogue, valid, False, is_first=is_first, is_last=is_last)
 
             several = (sums, output) if self.spec.groups else None
-            panel_tiles(fn, own, spec, tile, valid, scratch, w, out, residual, at, begin, end, start, several)
+            later = own["w_panel"] if spec.later else None
+            panel_tiles(fn, own, spec, tile, valid, scratch, w, out, residual, at, begin, end, start, several, later)
 
         span = fn.i64(0), own["panel_count"]
         each_panel(fn, own, spec.panels, spec.target.lanes(spec.dtype), span, panel)
