@@ -51,6 +51,9 @@ class SharedWindows(BlocksOfTiles):
         fused = self.program(tiles, blocks, parts)
         phase = fused.phases[0]
         fields = {**phase.fields, "block_tiles": tiles, "section_bytes": self.window_bytes(tiles)}
+        # All blocks by a panel before the next one: threads then read few panels, and of two blocks, one of which has a
+        # tile more, each takes the same.
+        fields |= {"b_div": 1, "k_div": blocks}
         products = replace(phase, fields=fields)
         stage = fields | {"section": tiles, "section_first": 0}
         stage |= {"s_div": spread, "s_count": blocks, "b_div": 1, "b_count": spread}
