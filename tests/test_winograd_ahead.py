@@ -30,7 +30,7 @@ def lowered(case: Case, target: str = "avx512", threads: int = 1, name: str = "w
 def asks(*args: object, **more: object) -> bool:
     spec = lowered(*args, **more).spec  # type: ignore[arg-type]
     assert isinstance(spec, WinogradSpec)
-    return spec.ahead
+    return spec.ahead > 0
 
 
 def square(channels: int, size: int, batch: int = 1, **more: object) -> Case:
@@ -56,6 +56,7 @@ MANY_BLOCKS = [
     Case((2, 40, 33, 61), (48, 40, 3, 3), WINDOW, layout="NHWC", epilogue={"residual": True}),
     Case((3, 32, 30, 18), (33, 32, 3, 3), WINDOW, layout="NHWC", epilogue={"bias": True}, threads=3),
     Case((1, 16, 9, 21, 26), (40, 16, 3, 3, 3), Geometry((3,) * 3, (1,) * 3, (1,) * 3, ((1, 1),) * 3), layout="NHWC"),
+    Case((2, 320, 11, 40), (17, 320, 3, 3), WINDOW, layout="NHWC"),  # in sections
     Case((1, 24, 700), (24, 24, 3), Geometry((3,), (1,), (1,), ((2, 0),)), layout="NHWC", dtype="float64"),
 ]
 
@@ -78,7 +79,7 @@ def test_where_it_is_done() -> None:
     assert asks(far, threads=2) and not asks(far, threads=64)  # which share windows
     assert not asks(square(64, 56, layout="NHWC")) and not asks(square(64, 112))
     assert not any(asks(far, target) for target in ("avx2", "neon", "portable"))
-    assert not asks(square(512, 56, layout="NHWC"))  # sections of channels
+    assert asks(square(512, 56, layout="NHWC")) and not asks(square(1024, 56, layout="NHWC"))  # 4 sections, and 8
     assert not asks(square(64, 112, layout="NHWC", groups=2)) and not asks(far, name="winograd_f4_on_the_fly")
     strided = Case((1, 64, 224, 224), (64, 64, 3, 3), Geometry((3, 3), (2, 2), (1, 1), ((1, 1), (1, 1))), layout="NHWC")
     assert not asks(strided)

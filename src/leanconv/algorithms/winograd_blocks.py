@@ -65,6 +65,7 @@ _FEWER = 24  # where windows are asked for beside products: the register tiles o
 
 # Bytes of image and outputs from which on they are asked for, in sizes of the second level of cache.
 _FAR = 4
+_SECTIONS = 4  # at most, of channels
 
 
 class BlocksOfTiles:
@@ -203,7 +204,7 @@ class BlocksOfTiles:
     def far(self) -> bool:
         """Whether image and outputs come from memory, or the third level of cache: asked for beside products."""
         p = self.problem
-        if not self.asks or not self.host.target.masks or self.sections > 1 or p.groups > 1:
+        if not self.asks or not self.host.target.masks or self.sections > _SECTIONS or p.groups > 1:
             return False
         dense = all(s[1] == 1 for s in (p.x_strides, p.out_strides)) and p.x_strides[-1] == p.in_channels
         plain = all(n == 1 for n in (*p.stride, *p.dilation))
@@ -365,7 +366,7 @@ class BlocksOfTiles:
             split,
             self.sections > 1,
             lines_asked(target, self.panels.vectors, tiles),
-            ahead=self.far,
+            ahead=self.sections if self.far else 0,
         )
 
     def input_step(self) -> InputStep:

@@ -102,7 +102,7 @@ class WinogradSpec:
     in the scratch V, M, transformed weights, biases with taps, and zeros are.  With `split`: `c_count` blocks of the
     `c_vectors` whole vectors of input channels.  With `staged`: `block_tiles` a block, the last one perhaps fewer,
     `section_bytes` from one to the next in the buffer "windows".  `sections` and `asked` are those of `Products`;
-    `ahead`: `winograd_ahead.py`, with its fields.
+    `ahead`: sections of channels, if `winograd_ahead.py` asks for pixels, and its fields.
     """
 
     target: Target
@@ -118,7 +118,7 @@ class WinogradSpec:
     asked: int = 0
     staged: bool = False
     together: int = 0
-    ahead: bool = False
+    ahead: int = 0
 
     @property
     def lanes(self) -> int:
@@ -194,7 +194,7 @@ class WinogradSpec:
 
         asks = None
         if self.ahead:
-            asks = Asks.of(kernel, fields, self.tiling, self.item, chunk.block, each)
+            asks = Asks.of(kernel, fields, self.tiling, self.item, chunk.block, each, self.ahead)
         out = group_of("out", "o")
         residual = group_of("residual", "r") if self.write.epilogue.residual else None
         low = fn.i64(fn.mul(chunk.part, fields["panels"]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from leanconv.classes import dataclass
 from leanconv.codegen.ir import I64, PTR, Function, Index, Value
@@ -23,6 +24,13 @@ from leanconv.kernels.winograd_tiles import Counters, Place, Tiling
 _TILES = 32  # of a block that rows are kept of; of larger blocks the rest is not asked for here
 
 
+class Grid(NamedTuple):
+    """How rows lie: `steps` bytes apart along all axes but the last, and then their `parts`."""
+
+    steps: Sequence[Index]
+    parts: int
+
+
 @dataclass(frozen=True, slots=True)
 class Rows:
     """Addresses of rows of pixels, taken one after another: bytes `taken` of those that there are, then an idle one."""
@@ -33,9 +41,9 @@ class Rows:
     nbytes: Value
 
     @staticmethod
-    def of(fn: Function, tiling: Tiling, each: Each, first: Callable[[Place], Value], steps: Sequence[Index]) -> Rows:
-        """The rows of tiles, `steps` bytes apart along all axes but the last, the first one of a tile at `first`."""
-        counts = [axis.transform.outputs for axis in tiling.axes[:-1]]
+    def of(fn: Function, tiling: Tiling, each: Each, first: Callable[[Place], Value], grid: Grid) -> Rows:
+        """The rows of tiles, or several parts of each, the first one of a tile at `first`."""
+        counts = [*(axis.transform.outputs for axis in tiling.axes[:-1]), grid.parts]
         size = 8 * math.prod(counts)
         table, end = fn.alloca(_TILES * size + 8), fn.alloca(8)
         fn.store(fn.i64(0), end)
@@ -44,7 +52,7 @@ class Rows:
             at, begin = fn.load(I64, end), first(place)
             for n, numbers in enumerate(itertools.product(*map(range, counts))):
                 row = begin
-                for number, step in zip(numbers, steps, strict=True):
+                for number, step in zip(numbers, grid.steps, strict=True):
                     row = fn.gep(row, fn.mul(step, number))
                 fn.store(row, fn.gep(table, at), 8 * n)
             fn.store(fn.i64(fn.add(at, size)), end)
@@ -87,8 +95,10 @@ class Asks:
     windows: Rows
 
     @staticmethod
-    def of(kernel: KernelFunction, fields: Fields, tiling: Tiling, item: int, block: Index, each: Each) -> Asks:
-        """Those of a block, whose tiles `each` runs through."""
+    def of(
+        kernel: KernelFunction, fields: Fields, tiling: Tiling, item: int, block: Index, each: Each, sections: int
+    ) -> Asks:
+        """Those of a block, whose tiles `each` runs through; a register tile sums one of `sections` of channels."""
         fn, axes = kernel.fn, tiling.axes
 
         def pixel(place: Place, role: str, letter: str, at: str, offsets: Sequence[int]) -> Value:
@@ -97,11 +107,12 @@ class Asks:
                 offset = fn.add(offset, fn.mul(fn.add(origin, more), fields[f"{at}{d}"]))
             return fn.gep(fields.buffer(role), offset)
 
-        def rows(each: Each, role: str, letter: str, at: str, offsets: Sequence[int]) -> Rows:
-            steps = [fields[f"{at}{d}"] for d in range(len(axes) - 1)]
-            return Rows.of(fn, tiling, each, lambda place: pixel(place, role, letter, at, offsets), steps)
+        def rows(each: Each, role: str, letter: str, at: str, offsets: Sequence[int], parts: int) -> Rows:
+            part = fn.mul(fields["section_channels"], axes[-1].transform.outputs * item)
+            grid = Grid([*(fields[f"{at}{d}"] for d in range(len(axes) - 1)), part], parts)
+            return Rows.of(fn, tiling, each, lambda place: pixel(place, role, letter, at, offsets), grid)
 
-        outputs = rows(each, "out", "o", "o_at", [0] * len(axes))
+        outputs = rows(each, "out", "o", "o_at", [0] * len(axes), 1)
         back = fn.cmp("ne", fn.op(I64, f"and i64 {kernel.thread.name}, 1"), 0)
         ahead = fn.i64(fields["b_ahead"])
         after = fn.add(block, fn.select(back, fn.i64(fn.sub(0, ahead)), ahead))
@@ -113,7 +124,7 @@ class Asks:
             return tiling.each(fn, fields, span[0], end, tiling.start(fn, fields, span[0]), body)
 
         fresh = [axis.transform.size - axis.transform.outputs - axis.pad_low for axis in axes]
-        return Asks(fn, fields, tiling, item, outputs, rows(next_block, "x", "x", "at", fresh))
+        return Asks(fn, fields, tiling, item, outputs, rows(next_block, "x", "x", "at", fresh, sections))
 
     def panel(self, channel: Index, vectors: int, width: int, last: Value) -> Ahead:
         """What the register tiles of a panel of `vectors` registers of `width` bytes ask for; `last` of the chunk."""
