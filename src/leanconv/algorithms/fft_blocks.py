@@ -55,6 +55,7 @@ class BlocksOfWindows(BlocksOfTiles):
     """Sizes and phases, as Winograd's but for the steps."""
 
     phase: ClassVar[str] = "fft"
+    asks: ClassVar[bool] = False
     tiling: FftTiling
 
     def __init__(self, problem: Problem, host: Host, grid: Grid) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.blocking import panels_of
+from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.reduction import SECTION, UNROLL, Reduction, reduction_fields
@@ -59,6 +61,11 @@ _NEAR = 16 * 1024
 # Tiles of a block whose weights come from the caches: more save little of their traffic, and push them out of the
 # second level: 64 channels at 224x224, 56 tiles and 28 (decision 0030).
 _MOST = 28
+_FEWER = 24  # where windows are asked for beside products: the register tiles of 28 are fewer than their rows
+
+# Bytes of image and outputs from which on they are asked for, in sizes of the second level of cache.
+_FAR = 4
+_SECTIONS = 4  # at most, of channels
 
 
 class BlocksOfTiles:
@@ -71,6 +78,7 @@ class BlocksOfTiles:
     phase: ClassVar[str] = "winograd"
     least: ClassVar[int] = 16  # tiles a block
     transform: ClassVar[bool] = False
+    asks: ClassVar[bool] = True  # whether pixels can be asked for beside products
     splits: int = 1
     row_points: int = 0  # whose weights are transformed at one time, if they are transformed on the fly
 
@@ -159,7 +167,7 @@ class BlocksOfTiles:
         """Tiles a block: what the second-level cache holds, and enough that weights are not all that is read."""
         tile = self.points * (self.row + self.width)
         total = max(1, self.fields["tile_count"])
-        near = max(min(self.host.l2 * 3 // 4 // tile, _MOST), self.least)
+        near = max(min(self.host.l2 * 3 // 4 // tile, _FEWER if self.far else _MOST), self.least)
         tiles = min(wanted or (max(near, 48) if self.heavy else near), total)
         if wanted is None:
             if threads > 1 and not self.heavy:
@@ -168,6 +176,17 @@ class BlocksOfTiles:
             tiles = -(-total // max(1, round(total / tiles)))
         # Who counts packed weights too (the planner, under a memory limit) says what they leave.
         return tiles if workspace is None else self.fitting(tiles, threads, workspace)
+
+    def shares(self, tiles: int, threads: int) -> tuple[int, int]:
+        """Blocks of at most so many tiles, and the tiles of the largest.
+
+        As many for each thread: of eleven blocks two threads would take six, while one of them waits at the end.
+        """
+        total = max(1, self.fields["tile_count"])
+        blocks = -(-total // tiles)
+        if blocks > threads and self.problem.groups == 1 and not self.transform:
+            blocks = min(total, -(-blocks // threads) * threads)
+        return blocks, -(-total // blocks)
 
     def fitting(self, tiles: int, threads: int, workspace: int) -> int:
         """At most so many tiles whose scratch fits, or one."""
@@ -180,6 +199,17 @@ class BlocksOfTiles:
     def buffer(self, tiles: int) -> Buffer:
         """The scratch of every thread."""
         return Buffer("scratch", self.scratch(tiles)[1], per_thread=True)
+
+    @property
+    def far(self) -> bool:
+        """Whether image and outputs come from memory, or the third level of cache: asked for beside products."""
+        p = self.problem
+        if not self.asks or not self.host.target.masks or self.sections > _SECTIONS or p.groups > 1:
+            return False
+        dense = all(s[1] == 1 for s in (p.x_strides, p.out_strides)) and p.x_strides[-1] == p.in_channels
+        plain = all(n == 1 for n in (*p.stride, *p.dilation))
+        moved = p.batch * (p.in_channels * math.prod(p.in_size) + p.out_channels * math.prod(p.out_size)) * p.itemsize
+        return dense and plain and moved > _FAR * self.host.l2
 
     @property
     def heavy(self) -> bool:
@@ -231,8 +261,7 @@ class BlocksOfTiles:
 
     def lowering(self, threads: int, workspace: int | None, wanted: int | None) -> Lowering:
         """The whole program."""
-        tiles = self.block(threads, workspace, wanted)
-        blocks = -(-max(1, self.fields["tile_count"]) // tiles)
+        blocks, tiles = self.shares(self.block(threads, workspace, wanted), threads)
         parts = 1
         chunks = blocks * self.problem.groups
         enough = self.enough(threads)  # each part of the panels transforms the windows again
@@ -243,7 +272,11 @@ class BlocksOfTiles:
         # time of one, but 1.33 where the other thread does not come.)
         while chunks * parts < threads and self.panels.total > parts:
             parts += 1
-        return self.program(tiles, blocks, parts)
+        low = self.program(tiles, blocks, parts)
+        if parts > 1:
+            return low
+        fields = {**low.phases[0].fields, "b_ahead": -(-threads // 2)}  # half of all threads begin at either end
+        return replace(low, phases=(replace(low.phases[0], fields=fields),))
 
     def enough(self, threads: int) -> int:
         """Chunks that keep the threads busy."""
@@ -268,6 +301,7 @@ class BlocksOfTiles:
             "panel_whole": panels.count,
             "c_count": self.splits,
             "c_vectors": p.group_in // self.lanes,
+            "b_ahead": 0,
         }
         if not self.transform:
             fields |= {
@@ -332,6 +366,7 @@ class BlocksOfTiles:
             split,
             self.sections > 1,
             lines_asked(target, self.panels.vectors, tiles),
+            ahead=self.sections if self.far else 0,
         )
 
     def input_step(self) -> InputStep:

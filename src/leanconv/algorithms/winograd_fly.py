@@ -53,6 +53,7 @@ class BlocksOnTheFly(BlocksOfTiles):
     """Sizes and phases; at least `wanted` blocks of input channels if that can be, or as many as cost least."""
 
     transform: ClassVar[bool] = True
+    asks: ClassVar[bool] = False
 
     def __init__(
         self,

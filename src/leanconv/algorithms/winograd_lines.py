@@ -8,6 +8,7 @@ is for layers whose weights take longer to read than to multiply.
 from __future__ import annotations
 
 import functools
+from typing import ClassVar
 
 from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines, tile_fields
@@ -76,6 +77,8 @@ def slots(together: int, tiles: float, vectors: int) -> float:
 
 class LinesOfPoints(BlocksOfTiles):
     """Sizes and phases; at most `wanted` points of a line are summed at one time."""
+
+    asks: ClassVar[bool] = False
 
     def __init__(self, problem: Problem, host: Host, tiling: Tiling, wanted: int | None = None) -> None:
         *others, last = tiling.axes

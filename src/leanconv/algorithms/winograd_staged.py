@@ -12,6 +12,8 @@ Here a phase of its own transforms them, some tiles a chunk; then each chunk tak
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from leanconv.algorithms.base import Lowering
 from leanconv.algorithms.winograd_blocks import BlocksOfTiles
 from leanconv.algorithms.winograd_fly import MOST_TILES, BlocksOnTheFly
@@ -27,12 +29,14 @@ _CHUNKS = 8  # a thread, about, of either phase: a busy neighbour costs no more 
 class SharedWindows(BlocksOfTiles):
     """Sizes and phases of the form with a buffer of windows."""
 
+    asks: ClassVar[bool] = False
+
     def shared(self, threads: int, workspace: int | None, wanted: int | None) -> Lowering | None:
         """The program; None if there are blocks enough for all threads, one panel, or too little workspace for it."""
         tiles = self.block(threads, None, wanted)
         total, panels = max(1, self.fields["tile_count"]), self.panels.total
         blocks = -(-total // tiles)
-        few = threads > 1 and blocks <= self.most_blocks(threads) and panels > 1
+        few = threads > 1 and self.shares(tiles, threads)[0] <= self.most_blocks(threads) and panels > 1
         if not few or self.splits > 1 or self.problem.groups > 1 or not self.problem.batch:
             return None
         tiles = -(-total // blocks)
@@ -47,6 +51,9 @@ class SharedWindows(BlocksOfTiles):
         fused = self.program(tiles, blocks, parts)
         phase = fused.phases[0]
         fields = {**phase.fields, "block_tiles": tiles, "section_bytes": self.window_bytes(tiles)}
+        # All blocks by a panel before the next one: threads then read few panels, and of two blocks, one of which has a
+        # tile more, each takes the same.
+        fields |= {"b_div": 1, "k_div": blocks}
         products = replace(phase, fields=fields)
         stage = fields | {"section": tiles, "section_first": 0}
         stage |= {"s_div": spread, "s_count": blocks, "b_div": 1, "b_count": spread}

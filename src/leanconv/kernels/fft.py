@@ -7,7 +7,7 @@ real points: (a + b i)(c + d i) = c (a + b) - b (c + d) + (c (a + b) + a (d - c)
 
 from __future__ import annotations
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import Function, Value
 from leanconv.kernels.fields import Fields
 from leanconv.kernels.winograd import Chunk, WinogradSpec
@@ -36,9 +36,10 @@ class FftSpec(WinogradSpec):
         """The matrix product of every point: tiles are all of one class."""
         steps = [fields["v_point"], self._point_bytes(fields, product.vectors), fields["m_point"]]
         (height,) = heights.values()
+        product = replace(product, ahead=ask_next_point)
 
         def point(_: Value, state: list[Value]) -> list[Value]:
-            product.point(fn, fields, Heights(*height), state, ask_next_point)
+            product.point(fn, fields, Heights(*height), state)
             return [fn.gep(pointer, step) for pointer, step in zip(state, steps, strict=True)]
 
         fn.loop(0, self.tiling.points, 1, begin, point, hint="point")

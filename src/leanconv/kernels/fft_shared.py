@@ -110,7 +110,9 @@ class FftMultiplySpec:
         lanes = self.target.lanes(self.dtype)
 
         def shape(width: int, _: int) -> list[Value]:
-            product = Products(self.target, self.dtype, self.reduction, width // lanes, False, self.asked)
+            product = Products(
+                self.target, self.dtype, self.reduction, width // lanes, False, self.asked, ask_next_point
+            )
             heights = product.heights(fn, fields, fields["tile_count"])
             point = fields["u_point" if width == self.panels.vectors * lanes else "u_last"]
             bias = product.row if self.bias else 0
@@ -118,7 +120,7 @@ class FftMultiplySpec:
             steps = [fields["v_point"], point, fields["m_point"]]
 
             def one(_: Value, state: list[Value]) -> list[Value]:
-                product.point(fn, fields, heights, state, ask_next_point)
+                product.point(fn, fields, heights, state)
                 return [fn.gep(pointer, step) for pointer, step in zip(state, steps, strict=True)]
 
             fn.loop(low, high, 1, [windows, first, to], one, guard=True, hint="point")

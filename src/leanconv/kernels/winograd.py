@@ -18,13 +18,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from leanconv.classes import dataclass
+from leanconv.classes import dataclass, replace
 from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction, Overlaid
 from leanconv.kernels.panels import PanelShape
 from leanconv.kernels.reduction import Reduction
+from leanconv.kernels.winograd_ahead import Asks
 from leanconv.kernels.winograd_fly import FlyStep
 from leanconv.kernels.winograd_lines import Lines
 from leanconv.kernels.winograd_products import Heights, Products
@@ -100,7 +101,8 @@ class WinogradSpec:
     whole panel; `u_point u_last` from point to point in whole panels and the last; `v_at m_at u_at t_at zero_at` where
     in the scratch V, M, transformed weights, biases with taps, and zeros are.  With `split`: `c_count` blocks of the
     `c_vectors` whole vectors of input channels.  With `staged`: `block_tiles` a block, the last one perhaps fewer,
-    `section_bytes` from one to the next in the buffer "windows".  `sections` and `asked` are those of `Products`.
+    `section_bytes` from one to the next in the buffer "windows".  `sections` and `asked` are those of `Products`;
+    `ahead`: sections of channels, if `winograd_ahead.py` asks for pixels, and its fields.
     """
 
     target: Target
@@ -116,6 +118,7 @@ class WinogradSpec:
     asked: int = 0
     staged: bool = False
     together: int = 0
+    ahead: int = 0
 
     @property
     def lanes(self) -> int:
@@ -189,6 +192,9 @@ class WinogradSpec:
                 image = fn.gep(image, fn.mul(before, fields["x_c"]))
             counts = each(self.read.emit(fn, fields, image, zeros, source).tile)
 
+        asks = None
+        if self.ahead:
+            asks = Asks.of(kernel, fields, self.tiling, self.item, chunk.block, each, self.ahead)
         out = group_of("out", "o")
         residual = group_of("residual", "r") if self.write.epilogue.residual else None
         low = fn.i64(fn.mul(chunk.part, fields["panels"]))
@@ -205,8 +211,12 @@ class WinogradSpec:
             def panel(at: Value) -> None:
                 bias, weights = self._weights(fn, fields, chunk, at, before, vectors, valid)
                 fly = self._fly(vectors, valid) if self.transform else None
-                self._products(fn, fields, chunk, product, heights, [source, weights, products], fly)
                 channel = fn.mul(at, self.panels.vectors * self.lanes)
+                mine = product
+                if asks is not None:
+                    last = fn.cmp("eq", fn.add(at, 1), high)
+                    mine = replace(product, ahead=asks.panel(channel, vectors, self.target.vector_bytes, last))
+                self._products(fn, fields, chunk, mine, heights, [source, weights, products], fly)
                 each(lambda place, rows: writer.tile(place, rows, channel, bias))
 
             return panel

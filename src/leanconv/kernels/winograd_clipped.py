@@ -28,4 +28,5 @@ def clipped(spec: WinogradSpec) -> WinogradSpec | None:
         read=replace(read, tiling=tiling),
         write=replace(write, tiling=tiling),
         asked=min(spec.asked, 1) * ASKED,
+        ahead=0,
     )

@@ -24,7 +24,9 @@ from leanconv.kernels.fields import Fields, Overlaid
 from leanconv.kernels.reduction import UNROLL, Reduction
 from leanconv.kernels.tile import Tile
 
-Ahead = Callable[[Function, Fields, list[Value]], None]
+Asked = tuple[Value, Index, int]  # an address, how much further on it is in the next round, and lines of each
+Ahead = Callable[[Function, Fields, list[Value]], Asked | None]
+"""Told where the rows of a register tile are, asks for something, and returns what else its rounds are to ask for."""
 
 
 def most_rows(target: Target, vectors: int) -> int:
@@ -42,7 +44,7 @@ def lines_asked(target: Target, vectors: int, tiles: int) -> int:
     return -(-nbytes // (LINE * -(-tiles // most_rows(target, vectors))))
 
 
-def ask_next_point(fn: Function, fields: Fields, rows: list[Value]) -> None:
+def ask_next_point(fn: Function, fields: Fields, rows: list[Value]) -> Asked | None:
     """Ask for the same rows of the next point, where points are many, and lie apart further than one is guessed."""
 
     def line(at: Value, _: list[Value]) -> list[Value]:
@@ -52,17 +54,16 @@ def ask_next_point(fn: Function, fields: Fields, rows: list[Value]) -> None:
 
     end = fn.add(fields["v_point"], fields["v_row"])
     fn.loop(fields["v_point"], end, LINE, [], line, hint="ahead")
+    return None
 
 
 class AskingCursor(SharedCursor):
     """A walk that asks for lines on its way: every round for some at each address, which then moves by its step."""
 
-    def __init__(
-        self, fn: Function, pixels: list[Value], offset: Index, stride: int, asked: list[tuple[Value, Index, int]]
-    ) -> None:
+    def __init__(self, fn: Function, pixels: list[Value], offset: Index, stride: int, asked: list[Asked]) -> None:
         super().__init__(fn, pixels, offset, stride)
         self._item = stride
-        self._asked = asked  # address, step of a round, lines
+        self._asked = asked
         self.state += [address for address, _, _ in asked]
 
     def at(self, state: list[Value]) -> AskingCursor:
@@ -102,7 +103,8 @@ class Products:
     """The matrix product of one point.
 
     `sections`: V has several sections of channels, whose sums are added up in M; the weights of one stay in the
-    first-level cache while all tiles pass.  `asked`: lines of weights that a round asks for; 0: nobody asks.
+    first-level cache while all tiles pass.  `asked`: lines of weights that a round asks for; 0: nobody asks.  `ahead`
+    is called in each register tile.
     Fields: `v_point v_section v_row` bytes from point to point, section to section, tile to tile; `section_channels` in
     each of them but the last.
     """
@@ -113,6 +115,7 @@ class Products:
     vectors: int
     sections: bool
     asked: int
+    ahead: Ahead | None = None
 
     @property
     def row(self) -> int:
@@ -129,13 +132,11 @@ class Products:
         nbytes = fn.mul(count, fields["v_row"])
         return Heights(*(fn.i64(value) for value in (low, fn.sub(number, more), more, nbytes, step)))
 
-    def point(
-        self, fn: Function, fields: Fields, heights: Heights, state: list[Value], ahead: Ahead | None = None
-    ) -> None:
-        """All rows of a point; `state` is where its V, U and M begin, `ahead` is told where a tile's rows are."""
+    def point(self, fn: Function, fields: Fields, heights: Heights, state: list[Value]) -> None:
+        """All rows of a point; `state` is where its V, U and M begin."""
         if not self.sections:
             after = fn.gep(state[0], fields["v_point"])
-            self._section(fn, fields, heights, state, after, None, ahead)
+            self._section(fn, fields, heights, state, after, None)
             return
         channels, length = fields["channels"], fields["section_channels"]
 
@@ -144,7 +145,7 @@ class Products:
             before = fn.select(begins, fn.module.zeros(self.row), state[2]), fn.i64(fn.select(begins, 0, self.row))
             here = Overlaid(fields, {"channels_whole": fn.i64(fn.smin(length, fn.sub(channels, first)))})
             after = fn.gep(at[0], fields["v_section"])
-            self._section(fn, here, heights, [*at, state[2]], after, before, ahead)
+            self._section(fn, here, heights, [*at, state[2]], after, before)
             return [after, fn.gep(at[1], fn.mul(length, self.row))]
 
         fn.loop(0, channels, length, state[:2], section, hint="section")
@@ -157,7 +158,6 @@ class Products:
         begin: list[Value],
         after: Value,
         before: tuple[Value, Value] | None,
-        ahead: Ahead | None,
     ) -> None:
         """Register tiles of every height, two of which occur.
 
@@ -177,13 +177,13 @@ class Products:
             def body(_: Value, state: list[Value], tile: Tile = tile, sum_: Sum = sum_) -> list[Value]:
                 here, sums, asked, left, *old = state
                 pixels = row_addresses(fn, here, tile.rows, fields["v_row"])
-                if ahead is not None:
-                    ahead(fn, fields, pixels)
+                more = self.ahead(fn, fields, pixels) if self.ahead is not None else None
                 nbytes = fn.mul(fields["v_row"], tile.rows)
                 behind, left = fn.gep(here, nbytes), fn.i64(fn.sub(left, nbytes))
                 following = fn.select(fn.cmp("eq", left, 0), after, behind)
                 start, accs = sum_.start(weights)
-                cursor = self._cursor(fn, tile, pixels, following, asked, heights)
+                lines = [(asked, heights.step, self.asked), *([more] if more else [])]
+                cursor = self._cursor(fn, tile, pixels, following, lines)
                 # One offset for all rows, in the loads themselves, is LLVM's doing: a tenth of the instructions.
                 hides, fn.module.hides = fn.module.hides, False
                 _, accs = sum_.run(cursor, self.reduction.channels, start, accs, first=self.reduction.short)
@@ -199,13 +199,11 @@ class Products:
 
             state = fn.loop(0, number, 1, state, body, guard=True, hint="rows")
 
-    def _cursor(
-        self, fn: Function, tile: Tile, pixels: list[Value], behind: Value, asked: Value, heights: Heights
-    ) -> SharedCursor:
-        """The walk over the channels of a tile, the rows `behind` which are the next to be used."""
+    def _cursor(self, fn: Function, tile: Tile, pixels: list[Value], behind: Value, asked: list[Asked]) -> SharedCursor:
+        """The walk over the channels of a tile, the rows `behind` which are the next to be used; all rounds ask."""
         pixels = [fn.opaque(pixel) for pixel in pixels]
         if not self.asked or self.reduction.channels is not None:
             return SharedCursor(fn, pixels, 0, tile.itemsize)
         nbytes = UNROLL * tile.rows * tile.itemsize
         rows = (fn.opaque(behind), nbytes, -(-nbytes // LINE))
-        return AskingCursor(fn, pixels, 0, tile.itemsize, [rows, (asked, heights.step, self.asked)])
+        return AskingCursor(fn, pixels, 0, tile.itemsize, [rows, *asked])
