@@ -7,7 +7,8 @@ import math
 from collections.abc import Mapping
 
 from leanconv.algorithms.base import WeightPacking
-from leanconv.algorithms.blocking import Blocking, panels_of, shared, tile_heights
+from leanconv.algorithms.blocking import Blocking, panels_of, tile_heights
+from leanconv.algorithms.sharing import shared
 from leanconv.algorithms.traffic import ahead, from_afar, lines_of_next, past
 from leanconv.classes import dataclass
 from leanconv.host import Host
