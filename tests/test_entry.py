@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -55,6 +57,24 @@ def test_plain_arrays_are_taken(algorithm: str, count: int, taken: list[bool]) -
         assert roughly_equal(bound(x), want)
     # With helpers a call is left to Python where the caller has moved to another core.
     assert taken.count(True) >= (40 if count == 1 else 20)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not kept on cores")
+def test_a_caller_kept_to_one_core_is_let_in(taken: list[bool]) -> None:
+    """Calls from there took the long way, 4 us, each time: no core is left to move helpers to."""
+    bound, x, want = bound_layer(threads=2)
+    allowed = os.sched_getaffinity(0)
+
+    def calls() -> None:  # on a thread of its own, on each core that there is
+        for core in sorted(allowed):
+            os.sched_setaffinity(0, {core})
+            bound(x)
+            taken.clear()
+            assert all(roughly_equal(bound(x), want) for _ in range(3))
+            assert taken == [True] * 3
+
+    with ThreadPoolExecutor(1) as pinned:
+        pinned.submit(calls).result()
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

@@ -125,3 +125,25 @@ def test_nothing_beyond_the_weights_is_read(name: str, bias: int) -> None:
         check_untouched(out)
         outs.append(out.tobytes())
     assert len(set(outs)) == 1
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "size", "target", "asked"),
+    [
+        (32, 16, 112, AVX512, False),
+        (64, 16, 55, AVX512, False),
+        (96, 16, 112, AVX512, True),  # not bound by loads
+        (32, 12, 112, AVX512, True),  # stored under masks
+        (32, 32, 112, AVX512, True),
+        (32, 16, 448, AVX512, True),  # not in the last-level cache
+        (32, 8, 112, AVX2, True),  # half a line
+    ],
+)
+def test_tiles_bound_by_loads_ask_for_no_outputs(
+    channels: int, outputs: int, size: int, target: Target, asked: bool
+) -> None:
+    problem = Case((1, channels, size, size), (outputs, channels, 1, 1), POINTWISE[1], layout="NHWC").problem
+    low = Pointwise().lower(problem, Host(target, 48 << 10, 1 << 20, 32 << 20), 1, None, {})
+    spec = low.phases[0].spec
+    assert isinstance(spec, DenseSpec)
+    assert spec.fetch == asked

@@ -5,6 +5,7 @@ second-level cache stay there while every block of pixels passes through all pan
 panel at a time, over blocks of pixels as large as half of that cache, so that a panel is fetched once a
 block.  With several threads blocks are cut until each thread can expect sixteen chunks, but none below about
 two microseconds of work; where that leaves so few that threads would wait for one of them, blocks are cut further.
+`sharing` looks for a cut with which they wait less.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from collections.abc import Iterable
 
 from leanconv.classes import dataclass
 from leanconv.host import Host
-from leanconv.kernels.cost import LATENCY
 from leanconv.kernels.panels import Panels
 from leanconv.problem import Problem
 
@@ -24,7 +24,6 @@ SMALLEST_CHUNK = 400_000  # multiply-adds times two: 2 us at 200 GFLOP/s, agains
 CHUNKS_A_THREAD = 16
 MANY = 8  # chunks a thread, among which one more or less makes little difference
 WAY = 4096  # bytes between addresses that share a set of the first-level cache: 64 lines of 64 bytes
-WORTH = 0.98  # times the work of the busiest thread that lower tiles must leave it at most
 EVEN = 1.06  # times its fair share that the busiest thread may have before blocks are cut further
 
 
@@ -132,46 +131,34 @@ def _evened(
     fair = copies * pixels * panels.registers / threads
     most = max(wanted, 2 * threads) // groups
     for count in range(cut.blocks + 1, min(most, cut.blocks + MANY) + 1):
-        block = next((size for size in range(pixels // count, 0, -1) if _covered(size, rows)), 0)
+        block = next((size for size in range(pixels // count, 0, -1) if covered(size, rows)), 0)
         if busiest <= EVEN * fair or block < min(rows):
             break
-        if _covered(pixels - (count - 1) * block, rows):
+        if covered(pixels - (count - 1) * block, rows):
             finer = Blocking(block, count, cut.group)
             if (work := _busiest(finer, copies, pixels, panels, threads)) < busiest:
                 best, busiest = finer, work
     return best
 
 
-def shared(problem: Problem, host: Host, threads: int, rows: tuple[int, int]) -> tuple[tuple[int, int], Blocking]:
-    """The heights of tiles and the blocking, with tiles a row lower if few chunks are shared better so.
-
-    49 pixels are 20 and 29 in tiles of ten and nine rows, 24 and 25 in tiles of nine and eight: 960 channels to 160,
-    five panels, take 0.96 of the time on two threads.
-    """
-    cut = blocking(problem, host, threads, rows)
-    lower = rows[0] - 1, rows[1] - 1
-    panels, pixels = panels_of(problem, host), math.prod(problem.out_size)
-    copies = problem.batch * problem.groups
-    if threads == 1 or cut.blocks * copies * -(-panels.total // cut.group) >= MANY * threads or min(lower) < LATENCY:
-        return rows, cut
-    finer = blocking(problem, host, threads, lower)
-    work = (_busiest(each, copies, pixels, panels, threads) for each in (cut, finer))
-    return (lower, finer) if WORTH * next(work) > next(work) else (rows, cut)
-
-
-def _covered(pixels: int, rows: tuple[int, int]) -> bool:
+def covered(pixels: int, rows: tuple[int, int]) -> bool:
     """Whether tiles of each height and of one row less cover so many pixels exactly."""
     return all(-(-pixels // height) * (height - 1) <= pixels for height in rows)
 
 
 def _busiest(cut: Blocking, copies: int, pixels: int, panels: Panels, threads: int) -> int:
     """Pixels times registers of the thread that has most to do."""
+    return busiest(chunk_sizes(cut, copies, pixels, panels), threads)
+
+
+def chunk_sizes(cut: Blocking, copies: int, pixels: int, panels: Panels) -> list[int]:
+    """Pixels times registers of each chunk, in the order of their numbers."""
     registers = []
     for first in range(0, panels.total, cut.group):
         end = min(first + cut.group, panels.total)
         registers.append((min(end, panels.count) - first) * panels.vectors + (panels.last if end > panels.count else 0))
     sizes = [cut.block] * (cut.blocks - 1) + [pixels - (cut.blocks - 1) * cut.block]
-    return busiest([size * width for _ in range(copies) for size in sizes for width in registers], threads)
+    return [size * width for _ in range(copies) for size in sizes for width in registers]
 
 
 def busiest(work: Iterable[int], threads: int) -> int:

@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping
 
 from leanconv.algorithms.base import WeightPacking
-from leanconv.algorithms.blocking import Blocking, panels_of, shared, tile_heights
-from leanconv.algorithms.traffic import ahead, from_afar, lines_of_next, past
+from leanconv.algorithms.blocking import Blocking, panels_of, tile_heights
+from leanconv.algorithms.sharing import shared
+from leanconv.algorithms.traffic import ahead, asked_for, from_afar, lines_of_next, past
 from leanconv.classes import dataclass
 from leanconv.host import Host
 from leanconv.kernels.dense import DenseSpec
@@ -269,7 +270,7 @@ def dense_phase(
         else store_columns(p),
         epilogue=Epilogue(p.activation, p.residual),
         stage=source.stage,
-        fetch=plain,
+        fetch=plain and asked_for(p, panels, host),
         past=plain and past(p, host) and not source.ahead,
         scattered=p.ndim if scattered(p) else 0,
         tight=tight,

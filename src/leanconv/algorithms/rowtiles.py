@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from leanconv.algorithms.blocking import MANY, Blocking, few_weights, panels_of, wanted_chunks
+from leanconv.algorithms.blocking import Blocking, few_weights, panels_of
 from leanconv.algorithms.dense import CoreInput, image_input
+from leanconv.algorithms.sharing import of_rows
 from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.cost import LATENCY, part_inside
@@ -40,7 +41,8 @@ def in_rows(problem: Problem, host: Host, threads: int) -> tuple[CoreInput, tupl
     if 2 * lowest < LATENCY or max(map(max, outside)) >= lowest:
         return None
     source = RowTiles.of(image, outside, alone=all(height == width for height in rows))
-    return replace(plain, source=source), (rows[0], rows[1]), _cut(p, host, threads)
+    heights = rows[0], rows[1]
+    return replace(plain, source=source), heights, _cut(p, host, threads, heights)
 
 
 def _spared(problem: Problem) -> float:
@@ -60,16 +62,10 @@ def _outside(problem: Problem, tap: int) -> tuple[int, int]:
     return max(0, min(first, width)), width - max(0, min(end, width))
 
 
-def _cut(problem: Problem, host: Host, threads: int) -> Blocking:
+def _cut(problem: Problem, host: Host, threads: int, rows: tuple[int, int]) -> Blocking:
     """Blocks of whole rows of the output; panels in groups as in `blocking`."""
     p, panels = problem, panels_of(problem, host)
-    high, width = p.out_size
+    high = p.out_size[0]
     group, budget = (panels.total, host.l2 // 4) if few_weights(p, host) else (1, host.l2 // 2)
     line = p.in_size[1] * p.stride[0] * p.group_in * p.itemsize
-    rows = max(1, min(high, budget // line))
-    wanted = min(wanted_chunks(p, threads), MANY * threads)
-    while rows > 1 and p.batch * p.groups * -(-high // rows) * -(-panels.total // group) < wanted:
-        rows = -(-rows // 2)
-    blocks = -(-high // rows)
-    rows = -(-high // blocks)
-    return Blocking(rows * width, -(-high // rows), group)
+    return of_rows(p, host, threads, rows, max(1, min(high, budget // line)), group)

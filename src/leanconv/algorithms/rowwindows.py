@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from leanconv.algorithms.blocking import Blocking, few_weights, panels_of, wanted_chunks
+from leanconv.algorithms.blocking import Blocking, few_weights, panels_of
 from leanconv.algorithms.dense import CoreInput, image_input
+from leanconv.algorithms.sharing import of_rows
 from leanconv.classes import replace
 from leanconv.host import Host
 from leanconv.kernels.image import Image
@@ -44,10 +45,11 @@ def by_rows(problem: Problem, host: Host, threads: int) -> tuple[CoreInput, tupl
             return None
         if p.kernel[0] * source.vectors(max(even), p.kernel[1], lanes) * host.target.vector_bytes > STACK:
             return None
-    return replace(plain, source=source), (even[0], even[1]), _cut(p, host, threads)
+    heights = even[0], even[1]
+    return replace(plain, source=source), heights, _cut(p, host, threads, heights)
 
 
-def _cut(problem: Problem, host: Host, threads: int) -> Blocking:
+def _cut(problem: Problem, host: Host, threads: int, rows: tuple[int, int]) -> Blocking:
     """Blocks of whole rows of the output.
 
     All panels pass over a block while its part of the image and of the output is in the second-level cache.
@@ -56,10 +58,4 @@ def _cut(problem: Problem, host: Host, threads: int) -> Blocking:
     high, width = p.out_size
     line = (width * p.out_channels + p.in_size[1] * p.stride[0] * p.group_in) * p.itemsize
     group, budget = (panels.total, host.l2 // 4) if few_weights(p, host) else (1, host.l2 // 2)
-    wanted = wanted_chunks(p, threads)
-    rows = max(1, min(high, budget // line, high * p.batch // wanted))
-    while group > 1 and p.batch * -(-high // rows) * -(-panels.total // group) < wanted:
-        group = -(-group // 2)
-    blocks = -(-high // rows)
-    rows = -(-high // blocks)
-    return Blocking(rows * width, -(-high // rows), group)
+    return of_rows(p, host, threads, rows, max(1, min(high, budget // line)), group)
