@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines
+from leanconv.algorithms.winograd_blocks import BlocksOfTiles
+from leanconv.algorithms.winograd_fields import odd_lines
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.epilogue import Epilogue

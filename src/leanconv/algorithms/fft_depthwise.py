@@ -24,7 +24,7 @@ from leanconv.algorithms.base import Lowering, WeightPacking
 from leanconv.algorithms.fft import Fft, transform_slots
 from leanconv.algorithms.fft_blocks import reaches_outside, steps_of
 from leanconv.algorithms.fft_windows import LONGEST, Extent, best_grid, extent
-from leanconv.algorithms.winograd_blocks import tile_fields
+from leanconv.algorithms.winograd_fields import tile_fields
 from leanconv.host import Host
 from leanconv.kernels.cost import Cost
 from leanconv.kernels.fft_grid import FftTiling, Grid

@@ -31,7 +31,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering
-from leanconv.algorithms.winograd_blocks import BlocksOfTiles, tile_fields, tiles_along
+from leanconv.algorithms.winograd_blocks import BlocksOfTiles
+from leanconv.algorithms.winograd_fields import tile_fields, tiles_along
 from leanconv.algorithms.winograd_fly import (
     MOST_TILES,
     OUTPUT,

@@ -15,7 +15,8 @@ from __future__ import annotations
 import math
 from typing import ClassVar
 
-from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines
+from leanconv.algorithms.winograd_blocks import BlocksOfTiles
+from leanconv.algorithms.winograd_fields import odd_lines
 from leanconv.host import Host
 from leanconv.kernels.cost import issue_slots
 from leanconv.kernels.reduction import SECTION

@@ -11,7 +11,8 @@ import functools
 from typing import ClassVar
 
 from leanconv.algorithms.base import Lowering
-from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines, tile_fields
+from leanconv.algorithms.winograd_blocks import BlocksOfTiles
+from leanconv.algorithms.winograd_fields import odd_lines, tile_fields
 from leanconv.algorithms.winograd_staged import SharedWindows
 from leanconv.classes import replace
 from leanconv.host import Host

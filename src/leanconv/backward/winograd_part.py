@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.blocking import panels_of
-from leanconv.algorithms.winograd_blocks import BlocksOfTiles, odd_lines, tile_fields
+from leanconv.algorithms.winograd_blocks import BlocksOfTiles
+from leanconv.algorithms.winograd_fields import odd_lines, tile_fields
 from leanconv.backward.direct import TileRows, tile_rows
 from leanconv.classes import dataclass, replace
 from leanconv.host import Host
