@@ -61,9 +61,11 @@ def test_plain_arrays_are_taken(algorithm: str, count: int, taken: list[bool]) -
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads are not kept on cores")
 def test_a_caller_kept_to_one_core_is_let_in(taken: list[bool]) -> None:
-    """Calls from there took the long way, 4 us, each time: no core is left to move helpers to."""
+    """Calls from there took the long way, 4 us, each time. Helpers go to the cores that it leaves."""
     bound, x, want = bound_layer(threads=2)
+    bound(x)
     allowed = os.sched_getaffinity(0)
+    helpers = [thread.native_id for thread in threading.enumerate() if thread.name.startswith("leanconv-")]
 
     def calls() -> None:  # on a thread of its own, on each core that there is
         for core in sorted(allowed):
@@ -72,6 +74,8 @@ def test_a_caller_kept_to_one_core_is_let_in(taken: list[bool]) -> None:
             taken.clear()
             assert all(roughly_equal(bound(x), want) for _ in range(3))
             assert taken == [True] * 3
+            if len(allowed) > 1:
+                assert all(os.sched_getaffinity(helper or 0) == allowed - {core} for helper in helpers)
 
     with ThreadPoolExecutor(1) as pinned:
         pinned.submit(calls).result()

@@ -107,7 +107,9 @@ class Pool:
         self._avoided = ctypes.c_int64.from_address(self.address + offsets.AVOIDED)
         self._avoided.value = -1
         self._current_cpu = _current_cpu()
+        self._usable: set[int] = set()
         if self._current_cpu is not None:
+            self._usable = os.sched_getaffinity(0)
             function = ctypes.cast(self._current_cpu, ctypes.c_void_p).value
             ctypes.c_void_p.from_address(self.address + offsets.CURRENT_CPU).value = function
         self._began = self._now()
@@ -152,8 +154,9 @@ class Pool:
         The kernel may wake a thread on the core of the one that wakes it, behind it, or move the caller to the one that
         workers are kept on: the caller has then done all the work before the worker runs, call after call.
 
-        A caller that may use one core only leaves workers no other, and they stay where they are. That core counts as
-        avoided all the same: native code lets calls in that come from there, others take 4 us longer.
+        Workers go where the caller may go, or where the one could that made the pool: a caller that is kept to one core
+        leaves them the rest. If there is no other core they stay where they are, and that one counts as avoided all the
+        same: native code lets calls in that come from there, others take 4 us longer.
         """
         if self._current_cpu is None:
             return
@@ -161,7 +164,7 @@ class Pool:
         if cpu == self._avoided.value:
             return
         self._avoided.value = cpu
-        others = os.sched_getaffinity(0) - {cpu}
+        others = (os.sched_getaffinity(0) - {cpu}) or (self._usable - {cpu})
         for worker in self._workers if others else ():
             with contextlib.suppress(OSError):  # a worker that ends, or a sandbox that forbids it
                 os.sched_setaffinity(worker.native_id or 0, others)

@@ -109,8 +109,10 @@ def _apart(before: Mapping[int, tuple[int, int]]) -> Iterator[None]:
         yield
     finally:
         for thread, cpus in allowed.items():
+            # The caller still is on its CPU: a thread that was kept to that one would share it from now on.
+            restored = cpus if thread == caller or cpus - {usable[0]} else set(usable)
             with contextlib.suppress(OSError):
-                os.sched_setaffinity(thread, cpus)
+                os.sched_setaffinity(thread, restored)
 
 
 def settle() -> None:
