@@ -12,6 +12,7 @@ from leanconv.blocks.inverted_lower import grouped, lower_inverted
 from leanconv.codegen.targets import Target
 from leanconv.host import Host
 from leanconv.kernels.inverted import InvertedSpec
+from leanconv.kernels.reduction import UNROLL
 from leanconv.options import make_problem
 from leanconv.problem import Problem
 from test_assembly import EACH_FUSED, EACH_TARGET, assembly, multiplying
@@ -65,9 +66,10 @@ def test_the_products_of_a_block_spill_nothing(name: str, target: Target) -> Non
     assert len(loops) >= 2
     for loop in loops:
         assert not spills(loop)
-    heights = {(rows, vectors) for core in (spec.expand, spec.project) for rows in core.rows for vectors in (1, 2, 3)}
     sizes = {count_fused(loop) for loop in loops}
-    assert any(size % (rows * vectors) == 0 for size in sizes for rows, vectors in heights)
+    for core in (spec.expand, spec.project):
+        if core.panels.whole:
+            assert core.rows[0] * core.panels.vectors * UNROLL in sizes
 
 
 def test_sums_end_beside_their_activation() -> None:

@@ -59,12 +59,10 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Groups of sections, output rows of a band, and of a chunk; parts that the groups are in."""
+    """Output rows of a band, and of a chunk."""
 
-    grouping: Grouping
     band: int
     block: int
-    parts: int
 
 
 def _rows(depthwise: Problem, band: int) -> int:
@@ -158,7 +156,7 @@ def cut_into_bands(
     budget = budget if workspace is None else min(budget, workspace)
     fits = [b for b in range(1, block + 1) if arena_bytes(band_buffers(p, grouping, b), threads) <= budget]
     bands = -(-block // max(fits, default=1))
-    return Cut(grouping, -(-block // bands), block, parts)
+    return Cut(-(-block // bands), block)
 
 
 def _twice(depthwise: Problem) -> int:

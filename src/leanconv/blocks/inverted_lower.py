@@ -194,11 +194,12 @@ def grouped(
     }
     phases = [Phase("block", spec, fields, chunks, roles)]
     buffers: tuple[Buffer, ...] = band_buffers(depthwise, grouping, cut.band)
+    several = f"for each of {grouping.groups} groups of {channels} middle channels, " if grouping.groups > 1 else ""
     steps = [
-        f"for each of {grouping.groups} groups of {channels} middle channels, for each band of {cut.band} rows:",
+        f"{several}for each band of {cut.band} rows:",
         f"{grouping.width} channels at a time expand the rows of {width} pixels that the band reads into a thread's "
         "own memory, and filter them there",
-        "add the group's part of the projection to the output",
+        "add the group's part of the projection to the output" if several else "project the band",
     ]
     if parts > 1:
         phases.append(_joined(project, last, host, threads))
