@@ -267,7 +267,7 @@ class WinogradSpec:
         weights = bias
         if self.write.bias:
             shift = fn.gep(fields.buffer("bias"), fn.mul(chunk.group, fields["bias_g"]))
-            copy_bias(fn, fly.step, fn.gep(shift, fn.mul(channel, self.item)), bias, width, fly.count)
+            copy_bias(fn, fly.step.kind, fn.gep(shift, fn.mul(channel, self.item)), bias, width, fly.count)
             weights = fn.gep(bias, row)
         filters = fn.gep(fields.buffer("weights"), fn.mul(chunk.group, fields["w_g"]))
         filters = fn.gep(filters, fn.mul(channel, fields["w_k"]))

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 from leanconv.classes import dataclass
-from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, vector
+from leanconv.codegen.ir import SCALARS, Function, Index, Module, Value, lanes_of, scalar_of, vector
 from leanconv.codegen.targets import Target
+from leanconv.codegen.types import ITEMSIZE
 from leanconv.kernels.channel_runs import gather, load_runs
 from leanconv.kernels.fields import Fields, KernelFunction
 from leanconv.kernels.linear import linear
@@ -263,7 +264,9 @@ class WinogradPackSpec:
             target = packed
             if self.bias:
                 shift = fn.gep(fields.buffer("bias"), fn.mul(group, fields["bias_g"]))
-                copy_bias(fn, self.step, fn.gep(shift, fn.mul(panel, whole * self.step.item)), packed, width, count)
+                copy_bias(
+                    fn, self.step.kind, fn.gep(shift, fn.mul(panel, whole * self.step.item)), packed, width, count
+                )
                 target = fn.gep(packed, width * self.step.item)
             point = fields["u_point" if width == whole else "u_last"]
             self.step.emit(fn, fields, source, target, point, width, count)
@@ -293,9 +296,9 @@ def each_shape(
         fn.if_(is_last, lambda: one(*last), lambda: one(whole, whole), hint="last")
 
 
-def copy_bias(fn: Function, step: WeightStep, source: Value, target: Value, width: int, count: int) -> None:
-    """The biases of a panel, zeros behind the last."""
-    kind = vector(SCALARS[step.dtype], step.lanes)
-    for first in range(0, width, step.lanes):
-        exist = max(0, min(step.lanes, count - first))
-        fn.store(gather(fn, kind, fn.gep(source, first * step.item), step.item, exist), target, first * step.item)
+def copy_bias(fn: Function, kind: str, source: Value, target: Value, width: int, count: int) -> None:
+    """The biases of a panel, in vectors of a kind, zeros behind the last."""
+    lanes, item = lanes_of(kind), ITEMSIZE[scalar_of(kind)]
+    for first in range(0, width, lanes):
+        exist = max(0, min(lanes, count - first))
+        fn.store(gather(fn, kind, fn.gep(source, first * item), item, exist), target, first * item)
