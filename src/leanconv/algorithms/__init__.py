@@ -45,6 +45,11 @@ def _planes(problem: Problem) -> bool:
     return problem.taps > 1 and problem.x_strides[1] != 1 and problem.group_in > 3
 
 
+def _few_channels(problem: Problem) -> bool:
+    """Few channels, adjacent, under several taps along a row."""
+    return problem.ndim == 2 and problem.kernel[-1] > 1 and problem.in_channels <= 8 and problem.x_strides[3] <= 8
+
+
 def _batch_last(problem: Problem) -> bool:
     """Where bands of windows are ahead of every band that is transposed."""
     return problem.layout.startswith("CHWN")
@@ -111,6 +116,7 @@ PUBLISHED: dict[str, Place] = {
     "winograd_f2_on_the_fly": Place("winograd", "WinogradF2OnTheFly", _with_taps),
     "winograd_f4_on_the_fly": Place("winograd", "WinogradF4OnTheFly", _with_taps),
     "winograd_f6_on_the_fly": Place("winograd", "WinogradF6OnTheFly", _with_taps),
+    "winograd_rows": Place("winograd_rows", "WinogradRows", _few_channels),
     "fft": Place("fft", "Fft", _with_many_taps),
     "fft_whole": Place("fft", "FftWhole", _with_many_taps),
     "fft_depthwise": Place("fft_depthwise", "FftDepthwise", _with_very_many_taps),
