@@ -20,6 +20,7 @@ from leanconv.codegen.targets import AVX512, TARGETS, Target
 from leanconv.host import Host, this_host
 from leanconv.kernels.winograd_row_pack import RowPackSpec
 from leanconv.kernels.winograd_rows import WinogradRowsSpec
+from leanconv.network.steps.base import stand_in
 from leanconv.planning.phases import phase_cost
 from leanconv.staging import refusal
 from strategies import ALGORITHMS, EPILOGUES, Array, Case, Geometry, check_untouched, convolve
@@ -146,6 +147,30 @@ def test_a_limit_makes_bands_lower_and_changes_no_bit() -> None:
     np.testing.assert_array_equal(bound(low), bound(whole))
 
 
+@pytest.mark.parametrize("width", [1, 2, 4, 13, 47, 48, 49, 56, 101])
+@pytest.mark.parametrize("filters", [16, 40, 50])
+def test_one_kernel_stands_in_for_rows_of_any_length(width: int, filters: int) -> None:
+    """Same bits, same workspace, and nothing written beside the image."""
+    case = replace(RGB, x_shape=(2, 3, 6, width), w_shape=(filters, 3, 3, 3), threads=2, epilogue=EPILOGUES[4])
+    plan = case.plan(NAME, 2)
+    low = plan.lowering
+    (phase,) = (stand_in(phase) for phase in low.phases)
+    assert isinstance(phase.spec, WinogradRowsSpec)
+    elsewhere = replace(case, x_shape=(1, 3, 6, 30)).plan(NAME).lowering.phases[0]
+    assert phase.spec == stand_in(elsewhere).spec
+    known = (plan.problem, plan.algorithm, 2, None, plan.tunables)
+    other = leanconv.Plan(*known, staging=plan.staging, lowering=replace(low, phases=(phase,)))
+    results = []
+    for one in (plan, other):
+        with GuardedAllocator(case.flush):
+            out = case.guarded_out(viewed=False)
+            values = case.guarded_inputs(viewed=False)
+            one.bind(values["w"], values["bias"])(values["x"], out=out, residual=values["residual"])
+            check_untouched(out)
+        results.append(out)
+    np.testing.assert_array_equal(*results)
+
+
 def lowered(case: Case, target: Target) -> WinogradRowsSpec:
     low = WinogradRows().lower(case.problem, Host(target, 32 << 10, 512 << 10, 8 << 20), 1, None, {})
     spec = low.phases[0].spec
@@ -202,7 +227,8 @@ def test_every_target_compiles_it_and_its_packing() -> None:
         assert low.packing is not None
         pack = low.packing.phase.spec
         assert isinstance(pack, RowPackSpec)
-        for spec in (lowered(LAYERS["7x7s2"], target), pack):
+        for spec in (lowered(LAYERS["7x7s2"], target), pack, stand_in(low.phases[0]).spec):
+            assert isinstance(spec, WinogradRowsSpec | RowPackSpec)
             assert "kernel" in text_of(spec, target)
 
 

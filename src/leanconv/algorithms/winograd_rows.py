@@ -98,10 +98,13 @@ class WinogradRows(Algorithm):
         p, item, transform = problem, problem.itemsize, transform_of(problem)
         panels, lanes, vector = panels_of(p, host), host.target.lanes(p.dtype), host.target.vector_bytes
         tiles = -(-p.out_size[1] // transform.outputs)
+        edge = p.out_size[1] - (tiles - 1) * transform.outputs
         high, low, rows = _heights(tiles, panels, host)
         stage = RowPoints(host.target, p.dtype, transform, p.stride[1] * p.in_channels)
         sizes = _row_fields(p, host, stage, tiles)
-        products = max(rows) * transform.size * _widest(panels) * vector
+        # Of the highest register tiles, which the kernel that stands in has for rows of any length.
+        most = max(host.target.tile_rows(n) * n for n in (panels.vectors, panels.last or panels.vectors))
+        products = most * transform.size * vector
 
         def pitch(band: int) -> int:
             return odd_lines(_rows_under(p, band) * stage.elements * sizes["tile_pitch"])
@@ -109,8 +112,8 @@ class WinogradRows(Algorithm):
         def nbytes(band: int) -> int:
             return sizes["points_at"] + transform.size * pitch(band) + products
 
-        most = host.l2 // 2 if workspace is None else min(host.l2 // 2, workspace // threads // ALIGNMENT * ALIGNMENT)
-        band = min(tunables["rows"], p.out_size[0]) if "rows" in tunables else _band(p, threads, most, nbytes)
+        room = host.l2 // 2 if workspace is None else min(host.l2 // 2, workspace // threads // ALIGNMENT * ALIGNMENT)
+        band = min(tunables["rows"], p.out_size[0]) if "rows" in tunables else _band(p, threads, room, nbytes)
         bands = -(-p.out_size[0] // band) if band else 0
         terms = p.kernel[0] * stage.elements
         spec = WinogradRowsSpec(
@@ -120,7 +123,7 @@ class WinogradRows(Algorithm):
             terms=terms,
             stride=p.stride[0],
             pad=p.pad_low[0],
-            edge=p.out_size[1] - (tiles - 1) * transform.outputs,
+            edge=edge,
             reduction=Reduction((1,), terms, 0, False, False, None, 1, True, False),
             rows=rows,
             panels=panels.shape,
@@ -148,6 +151,7 @@ class WinogradRows(Algorithm):
             "point_pitch": pitch(band),
             "products_at": nbytes(band) - products,
             "tile_last": tiles - 1,
+            "tile_edge": edge,
             "high0": high[0],
             "low0": low[0],
             "high1": high[1],
@@ -182,11 +186,6 @@ def _heights(tiles: int, panels: Panels, host: Host) -> tuple[tuple[int, int], t
         found.append((number - low, low, rows))
     high, lower, rows_of = zip(*found, strict=True)
     return (high[0], high[1]), (lower[0], lower[1]), (rows_of[0], rows_of[1])
-
-
-def _widest(panels: Panels) -> int:
-    """Registers of the widest panel."""
-    return max(panels.vectors if panels.count else 1, panels.last)
 
 
 def _row_fields(problem: Problem, host: Host, stage: RowPoints, tiles: int) -> dict[str, int]:

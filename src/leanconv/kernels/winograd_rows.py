@@ -12,6 +12,7 @@ Terms of a sum lie at one distance, from row to row too, so a sum is one loop.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from leanconv.classes import dataclass, replace
@@ -38,7 +39,8 @@ class WinogradRowsSpec:
     """What a kernel is specialised for.
 
     `terms` of a sum; `stride` between rows; `pad` rows of zeros above the image; `edge` outputs of the last tile of a
-    row; `rows` tiles of the register tiles of whole panels and of the last one, some of which are one lower; `fetch`:
+    row (0: field `tile_edge` tells, and register tiles may reach over a row, whose outputs do not exist); `rows` tiles
+    of the register tiles of whole panels and of the last one, some of which are one lower; `fetch`:
     the lines of the next tiles' outputs are asked for; `past`: outputs are stored past the caches if they begin at a
     multiple of a register's size.
 
@@ -74,6 +76,13 @@ class WinogradRowsSpec:
         kernel = KernelFunction(module, name)
         _Emitter(kernel, kernel.fn, kernel.fields, self).run()
         return kernel.finish()
+
+    def stand_in(self, fields: Mapping[str, int]) -> tuple[WinogradRowsSpec, Mapping[str, int]]:
+        """The kernel for rows of any length, in register tiles of the usual height, and its fields."""
+        rows = tuple(map(self.target.tile_rows, (self.panels.vectors, self.panels.last or self.panels.vectors)))
+        tiles = fields["tile_last"] + 1
+        heights = {f"high{i}": -(-tiles // height) for i, height in enumerate(rows)} | {"low0": 0, "low1": 0}
+        return replace(self, edge=0, rows=rows, fetch=True, past=False), {**fields, **heights}
 
     def cost(self, f: Mapping[str, int], chunks: int, host: Host) -> Cost:
         """Rows made points once for each band, products, and outputs."""
@@ -246,6 +255,10 @@ class _Emitter:
         fn, fields, spec = self.fn, self.fields, self.spec
         outputs, step = spec.transform.outputs, spec.transform.size * panel.tile.step_bytes
 
+        count: Index = rows
+        if not spec.edge:
+            count = fn.smin(rows, fn.sub(fn.add(fields["tile_last"], 1), first))
+
         def one(number: Value, state: list[Value]) -> list[Value]:
             at = fn.mul(fn.add(first, number), outputs)
             places = [(fn.gep(end, fn.mul(at, fields[f"{letter}_1"])), letter) for end, letter in ends]
@@ -261,10 +274,10 @@ class _Emitter:
                 fn.if_(last, lambda: some(spec.edge), lambda: some(outputs), hint="edge")
             return [fn.gep(state[0], step)]
 
-        fn.loop(0, rows, 1, [products], one, hint="outputs")
+        fn.loop(0, count, 1, [products], one, hint="outputs")
 
     def _tile(self, panel: _Panel, products: Value, places: list[tuple[Value, str]], count: int) -> None:
-        """The first `count` outputs of one tile."""
+        """The first `count` outputs of one tile, or as many as field `tile_edge` says (0)."""
         fn, spec, tile = self.fn, self.spec, panel.tile
         width, lanes, masks = tile.target.vector_bytes, tile.target.lanes(tile.dtype), tile.target.masks
         # Loaded for each tile: registers for all tiles would be taken from those of AVX2, which spills them.
@@ -273,8 +286,8 @@ class _Emitter:
             channels = panel.valid if v == tile.vectors - 1 else lanes
             taken = [fn.load(tile.vec, products, i * tile.step_bytes + v * width) for i in range(spec.transform.size)]
             program = linear(spec.transform.results()).lazily(fn, taken, fused=tile.target.fma)
-            for j in range(count):
-                value = program(j)
+
+            def store(j: int, v: int, channels: int, value: Value) -> list[Value]:
                 if shifts:
                     value = fn.binary("fadd", value, shifts[v])
                 out, *extra = (
@@ -286,3 +299,11 @@ class _Emitter:
                     fn.stream(value, out, width)
                 else:
                     store_lanes(fn, value, out, channels, masks=masks)
+                return []
+
+            for j in range(count or spec.transform.outputs):
+                put = functools.partial(store, j, v, channels, program(j))
+                if count or not j:
+                    put()
+                else:
+                    fn.if_(fn.cmp("sgt", self.fields["tile_edge"], j), put, hint="exists")
