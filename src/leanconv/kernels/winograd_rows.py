@@ -220,15 +220,16 @@ class _Emitter:
 
             def some(_: Value, state: list[Value], tile: Tile = tile) -> list[Value]:
                 at = state[0]
-                out = fn.gep(ends[0][0], fn.mul(fn.mul(at, self.spec.transform.outputs), fields["o_1"]))
-                self._products(tile, fn.gep(points, fn.mul(at, tile.itemsize)), panel.weights, products, out)
+                following = fn.mul(fn.add(at, tile.rows), self.spec.transform.outputs)
+                ahead = fn.gep(ends[0][0], fn.mul(following, fields["o_1"]))
+                self._products(tile, fn.gep(points, fn.mul(at, tile.itemsize)), panel.weights, products, ahead)
                 self._outputs(panel, tile.rows, at, products, ends)
                 return [fn.i64(fn.add(at, tile.rows))]
 
             (first,) = fn.loop(0, fields[f"{name}{int(panel.last)}"], 1, [first], some, guard=True, hint="tiles")
 
-    def _products(self, tile: Tile, points: Value, weights: Value, products: Value, out: Value) -> None:
-        """The sums of some tiles at every point, which ask for the pixels at `out` that they are to become."""
+    def _products(self, tile: Tile, points: Value, weights: Value, products: Value, ahead: Value) -> None:
+        """The sums of some tiles at every point, which ask for pixels from `ahead` on, those of the next tiles."""
         fn, fields, spec = self.fn, self.fields, self.spec
         row, size = tile.step_bytes, spec.transform.size
         apart: list[Index] = [i * tile.itemsize for i in range(tile.rows)]
@@ -248,7 +249,7 @@ class _Emitter:
             steps: list[Index] = [fields["point_pitch"], spec.terms * row, row, fn.mul(fields["o_1"], asked)]
             return [fn.gep(place, step) for place, step in zip(state, steps, strict=True)]
 
-        fn.loop(0, size, 1, [points, weights, products, out], point, hint="point")
+        fn.loop(0, size, 1, [points, weights, products, ahead], point, hint="point")
 
     def _outputs(self, panel: _Panel, rows: int, first: Value, products: Value, ends: list[tuple[Value, str]]) -> None:
         """The outputs of some tiles from the `first` one on."""
