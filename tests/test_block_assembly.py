@@ -10,7 +10,10 @@ from assembly import count_fused, parse, spills
 from leanconv.blocks.bands import Grouping
 from leanconv.blocks.inverted_lower import grouped, lower_inverted
 from leanconv.codegen.targets import Target
+from leanconv.compiled import KernelSpec
 from leanconv.host import Host
+from leanconv.kernels.dense import DenseSpec
+from leanconv.kernels.expansion import ExpansionSpec
 from leanconv.kernels.inverted import InvertedSpec
 from leanconv.kernels.reduction import UNROLL
 from leanconv.options import make_problem
@@ -37,39 +40,58 @@ def layers(size: int, channels: int, middle: int, out: int, stride: int = 1) -> 
 BLOCKS = {
     "one group": layers(56, 24, 144, 24),  # four and a half sections of AVX-512
     "groups": layers(28, 32, 192, 64, 2),
-    "halves": layers(7, 160, 960, 160),
+    "phases": layers(7, 160, 960, 160),
     "odd": layers(13, 3, 37, 10),
 }
 
 
-def block(name: str, target: Target) -> InvertedSpec:
-    spec = lower_inverted(BLOCKS[name], Host(target, 48 << 10, 1 << 20, 32 << 20), 1, None).phases[0].spec
-    assert isinstance(spec, InvertedSpec)
-    return spec
+def kernels(name: str, target: Target) -> list[KernelSpec]:
+    """The kernels of a block."""
+    phases = lower_inverted(BLOCKS[name], Host(target, 48 << 10, 1 << 20, 32 << 20), 1, None).phases
+    return list(dict.fromkeys(phase.spec for phase in phases))
+
+
+def cores(spec: KernelSpec) -> list[DenseSpec]:
+    """The dense layers in a kernel."""
+    if isinstance(spec, InvertedSpec):
+        return [spec.expansion.expand, spec.project]
+    if isinstance(spec, ExpansionSpec):
+        return [spec.expand]
+    assert isinstance(spec, DenseSpec)
+    return [spec]
 
 
 @EACH_TARGET
 @pytest.mark.parametrize("name", BLOCKS)
 def test_every_block_compiles_for_every_target(name: str, target: Target) -> None:
-    instructions, labels = parse(assembly(block(name, target)))
-    assert "kernel" in labels
-    calls = {i.operands.removesuffix("@PLT") for i in instructions if i.operation in ("call", "callq", "bl")}
-    assert not calls - (set() if target.fma else {"fma", "fmaf"})
+    for spec in kernels(name, target):
+        instructions, labels = parse(assembly(spec))
+        assert "kernel" in labels
+        calls = {i.operands.removesuffix("@PLT") for i in instructions if i.operation in ("call", "callq", "bl")}
+        assert not calls - (set() if target.fma else {"fma", "fmaf"})
 
 
 @EACH_FUSED
 @pytest.mark.parametrize("name", [name for name in BLOCKS if name != "odd"])
 def test_the_products_of_a_block_spill_nothing(name: str, target: Target) -> None:
     """Loops over channels hold whole tiles of the expansion and of the projection."""
-    spec = block(name, target)
-    loops = [loop for loop in multiplying(spec) if count_fused(loop) >= 16]
-    assert len(loops) >= 2
-    for loop in loops:
-        assert not spills(loop)
-    sizes = {count_fused(loop) for loop in loops}
-    for core in (spec.expand, spec.project):
-        if core.panels.whole:
-            assert core.rows[0] * core.panels.vectors * UNROLL in sizes
+    for spec in kernels(name, target):
+        loops = [loop for loop in multiplying(spec) if count_fused(loop) >= 16]
+        assert len(loops) >= len(cores(spec))
+        for loop in loops:
+            assert not spills(loop)
+        sizes = {count_fused(loop) for loop in loops}
+        for core in cores(spec):
+            if core.panels.whole:
+                assert core.rows[0] * core.panels.vectors * UNROLL in sizes
+
+
+def test_groups_share_their_kernels() -> None:
+    """However many groups there are, and though the last one is smaller."""
+    from leanconv.codegen.targets import AVX512
+
+    first, second = kernels("phases", AVX512)
+    assert isinstance(first, ExpansionSpec) and isinstance(second, DenseSpec) and second.grouped
 
 
 def test_sums_end_beside_their_activation() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from guard import GuardedAllocator, check_canaries, guarded, guarded_copy
 from leanconv import blocks, oracle
+from leanconv.bench.fused_blocks import MOBILENET_V2, InvertedResidual
 from leanconv.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, MemoryLimitError
 from leanconv.memory import ALIGNMENT, Arena
 
@@ -166,7 +167,7 @@ def test_large_blocks(case: BlockCase, threads: int) -> None:
     run(case, threads)
 
 
-HALVES = [
+FEW_ROWS = [
     BlockCase("inverted", (1, 11, 13, 32), ((288, 32, 1, 1), (288, 1, 3, 3), (32, 288, 1, 1)), {"residual": True}),
     BlockCase(
         "inverted",
@@ -183,29 +184,33 @@ HALVES = [
 ]
 
 
-@pytest.mark.parametrize("case", HALVES, ids=range(len(HALVES)))
+@pytest.mark.parametrize("case", FEW_ROWS, ids=range(len(FEW_ROWS)))
 def test_threads_share_the_sections_of_few_rows(case: BlockCase) -> None:
-    """In two halves, whose sums are added up at the end: of one thread as well, so that all have the same bits."""
+    """Group by group, of which each adds to the output: of one thread as well, so that all have the same bits."""
     pads = {"padding": tuple(k // 2 for k in case.weights[1][2:])}
     case = replace(case, options=case.options | pads)
     names = [phase.name for phase in case.plan(1).phases]
-    assert names == ["block", "add up"]
+    assert len(names) > 2 and names == ["expand", "project"] * (len(names) // 2)
     results = [run(case, threads) for threads in (1, 2, 3, 5)]
     assert len({result.tobytes() for result in results}) == 1
-    plan = case.plan(2)
-    tight = case.plan(2, memory_limit=plan.extra_bytes - 1)
-    assert [phase.name for phase in tight.phases] == ["block"]
+    roomy = case.plan(2)
+    assert case.plan(2, memory_limit=roomy.extra_bytes).phases == roomy.phases
+    for limit in (roomy.extra_bytes - 1, roomy.extra_bytes // 2):
+        plan = case.plan(2, memory_limit=limit)
+        assert plan.extra_bytes <= limit
+        run(case, 2, memory_limit=limit)
+    assert [phase.name for phase in plan.phases] == ["block"]
 
 
-@pytest.mark.parametrize("size,channels", [(56, 24), (28, 32), (14, 64), (7, 160)])
 @pytest.mark.parametrize("threads", [1, 2])
-def test_less_than_a_quarter_of_what_lies_between(size: int, channels: int, threads: int) -> None:
-    """The blocks of MobileNetV2."""
-    middle = 6 * channels
-    shapes = ((middle, channels, 1, 1), (middle, 1, 3, 3), (channels, middle, 1, 1))
-    plan = blocks.plan_inverted_residual((1, size, size, channels), *shapes, padding=1, residual=True, threads=threads)
+@pytest.mark.parametrize("block", MOBILENET_V2, ids=[block.name for block in MOBILENET_V2])
+def test_less_than_a_quarter_of_what_lies_between(block: InvertedResidual, threads: int) -> None:
+    size, c, e, k = block.size, block.channels, block.middle, block.out
+    shapes = ((e, c, 1, 1), (e, 1, 3, 3), (k, e, 1, 1))
+    options: dict[str, Any] = {"stride": block.stride, "padding": 1, "residual": block.residual}
+    plan = blocks.plan_inverted_residual((1, size, size, c), *shapes, **options, threads=threads)
     assert plan.workspace_bytes < plan.intermediate_bytes / 4
-    assert plan.intermediate_bytes == 2 * size * size * middle * 4
+    assert plan.intermediate_bytes == (size**2 + (size // block.stride) ** 2) * e * 4
 
 
 def test_functions_give_what_plans_give() -> None:

@@ -13,7 +13,6 @@ from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem
 
 FEW_ROWS = 16  # of the output: threads that share so few expand several of them twice
-FEWEST_GROUPS = 6  # of which two threads take about equal parts
 WIDE = 2  # registers of a section: what a row's window of it takes stays in the first-level cache
 
 
@@ -100,7 +99,7 @@ def groupings(layers: Sequence[Problem], host: Host) -> Iterator[Grouping]:
         return Grouping(WIDE, sections, middle, lanes)
 
     def fits(grouping: Grouping) -> bool:
-        room = room_between(layers, part_count(layers, grouping.groups))
+        room = quarter_between(layers)
         sizes = {rows: sum(b.nbytes for b in band_buffers(p, grouping, min(rows, p.out_size[0]))) for rows in (1, 3)}
         return sizes[3] <= min(host.l2 // 2, room // 2) and sizes[1] <= room // 4
 
@@ -108,58 +107,39 @@ def groupings(layers: Sequence[Problem], host: Host) -> Iterator[Grouping]:
     if middle % lanes:  # groups are whole registers
         yield wide(most)
         return
-    if part_count(layers, most) > 1:
-        most //= FEWEST_GROUPS
     # Sums of few terms are unrolled wholly: then no group may have fewer.
     some = [one for one in map(wide, range(1, most + 1)) if one.channels > FEW or middle % one.channels == 0]
     some = some or [wide(2)]
     chosen = next((one for one in reversed(some) if fits(one)), some[0])
 
-    # Halves of the groups shall be equal, and groups as well.
-    def uneven(grouping: Grouping) -> tuple[bool, bool, int]:
-        halves = part_count(layers, grouping.groups) == 2 and grouping.groups % 2 > 0
-        return halves, not grouping.even, grouping.groups
-
     smaller = [one for one in some if one.sections <= chosen.sections]
-    chosen = min((one for one in smaller if one.groups <= 2 * chosen.groups), key=uneven)
+    few = (one for one in smaller if one.groups <= 2 * chosen.groups)
+    chosen = min(few, key=lambda one: (not one.even, one.groups))
     yield chosen
     yield from (one for one in reversed(smaller) if one.sections < chosen.sections)
     yield Grouping(1, 1, middle, lanes)
 
 
-def room_between(layers: Sequence[Problem], parts: int) -> int:
-    """A quarter of what the layers apart would write between them, less what parts have beside the output."""
-    expand, p, project = layers
-    between = (math.prod(expand.out_shape) + math.prod(p.out_shape)) * p.itemsize
-    return between // 4 - (parts - 1) * math.prod(project.out_shape) * p.itemsize
-
-
-def part_count(layers: Sequence[Problem], groups: int) -> int:
-    """Two if threads share the groups of an image of few rows, else one.
-
-    Each part has sums of its own, added up at the end: so it may not depend on the number of threads, or bits would.
-    Rows that two threads both expand are two of 14 at stride 1, which costs more than that, and one of 28 at stride 2.
-    """
-    expand, p, project = layers
-    between = math.prod(expand.out_shape) + math.prod(p.out_shape)
-    few = p.batch == 1 and p.out_size[0] <= FEW_ROWS and p.in_size[0] <= FEW_ROWS * _twice(p)
-    return 2 if few and groups >= FEWEST_GROUPS and 6 * math.prod(project.out_shape) <= between else 1
+def quarter_between(layers: Sequence[Problem]) -> int:
+    """A quarter of the bytes that the layers apart would write between them."""
+    expand, p, _ = layers
+    return (math.prod(expand.out_shape) + math.prod(p.out_shape)) * p.itemsize // 4
 
 
 def cut_into_bands(
-    layers: Sequence[Problem], grouping: Grouping, host: Host, threads: int, workspace: int | None, parts: int
+    layers: Sequence[Problem], grouping: Grouping, host: Host, threads: int, workspace: int | None
 ) -> Cut:
     """The highest bands that stay in half the second-level cache and in a quarter of what is saved."""
     p = layers[1]
-    block = _block(p, -(-threads // parts))
-    budget = min(host.l2 // 2 * threads, room_between(layers, parts) - 64 * (threads + 1))
+    block = _block(p, threads)
+    budget = min(host.l2 // 2 * threads, quarter_between(layers) - 64 * (threads + 1))
     budget = budget if workspace is None else min(budget, workspace)
     fits = [b for b in range(1, block + 1) if arena_bytes(band_buffers(p, grouping, b), threads) <= budget]
     bands = -(-block // max(fits, default=1))
     return Cut(-(-block // bands), block)
 
 
-def _twice(depthwise: Problem) -> int:
+def twice(depthwise: Problem) -> int:
     """Input rows under two neighbouring rows of outputs."""
     p = depthwise
     return max(0, (p.kernel[0] - 1) * p.dilation[0] + 1 - p.stride[0])
@@ -169,7 +149,7 @@ def _block(depthwise: Problem, threads: int) -> int:
     """Output rows of a chunk: two chunks a thread where their common rows, expanded twice, are few."""
     p = depthwise
     wanted = -(-threads // max(1, p.batch)) if threads > 1 else 1
-    if threads > 1 and p.out_size[0] * p.stride[0] >= 2 * wanted * 8 * _twice(p):
+    if threads > 1 and p.out_size[0] * p.stride[0] >= 2 * wanted * 8 * twice(p):
         wanted *= 2
     return -(-p.out_size[0] // wanted)
 
