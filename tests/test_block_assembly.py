@@ -46,9 +46,10 @@ BLOCKS = {
 
 
 def kernels(name: str, target: Target) -> list[KernelSpec]:
-    """The kernels of a block."""
-    phases = lower_inverted(BLOCKS[name], Host(target, 48 << 10, 1 << 20, 32 << 20), 1, None).phases
-    return list(dict.fromkeys(phase.spec for phase in phases))
+    """The kernels of a block, on one thread and on two."""
+    host = Host(target, 48 << 10, 1 << 20, 32 << 20)
+    lowered = [lower_inverted(BLOCKS[name], host, threads, None) for threads in (1, 2)]
+    return list(dict.fromkeys(phase.spec for each in lowered for phase in each.phases))
 
 
 def cores(spec: KernelSpec) -> list[DenseSpec]:
@@ -90,8 +91,10 @@ def test_groups_share_their_kernels() -> None:
     """However many groups there are, and though the last one is smaller."""
     from leanconv.codegen.targets import AVX512
 
-    first, second = kernels("phases", AVX512)
+    phases = lower_inverted(BLOCKS["phases"], Host(AVX512, 48 << 10, 1 << 20, 32 << 20), 2, None).phases
+    first, second = dict.fromkeys(phase.spec for phase in phases)
     assert isinstance(first, ExpansionSpec) and isinstance(second, DenseSpec) and second.grouped
+    assert {phase.fields["channels_whole"] for phase in phases if phase.spec == second} == {256, 192}
 
 
 def test_sums_end_beside_their_activation() -> None:

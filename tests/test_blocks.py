@@ -167,28 +167,26 @@ def test_large_blocks(case: BlockCase, threads: int) -> None:
     run(case, threads)
 
 
+CLIPPED = {"stride": (1, 2), "activations": ("relu", None, ("clip", -1.0, 2.0)), "biases": (False, True, True)}
+ADDED = {"residual": True, "activations": (None, "relu", "relu")}
+
+
+def square(rows: int, width: int, channels: int, middle: int, out: int, taps: int, **options: Any) -> BlockCase:
+    """An inverted residual of `taps` x 3 taps, padded so that rows stay as they are."""
+    weights = ((middle, channels, 1, 1), (middle, 1, taps, 3), (out, middle, 1, 1))
+    return BlockCase("inverted", (1, rows, width, channels), weights, {"padding": (taps // 2, 1), **options})
+
+
 FEW_ROWS = [
-    BlockCase("inverted", (1, 11, 13, 32), ((288, 32, 1, 1), (288, 1, 3, 3), (32, 288, 1, 1)), {"residual": True}),
-    BlockCase(
-        "inverted",
-        (1, 13, 9, 24),
-        ((192, 24, 1, 1), (192, 1, 5, 3), (17, 192, 1, 1)),
-        {"stride": (1, 2), "activations": ("relu", None, ("clip", -1.0, 2.0)), "biases": (False, True, True)},
-    ),
-    BlockCase(
-        "inverted",
-        (1, 8, 8, 24),
-        ((256, 24, 1, 1), (256, 1, 3, 3), (24, 256, 1, 1)),
-        {"residual": True, "activations": (None, "relu", "relu"), "dtype": "float64"},
-    ),
+    square(7, 13, 32, 288, 32, 3, residual=True),
+    square(8, 9, 24, 320, 17, 3, **CLIPPED),
+    square(8, 8, 24, 256, 24, 3, dtype="float64", **ADDED),
 ]
 
 
 @pytest.mark.parametrize("case", FEW_ROWS, ids=range(len(FEW_ROWS)))
 def test_threads_share_the_sections_of_few_rows(case: BlockCase) -> None:
     """Group by group, of which each adds to the output: of one thread as well, so that all have the same bits."""
-    pads = {"padding": tuple(k // 2 for k in case.weights[1][2:])}
-    case = replace(case, options=case.options | pads)
     names = [phase.name for phase in case.plan(1).phases]
     assert len(names) > 2 and names == ["expand", "project"] * (len(names) // 2)
     results = [run(case, threads) for threads in (1, 2, 3, 5)]
@@ -200,6 +198,24 @@ def test_threads_share_the_sections_of_few_rows(case: BlockCase) -> None:
         assert plan.extra_bytes <= limit
         run(case, 2, memory_limit=limit)
     assert [phase.name for phase in plan.phases] == ["block"]
+
+
+NEIGHBOURS = [
+    square(14, 13, 32, 288, 32, 3, residual=True),
+    square(60, 9, 24, 192, 17, 5, **CLIPPED),
+    square(40, 8, 24, 100, 24, 3, dtype="float64", **ADDED),
+    replace(square(24, 8, 16, 96, 16, 3, residual=True), x_shape=(2, 24, 8, 16)),
+]
+
+
+@pytest.mark.parametrize("case", NEIGHBOURS, ids=range(len(NEIGHBOURS)))
+def test_rows_that_two_chunks_read_are_expanded_once(case: BlockCase) -> None:
+    """In a phase before; where chunks have few rows, each of them expands what it reads."""
+    threads = (3, 5) if case.x_shape[0] > 1 else (2, 3, 4)
+    found = {count: [phase.name for phase in case.plan(count).phases] for count in threads}
+    assert found[threads[0]] == ["shared rows", "block"]
+    assert all(names[-1] == "block" for names in found.values())
+    assert len({run(case, count).tobytes() for count in (1, *threads)}) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])

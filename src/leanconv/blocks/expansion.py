@@ -117,7 +117,7 @@ def expansion(
         "section_w": grouping.vectors * block_bytes(depthwise, host),
         "section_out": grouping.width * item,
         **prefixed(core_fields(expand, host, core, panels, expand.in_channels, *pixels), "expand_"),
-        "expand_o_panel": slab_bytes(depthwise, grouping, cut.band),
+        "expand_o_panel": 0 if cut.single else slab_bytes(depthwise, grouping, cut),
     }
     for prefix, (_, values) in zip(("depthwise_", "narrow_"), filters, strict=False):
         fields |= prefixed(values, prefix)

@@ -12,6 +12,7 @@ from leanconv.blocks.bands import Grouping, band_buffers, cut_into_bands, groupi
 from leanconv.blocks.base import BlockLowering, left_for_workspace
 from leanconv.blocks.expansion import core_fields, core_spec, expansion, section_lanes
 from leanconv.blocks.phases import in_phases, shared_grouping
+from leanconv.blocks.sharedrows import shared_rows
 from leanconv.host import Host
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import prefixed
@@ -70,8 +71,9 @@ def grouped(
         project=final,
         groups=grouping.groups > 1,
         residual=project.residual is not None,
+        shared=cut.shared,
     )
-    blocks = -(-depthwise.out_size[0] // cut.block)
+    blocks = cut.blocks(depthwise)
     chunks = expand.batch * blocks
     pixels = channels * item, project.out_channels * item
     fields |= {
@@ -97,13 +99,16 @@ def grouped(
         "tiles": f"{first.expand.rows[0]}, {first.depthwise.width}, {final.rows[0]}",
     }
     several = f"for each of {grouping.groups} groups of {channels} middle channels, " if grouping.groups > 1 else ""
-    steps = (
+    steps: tuple[str, ...] = (
         f"{several}for each band of {cut.band} rows:",
         f"{grouping.width} channels at a time expand the rows of {depthwise.in_size[1]} pixels that the band reads "
         "into a thread's own memory, and filter them there",
         "add the group's part of the projection to the output" if several else "project the band",
     )
-    phase = Phase("block", spec, fields, chunks, roles)
-    return BlockLowering(
-        (phase,), band_buffers(depthwise, grouping, cut.band), tuple(packed.items()), steps, parameters
-    )
+    phases: tuple[Phase, ...] = ()
+    if cut.shared:
+        before, values = shared_rows(expand, depthwise, grouping, cut, host, threads)
+        phases, fields = (before,), fields | values
+        steps = (f"expand {cut.shared} rows between chunks of {cut.block} into memory of all threads", *steps)
+    phases = (*phases, Phase("block", spec, fields, chunks, roles))
+    return BlockLowering(phases, band_buffers(depthwise, grouping, cut), tuple(packed.items()), steps, parameters)

@@ -15,7 +15,7 @@ from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.blocking import panels_of, tile_heights
 from leanconv.algorithms.dense import dense_phase, panel_fields, rows_input
 from leanconv.algorithms.sharing import shared
-from leanconv.blocks.bands import FEW_ROWS, WIDE, Cut, Grouping, quarter_between, slab_bytes, twice
+from leanconv.blocks.bands import SHARED_ROWS, WIDE, Cut, Grouping, quarter_between, slab_bytes
 from leanconv.blocks.base import BlockLowering
 from leanconv.blocks.expansion import expansion, most_rows
 from leanconv.classes import replace
@@ -38,16 +38,16 @@ def shared_grouping(layers: Sequence[Problem], host: Host) -> Grouping | None:
     p = layers[1]
     lanes = host.target.lanes(p.dtype)
     total = Grouping(WIDE, 1, p.in_channels, lanes).panels.total
-    if p.batch != 1 or p.out_size[0] > FEW_ROWS or p.in_size[0] > FEW_ROWS * twice(p):
+    if p.batch != 1 or p.out_size[0] > SHARED_ROWS:
         return None
 
     def allowed(grouping: Grouping) -> bool:
         last = p.in_channels - (grouping.groups - 1) * grouping.channels
         if grouping.groups > 1 and (p.in_channels % lanes or last <= FEW):  # groups are whole registers, in rounds
             return False
-        sizes = (
-            arena_bytes(_buffers(p, grouping, min(rows, p.out_size[0])), threads) for rows, threads in ((3, 2), (1, 4))
-        )
+        high = p.out_size[0]
+        cuts = {2: Cut(min(3, high), high), 4: Cut(1, high)}
+        sizes = [arena_bytes(_buffers(p, grouping, cut), threads) for threads, cut in cuts.items()]
         return max(sizes) < min(quarter_between(layers), host.l2 // 2)
 
     def additions(grouping: Grouping) -> tuple[int, int, bool]:
@@ -59,11 +59,11 @@ def shared_grouping(layers: Sequence[Problem], host: Host) -> Grouping | None:
     return min(filter(allowed, ways), key=additions, default=None)
 
 
-def _buffers(depthwise: Problem, grouping: Grouping, band: int) -> tuple[Buffer, ...]:
+def _buffers(depthwise: Problem, grouping: Grouping, cut: Cut) -> tuple[Buffer, ...]:
     """A slab of each thread, and the outputs of the depthwise layer, which all share."""
     filtered = math.prod(depthwise.out_size) * grouping.channels * depthwise.itemsize
     return (
-        Buffer("expanded", slab_bytes(depthwise, grouping, band), per_thread=True),
+        Buffer("expanded", slab_bytes(depthwise, grouping, cut), per_thread=True),
         Buffer("filtered", filtered),
     )
 
@@ -89,7 +89,7 @@ def in_phases(
     )
     return BlockLowering(
         tuple(phase for both in zip(first, second, strict=True) for phase in both),
-        _buffers(depthwise, grouping, cut.band),
+        _buffers(depthwise, grouping, cut),
         tuple(packed.items()),
         steps,
         parameters,
@@ -102,7 +102,7 @@ def _cut(layers: Sequence[Problem], grouping: Grouping, host: Host, threads: int
     high = p.out_size[0]
     block = -(-high // -(-threads // min(grouping.sections, grouping.panels.total)))
     budget = min(quarter_between(layers) - 1, math.inf if workspace is None else workspace)
-    fits = [b for b in range(1, block + 1) if arena_bytes(_buffers(p, grouping, b), threads) <= budget]
+    fits = [b for b in range(1, block + 1) if arena_bytes(_buffers(p, grouping, Cut(b, block)), threads) <= budget]
     bands = -(-block // max(fits, default=1))
     return Cut(-(-block // bands), block)
 

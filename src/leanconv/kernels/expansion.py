@@ -67,6 +67,18 @@ class ExpansionSpec:
         return kernel.finish()
 
 
+class Between(NamedTuple):
+    """Rows that a chunk shares with its neighbours: it reads those before `first` `above`, and from `end` on `below`.
+
+    These are addresses of input row 0 of the first section.
+    """
+
+    first: Value
+    end: Value
+    above: Value
+    below: Value
+
+
 class Band(NamedTuple):
     """Output rows [row, stop), and input rows under them.
 
@@ -115,13 +127,24 @@ class Expansion:
         low = fn.i64(fn.smin(fn.smax(top, 0), high))
         return Band(row, stop, held, low, fn.i64(fn.smin(fn.smax(low, held_end), high)), high)
 
-    def sections(self, span: tuple[Value, Value], x: Value, slabs: Value, filtered: Value, rows: Band) -> None:
+    def sections(
+        self,
+        span: tuple[Value, Value],
+        x: Value,
+        slabs: Value,
+        filtered: Value,
+        rows: Band,
+        between: Between | None = None,
+    ) -> None:
         """Expand and filter the sections of a span; `filtered` is where the first channel of output row 0 goes."""
         fn, fields = self.fn, self.fields
         own, spec = Prefixed(fields, "expand_"), self.spec.expand
         pitch, item = fields["depthwise_at0"], 8 if self.spec.dtype == "float64" else 4
         width = fields["depthwise_in1"]
-        begin, end = fn.i64(fn.mul(rows.fresh, width)), fn.i64(fn.mul(rows.high, width))
+        first, stop = rows.fresh, rows.high
+        if between is not None:
+            first, stop = fn.i64(fn.smax(first, between.first)), fn.i64(fn.smin(stop, between.end))
+        begin, end = fn.i64(fn.mul(first, width)), fn.i64(fn.mul(stop, width))
         keep = fn.sub(rows.fresh, rows.low)
         kept = fn.both(fn.cmp("sgt", keep, 0), fn.cmp("sgt", rows.low, rows.held))
         start = spec.source.start(fn, own, begin)
@@ -131,13 +154,22 @@ class Expansion:
             place = fn.sub(at, span[0])
             slab = fn.gep(slabs, fn.mul(place, own["o_panel"]))
 
-            def move() -> list[Value]:
+            def copy(count: Index, source: Value, target: Value) -> list[Value]:
                 vec = vector(SCALARS[self.spec.dtype], self.spec.target.lanes(self.spec.dtype))
-                source = fn.gep(slab, fn.mul(fn.sub(rows.low, rows.held), pitch))
-                copy_run(fn, vec, fn.udiv(fn.mul(keep, pitch), item), source, slab, (item, item), True)
+                copy_run(fn, vec, fn.udiv(fn.mul(count, pitch), item), source, target, (item, item), True)
                 return []
 
-            fn.if_(kept, move, hint="keep")
+            def shared(low: Value, high: Value, source: Value) -> None:
+                """Rows [low, high) of this section, if there are any."""
+                place = fn.gep(source, fn.add(fn.mul(at, fields["shared_section"]), fn.mul(low, pitch)))
+                target = fn.gep(slab, fn.mul(fn.sub(low, rows.low), pitch))
+                fn.if_(fn.cmp("slt", low, high), lambda: copy(fn.sub(high, low), place, target), hint="shared")
+
+            held = fn.gep(slab, fn.mul(fn.sub(rows.low, rows.held), pitch))
+            fn.if_(kept, lambda: copy(keep, held, slab), hint="keep")
+            if between is not None:
+                shared(rows.fresh, fn.i64(fn.smin(rows.high, between.first)), between.above)
+                shared(fn.i64(fn.smax(rows.fresh, between.end)), rows.high, between.below)
 
             def compute() -> list[Value]:
                 tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias, pairs=last and spec.pairs)
@@ -146,7 +178,7 @@ class Expansion:
                 panel_tiles(fn, own, spec, tile, valid, x, w, target, None, fn.i64(0), begin, end, start, None, later)
                 return []
 
-            fn.if_(fn.cmp("slt", rows.fresh, rows.high), compute, hint="fresh")
+            fn.if_(fn.cmp("slt", first, stop), compute, hint="fresh")
             self._filter(at, slab, fn.gep(filtered, fn.mul(place, fields["section_out"])), rows, narrow=last)
 
         each_panel(fn, own, spec.panels, spec.target.lanes(spec.dtype), span, section)

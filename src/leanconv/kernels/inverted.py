@@ -12,10 +12,10 @@ its part of the projection to the output.
 from __future__ import annotations
 
 from leanconv.classes import dataclass
-from leanconv.codegen.ir import Function, Module, Value
+from leanconv.codegen.ir import Function, Index, Module, Value
 from leanconv.codegen.targets import Target
 from leanconv.kernels.dense import DenseSpec, panel_tiles
-from leanconv.kernels.expansion import Band, Expansion, ExpansionSpec
+from leanconv.kernels.expansion import Band, Between, Expansion, ExpansionSpec
 from leanconv.kernels.fields import Fields, KernelFunction, Overlaid, Prefixed
 from leanconv.kernels.groups import Group, group_parts
 from leanconv.kernels.panels import each_panel
@@ -26,11 +26,13 @@ from leanconv.kernels.tile import Tile
 class InvertedSpec:
     """What a kernel is specialised for: the three layers, the first two in `expansion`.
 
-    `groups`: whether there are several; `residual`: whether x is added to the result.  Buffers: x, out, expand_w,
-    depthwise_w, project_w (packed), expanded, filtered (of each thread).  Fields: `n_*`, `b_*` for the chunk, `block`
-    output rows of it, `band` rows at a time, `row_count`, `groups`, `group_sections`, `group_rows` channels of a group,
-    `rows` of all, `x_n o_n` bytes between images; those of the dense kernels with "expand_" and "project_", and the
-    others of `expansion`.
+    `groups`: whether there are several; `residual`: whether x is added to the result; `shared` input rows under two
+    chunks were expanded before (0: each chunk expands them).  Buffers: x, out, expand_w, depthwise_w, project_w
+    (packed), expanded, filtered (of each thread), shared.  Fields: `n_*`, `b_*` for the chunk, `block` output rows of
+    it, `band` rows at a time, `row_count`, `groups`, `group_sections`, `group_rows` channels of a group, `rows` of all,
+    `x_n o_n` bytes between images; `shared_first` the first input row shared, `shared_step` rows from one boundary to
+    the next, `shared_n shared_boundary shared_section` bytes of an image, a boundary and a section of them; those of
+    the dense kernels with "expand_" and "project_", and the others of `expansion`.
     """
 
     target: Target
@@ -39,6 +41,7 @@ class InvertedSpec:
     project: DenseSpec
     groups: bool
     residual: bool
+    shared: int = 0
 
     def emit(self, module: Module, name: str) -> tuple[str, ...]:
         """Emit the kernel; returns the names of its fields in order."""
@@ -68,6 +71,8 @@ class _Inverted:
         )
         expansion = Expansion(fn, fields, self.spec.expansion)
 
+        between = self._between(image, block) if self.spec.shared else None
+
         def group(index: Value, _: list[Value]) -> list[Value]:
             sections = fn.i64(fn.mul(index, fields["group_sections"])), fields["expand_panel_count"]
             if self.spec.groups:
@@ -75,7 +80,7 @@ class _Inverted:
 
             def band(rows: Band) -> None:
                 above = fn.mul(fn.mul(rows.row, fields["depthwise_out1"]), fields["depthwise_o_row"])
-                expansion.sections(sections, x, slabs, fn.gep(filtered, fn.sub(0, above)), rows)
+                expansion.sections(sections, x, slabs, fn.gep(filtered, fn.sub(0, above)), rows, between)
                 self._project(index, filtered, x, out, rows)
 
             expansion.bands(fn.mul(block, fields["block"]), band)
@@ -85,6 +90,23 @@ class _Inverted:
             fn.loop(0, fields["groups"], 1, [], group, hint="group")
         else:
             group(fn.i64(0), [])
+
+    def _between(self, image: Index, block: Index) -> Between:
+        """Rows that the chunk shares with the ones before and behind it."""
+        fn, fields = self.fn, self.fields
+        step, pitch = fields["shared_step"], fields["depthwise_at0"]
+        height = fields["depthwise_in0"]
+        below = fn.add(fields["shared_first"], fn.mul(block, step))
+        above = fn.sub(below, step)
+        first = fn.select(fn.cmp("sgt", block, 0), fn.i64(fn.add(above, self.spec.shared)), fn.i64(0))
+        last = fn.cmp("eq", fn.add(block, 1), fields["b_count"])
+        base = fn.gep(fields.buffer("shared"), fn.mul(image, fields["shared_n"]))
+
+        def boundary(number: Index, row: Index) -> Value:
+            return fn.gep(base, fn.sub(fn.mul(number, fields["shared_boundary"]), fn.mul(row, pitch)))
+
+        end = fn.i64(fn.select(last, height, below))
+        return Between(fn.i64(first), end, boundary(fn.sub(block, 1), above), boundary(block, below))
 
     def _project(self, group: Value, filtered: Value, x: Value, out: Value, rows: Band) -> None:
         """The group's part of the output rows of a band."""
