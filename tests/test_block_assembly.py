@@ -40,6 +40,7 @@ def layers(size: int, channels: int, middle: int, out: int, stride: int = 1) -> 
 BLOCKS = {
     "one group": layers(56, 24, 144, 24),  # four and a half sections of AVX-512
     "groups": layers(28, 32, 192, 64, 2),
+    "shared rows": layers(14, 64, 384, 96),
     "phases": layers(7, 160, 960, 160),
     "odd": layers(13, 3, 37, 10),
 }

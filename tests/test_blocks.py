@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from guard import GuardedAllocator, check_canaries, guarded, guarded_copy
 from leanconv import blocks, oracle
 from leanconv.bench.fused_blocks import MOBILENET_V2, InvertedResidual
+from leanconv.blocks import inverted_lower
+from leanconv.blocks.bands import Cut
 from leanconv.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, MemoryLimitError
 from leanconv.memory import ALIGNMENT, Arena
 
@@ -200,22 +202,30 @@ def test_threads_share_the_sections_of_few_rows(case: BlockCase) -> None:
     assert [phase.name for phase in plan.phases] == ["block"]
 
 
-NEIGHBOURS = [
-    square(14, 13, 32, 288, 32, 3, residual=True),
-    square(60, 9, 24, 192, 17, 5, **CLIPPED),
-    square(40, 8, 24, 100, 24, 3, dtype="float64", **ADDED),
-    replace(square(24, 8, 16, 96, 16, 3, residual=True), x_shape=(2, 24, 8, 16)),
+def test_two_threads_expand_the_rows_between_them_once() -> None:
+    case = square(14, 13, 32, 288, 32, 3, residual=True)
+    assert [phase.name for phase in case.plan(2).phases] == ["shared rows", "block"]
+    assert len({run(case, threads).tobytes() for threads in (1, 2, 3)}) == 1
+
+
+CUTS = [
+    (square(24, 9, 24, 192, 17, 5, **CLIPPED), Cut(2, 6, shared=4)),
+    (square(20, 8, 24, 100, 24, 3, dtype="float64", **ADDED), Cut(5, 5, shared=2)),
+    (replace(square(23, 8, 16, 96, 16, 3, residual=True), x_shape=(2, 23, 8, 16)), Cut(3, 8, shared=2)),
+    (square(25, 9, 24, 64, 17, 3, stride=2), Cut(3, 4, shared=1)),
 ]
 
 
-@pytest.mark.parametrize("case", NEIGHBOURS, ids=range(len(NEIGHBOURS)))
-def test_rows_that_two_chunks_read_are_expanded_once(case: BlockCase) -> None:
-    """In a phase before; where chunks have few rows, each of them expands what it reads."""
-    threads = (3, 5) if case.x_shape[0] > 1 else (2, 3, 4)
-    found = {count: [phase.name for phase in case.plan(count).phases] for count in threads}
-    assert found[threads[0]] == ["shared rows", "block"]
-    assert all(names[-1] == "block" for names in found.values())
-    assert len({run(case, count).tobytes() for count in (1, *threads)}) == 1
+@pytest.mark.parametrize("case,cut", CUTS, ids=range(len(CUTS)))
+def test_rows_that_two_chunks_read_are_expanded_once(
+    case: BlockCase, cut: Cut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a phase before: the same bits as if each chunk expanded what it reads."""
+    want = run(case, 1)
+    monkeypatch.setattr(inverted_lower, "cut_into_bands", lambda *_: cut)
+    for threads in (1, 3):
+        assert [phase.name for phase in case.plan(threads).phases] == ["shared rows", "block"]
+        assert run(case, threads).tobytes() == want.tobytes()
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -13,6 +13,7 @@ from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem
 
 FEW_ROWS = 16  # of the output: threads that share so few take one band each
+MANY_SHARED = 5  # times the rows shared that a chunk has at most: for one of seven a phase more does not pay
 SHARED_ROWS = 8  # of the output: so few are shared unevenly, 7 as 4 and 3
 WIDE = 2  # registers of a section: what a row's window of it takes stays in the first-level cache
 
@@ -170,7 +171,7 @@ def cut_into_bands(
 ) -> Cut:
     """The highest bands that stay in half the second-level cache and in a quarter of what is saved.
 
-    Chunks share rows if bands are not much lower for it.
+    Chunks share rows if those are many, and bands not much lower for it.
     """
     p = layers[1]
     block = _block(p, threads)
@@ -184,7 +185,7 @@ def cut_into_bands(
         return Cut(-(-block // bands), block, shared if fits else 0)
 
     apart = highest(0)
-    if block == p.out_size[0] or not shares(p, block):
+    if MANY_SHARED * twice(p) < block * p.stride[0] or block == p.out_size[0] or not shares(p, block):
         return apart
     together = highest(twice(p))
     return together if together.shared and 2 * together.band >= apart.band else apart
