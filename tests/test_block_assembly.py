@@ -7,22 +7,25 @@ from typing import Any
 import pytest
 
 from assembly import count_fused, parse, spills
-from leanconv.blocks.bands import Grouping
+from leanconv.blocks.bands import Grouping, groupings
 from leanconv.blocks.inverted_lower import grouped, lower_inverted
+from leanconv.blocks.phases import phase_grouping
 from leanconv.codegen.targets import Target
 from leanconv.compiled import KernelSpec
 from leanconv.host import Host
 from leanconv.kernels.dense import DenseSpec
 from leanconv.kernels.expansion import ExpansionSpec
 from leanconv.kernels.inverted import InvertedSpec
-from leanconv.kernels.reduction import UNROLL
+from leanconv.kernels.reduction import FEW, UNROLL
 from leanconv.options import make_problem
 from leanconv.problem import Problem
 from test_assembly import EACH_FUSED, EACH_TARGET, assembly, multiplying
 
 
-def layers(size: int, channels: int, middle: int, out: int, stride: int = 1) -> tuple[Problem, ...]:
-    options: dict[str, Any] = {"dtype": "float32", "bias": True, "layout": "NHWC"}
+def layers(
+    size: int, channels: int, middle: int, out: int, stride: int = 1, dtype: str = "float32"
+) -> tuple[Problem, ...]:
+    options: dict[str, Any] = {"dtype": dtype, "bias": True, "layout": "NHWC"}
     expand = make_problem(2, (1, size, size, channels), (middle, channels, 1, 1), activation="relu6", **options)
     depthwise = make_problem(
         2,
@@ -96,6 +99,18 @@ def test_groups_share_their_kernels() -> None:
     first, second = dict.fromkeys(phase.spec for phase in phases)
     assert isinstance(first, ExpansionSpec) and isinstance(second, DenseSpec) and second.grouped
     assert {phase.fields["channels_whole"] for phase in phases if phase.spec == second} == {256, 192}
+
+
+@EACH_TARGET
+def test_groups_have_two_rounds_of_terms(target: Target) -> None:
+    """Kernels of sums that are not unrolled wholly begin with one and go on with at least one more."""
+    host = Host(target, 48 << 10, 1 << 20, 32 << 20)
+    for middle in range(4, 100, 4):
+        for dtype in ("float32", "float64"):
+            block = layers(8, 8, middle, 8, dtype=dtype)
+            chosen = phase_grouping(block, host)
+            for grouping in (*groupings(block, host), *([chosen] if chosen else [])):
+                assert grouping.least > FEW or grouping.least == grouping.channels
 
 
 def test_sums_end_beside_their_activation() -> None:

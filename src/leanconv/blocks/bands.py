@@ -12,9 +12,9 @@ from leanconv.kernels.reduction import FEW
 from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem
 
-FEW_ROWS = 16  # of the output: threads that share so few take one band each
+FEWEST_ROWS = 8  # of the output: threads would share so few unevenly, 7 as 4 and 3
+FEW_ROWS = 16  # threads that share so few take one band each
 MANY_SHARED = 5  # times the rows shared that a chunk has at most: for one of seven a phase more does not pay
-SHARED_ROWS = 8  # of the output: so few are shared unevenly, 7 as 4 and 3
 WIDE = 2  # registers of a section: what a row's window of it takes stays in the first-level cache
 
 

@@ -11,7 +11,7 @@ from leanconv.algorithms.dense import pack_weights
 from leanconv.blocks.bands import Grouping, band_buffers, cut_into_bands, groupings, pixel_counts
 from leanconv.blocks.base import BlockLowering, left_for_workspace
 from leanconv.blocks.expansion import core_fields, core_spec, expansion, section_lanes
-from leanconv.blocks.phases import in_phases, shared_grouping
+from leanconv.blocks.phases import in_phases, phase_grouping
 from leanconv.blocks.sharedrows import shared_rows
 from leanconv.host import Host
 from leanconv.kernels.epilogue import Epilogue
@@ -28,7 +28,7 @@ def lower_inverted(layers: Sequence[Problem], host: Host, threads: int, limit: i
     """In phases where rows are few, else in bands: the largest groups and highest bands that fit a limit."""
 
     def ways() -> Iterator[BlockLowering]:
-        shared = shared_grouping(layers, host)
+        shared = phase_grouping(layers, host)
         if shared is not None:
             packed = packings(layers, shared, host)
             yield in_phases(layers, shared, host, threads, left_for_workspace(limit, layers, packed.values()), packed)

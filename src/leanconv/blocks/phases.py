@@ -15,7 +15,7 @@ from leanconv.algorithms.base import WeightPacking
 from leanconv.algorithms.blocking import panels_of, tile_heights
 from leanconv.algorithms.dense import dense_phase, panel_fields, rows_input
 from leanconv.algorithms.sharing import shared
-from leanconv.blocks.bands import SHARED_ROWS, WIDE, Cut, Grouping, quarter_between, slab_bytes
+from leanconv.blocks.bands import FEWEST_ROWS, WIDE, Cut, Grouping, quarter_between, slab_bytes
 from leanconv.blocks.base import BlockLowering
 from leanconv.blocks.expansion import expansion, most_rows
 from leanconv.classes import replace
@@ -27,7 +27,7 @@ from leanconv.problem import Problem, dense_strides
 from leanconv.program import Phase
 
 
-def shared_grouping(layers: Sequence[Problem], host: Host) -> Grouping | None:
+def phase_grouping(layers: Sequence[Problem], host: Host) -> Grouping | None:
     """The groups of an image of few rows; None if it has many, or if no group fits.
 
     The groups decide in which order sums are added up, so they do not depend on the number of threads. Each adds up
@@ -38,12 +38,11 @@ def shared_grouping(layers: Sequence[Problem], host: Host) -> Grouping | None:
     p = layers[1]
     lanes = host.target.lanes(p.dtype)
     total = Grouping(WIDE, 1, p.in_channels, lanes).panels.total
-    if p.batch != 1 or p.out_size[0] > SHARED_ROWS:
+    if p.batch != 1 or p.out_size[0] > FEWEST_ROWS:
         return None
 
     def allowed(grouping: Grouping) -> bool:
-        last = p.in_channels - (grouping.groups - 1) * grouping.channels
-        if grouping.groups > 1 and (p.in_channels % lanes or last <= FEW):  # groups are whole registers, in rounds
+        if grouping.groups > 1 and (p.in_channels % lanes or grouping.least <= FEW):  # whole registers, two rounds
             return False
         high = p.out_size[0]
         cuts = {2: Cut(min(3, high), high), 4: Cut(1, high)}
