@@ -206,12 +206,8 @@ def twice(depthwise: Problem) -> int:
 
 
 def _block(depthwise: Problem, threads: int) -> int:
-    """Output rows of a chunk: two chunks a thread where their common rows, expanded twice, are few."""
-    p = depthwise
-    wanted = -(-threads // max(1, p.batch)) if threads > 1 else 1
-    if threads > 1 and p.out_size[0] * p.stride[0] >= 2 * wanted * 8 * twice(p):
-        wanted *= 2
-    return -(-p.out_size[0] // wanted)
+    """Output rows of a chunk: one chunk a thread, since rows under two of them may be expanded twice."""
+    return -(-depthwise.out_size[0] // -(-threads // max(1, depthwise.batch)))
 
 
 def tile_height(counts: set[int], most: int) -> int:
