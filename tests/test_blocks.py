@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 
 from guard import GuardedAllocator, check_canaries, guarded, guarded_copy
 from leanconv import blocks, oracle
+from leanconv.bench.fused_blocks import MOBILENET_V2, InvertedResidual
+from leanconv.blocks import inverted_lower
+from leanconv.blocks.bands import Cut
 from leanconv.errors import ArgumentError, ArgumentTypeError, ArgumentValueError, MemoryLimitError
 from leanconv.memory import ALIGNMENT, Arena
 
@@ -166,46 +169,74 @@ def test_large_blocks(case: BlockCase, threads: int) -> None:
     run(case, threads)
 
 
-HALVES = [
-    BlockCase("inverted", (1, 11, 13, 32), ((288, 32, 1, 1), (288, 1, 3, 3), (32, 288, 1, 1)), {"residual": True}),
-    BlockCase(
-        "inverted",
-        (1, 13, 9, 24),
-        ((192, 24, 1, 1), (192, 1, 5, 3), (17, 192, 1, 1)),
-        {"stride": (1, 2), "activations": ("relu", None, ("clip", -1.0, 2.0)), "biases": (False, True, True)},
-    ),
-    BlockCase(
-        "inverted",
-        (1, 8, 8, 24),
-        ((256, 24, 1, 1), (256, 1, 3, 3), (24, 256, 1, 1)),
-        {"residual": True, "activations": (None, "relu", "relu"), "dtype": "float64"},
-    ),
+CLIPPED = {"stride": (1, 2), "activations": ("relu", None, ("clip", -1.0, 2.0)), "biases": (False, True, True)}
+ADDED = {"residual": True, "activations": (None, "relu", "relu")}
+
+
+def square(rows: int, width: int, channels: int, middle: int, out: int, taps: int, **options: Any) -> BlockCase:
+    """An inverted residual of `taps` x 3 taps, padded so that rows stay as they are."""
+    weights = ((middle, channels, 1, 1), (middle, 1, taps, 3), (out, middle, 1, 1))
+    return BlockCase("inverted", (1, rows, width, channels), weights, {"padding": (taps // 2, 1), **options})
+
+
+FEW_ROWS = [
+    square(7, 13, 32, 288, 32, 3, residual=True),
+    square(8, 9, 24, 320, 17, 3, **CLIPPED),
+    square(8, 8, 24, 256, 24, 3, dtype="float64", **ADDED),
 ]
 
 
-@pytest.mark.parametrize("case", HALVES, ids=range(len(HALVES)))
+@pytest.mark.parametrize("case", FEW_ROWS, ids=range(len(FEW_ROWS)))
 def test_threads_share_the_sections_of_few_rows(case: BlockCase) -> None:
-    """In two halves, whose sums are added up at the end: of one thread as well, so that all have the same bits."""
-    pads = {"padding": tuple(k // 2 for k in case.weights[1][2:])}
-    case = replace(case, options=case.options | pads)
+    """Group by group, of which each adds to the output: of one thread as well, so that all have the same bits."""
     names = [phase.name for phase in case.plan(1).phases]
-    assert names == ["block", "add up"]
+    assert len(names) > 2 and names == ["expand", "project"] * (len(names) // 2)
     results = [run(case, threads) for threads in (1, 2, 3, 5)]
     assert len({result.tobytes() for result in results}) == 1
-    plan = case.plan(2)
-    tight = case.plan(2, memory_limit=plan.extra_bytes - 1)
-    assert [phase.name for phase in tight.phases] == ["block"]
+    roomy = case.plan(2)
+    assert case.plan(2, memory_limit=roomy.extra_bytes).phases == roomy.phases
+    for limit in (roomy.extra_bytes - 1, roomy.extra_bytes // 2):
+        plan = case.plan(2, memory_limit=limit)
+        assert plan.extra_bytes <= limit
+        run(case, 2, memory_limit=limit)
+    assert [phase.name for phase in plan.phases] == ["block"]
 
 
-@pytest.mark.parametrize("size,channels", [(56, 24), (28, 32), (14, 64), (7, 160)])
+def test_two_threads_expand_the_rows_between_them_once() -> None:
+    case = square(14, 13, 32, 288, 32, 3, residual=True)
+    assert [phase.name for phase in case.plan(2).phases] == ["shared rows", "block"]
+    assert len({run(case, threads).tobytes() for threads in (1, 2, 3)}) == 1
+
+
+CUTS = [
+    (square(24, 9, 24, 192, 17, 5, **CLIPPED), Cut(2, 6, shared=4)),
+    (square(20, 8, 24, 100, 24, 3, dtype="float64", **ADDED), Cut(5, 5, shared=2)),
+    (replace(square(23, 8, 16, 96, 16, 3, residual=True), x_shape=(2, 23, 8, 16)), Cut(3, 8, shared=2)),
+    (square(25, 9, 24, 64, 17, 3, stride=2), Cut(3, 4, shared=1)),
+]
+
+
+@pytest.mark.parametrize("case,cut", CUTS, ids=range(len(CUTS)))
+def test_rows_that_two_chunks_read_are_expanded_once(
+    case: BlockCase, cut: Cut, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a phase before: the same bits as if each chunk expanded what it reads."""
+    want = run(case, 1)
+    monkeypatch.setattr(inverted_lower, "cut_into_bands", lambda *_: cut)
+    for threads in (1, 3):
+        assert [phase.name for phase in case.plan(threads).phases] == ["shared rows", "block"]
+        assert run(case, threads).tobytes() == want.tobytes()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
-def test_less_than_a_quarter_of_what_lies_between(size: int, channels: int, threads: int) -> None:
-    """The blocks of MobileNetV2."""
-    middle = 6 * channels
-    shapes = ((middle, channels, 1, 1), (middle, 1, 3, 3), (channels, middle, 1, 1))
-    plan = blocks.plan_inverted_residual((1, size, size, channels), *shapes, padding=1, residual=True, threads=threads)
+@pytest.mark.parametrize("block", MOBILENET_V2, ids=[block.name for block in MOBILENET_V2])
+def test_less_than_a_quarter_of_what_lies_between(block: InvertedResidual, threads: int) -> None:
+    size, c, e, k = block.size, block.channels, block.middle, block.out
+    shapes = ((e, c, 1, 1), (e, 1, 3, 3), (k, e, 1, 1))
+    options: dict[str, Any] = {"stride": block.stride, "padding": 1, "residual": block.residual}
+    plan = blocks.plan_inverted_residual((1, size, size, c), *shapes, **options, threads=threads)
     assert plan.workspace_bytes < plan.intermediate_bytes / 4
-    assert plan.intermediate_bytes == 2 * size * size * middle * 4
+    assert plan.intermediate_bytes == (size**2 + (size // block.stride) ** 2) * e * 4
 
 
 def test_functions_give_what_plans_give() -> None:

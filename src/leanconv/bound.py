@@ -73,9 +73,12 @@ class Runner:
         if self._layout is None:
             done = entry.call(*arrays)
         else:
-            with self._arena.acquire(self._layout) as lease:
+            lease = self._arena.acquire(self._layout)
+            try:
                 entry.place(lease.addresses)
                 done = entry.call(*arrays)
+            finally:
+                lease.release()
         self._entries.append(entry)
         return done
 

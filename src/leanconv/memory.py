@@ -226,11 +226,13 @@ class Arena:
                 self.peak_bytes = live
             stack = self._spares.get(layout.size_class)
             if stack and allocation.test_allocator is None:
-                chunk = stack[-1]
+                chunk = stack.pop()  # usually the one
                 if self._exact and chunk.nbytes != nbytes:
+                    stack.append(chunk)
                     chunk = next((spare for spare in stack if spare.nbytes == nbytes), None)
+                    if chunk is not None:
+                        stack.remove(chunk)
                 if chunk is not None:
-                    stack.remove(chunk)
                     self.spare_bytes -= chunk.nbytes
                     if chunk.nbytes < nbytes:
                         chunk = None

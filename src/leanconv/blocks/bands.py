@@ -12,8 +12,9 @@ from leanconv.kernels.reduction import FEW
 from leanconv.memory import Buffer, arena_bytes
 from leanconv.problem import Problem
 
-FEW_ROWS = 16  # of the output: threads that share so few expand several of them twice
-FEWEST_GROUPS = 6  # of which two threads take about equal parts
+FEWEST_ROWS = 8  # of the output: threads would share so few unevenly, 7 as 4 and 3
+FEW_ROWS = 16  # threads that share so few take one band each
+MANY_SHARED = 5  # times the rows shared that a chunk has at most: for one of seven a phase more does not pay
 WIDE = 2  # registers of a section: what a row's window of it takes stays in the first-level cache
 
 
@@ -52,6 +53,11 @@ class Grouping:
         return min(self.middle, self.sections * self.vectors * self.lanes)
 
     @property
+    def least(self) -> int:
+        """Channels of the last group."""
+        return self.middle - (self.groups - 1) * self.channels
+
+    @property
     def even(self) -> bool:
         """Whether all groups have as many sections."""
         return self.panels.total % self.sections == 0
@@ -59,30 +65,59 @@ class Grouping:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Output rows of a band, and of a chunk."""
+    """Output rows of a band, and of a chunk; `shared` input rows under two chunks are expanded once for both."""
 
     band: int
     block: int
+    shared: int = 0
+
+    @property
+    def single(self) -> bool:
+        """Whether a chunk is one band, whose sections need no rows of the one before: one slab serves all."""
+        return self.band == self.block
+
+    def blocks(self, depthwise: Problem) -> int:
+        """Chunks of an image."""
+        return -(-depthwise.out_size[0] // self.block)
+
+    def boundary(self, depthwise: Problem, number: int) -> int:
+        """The first input row that the chunks `number` and the next one share."""
+        return (number + 1) * self.block * depthwise.stride[0] - depthwise.pad_low[0]
 
 
-def _rows(depthwise: Problem, band: int) -> int:
-    """Input rows under a band."""
+def _under(depthwise: Problem, first: int, end: int) -> tuple[int, int]:
+    """Input rows [low, high) under output rows."""
     p = depthwise
-    return min(p.in_size[0], (band - 1) * p.stride[0] + (p.kernel[0] - 1) * p.dilation[0] + 1)
+    bottom = (end - 1) * p.stride[0] - p.pad_low[0] + (p.kernel[0] - 1) * p.dilation[0] + 1
+    high = min(max(bottom, 0), p.in_size[0])
+    return min(max(first * p.stride[0] - p.pad_low[0], 0), high), high
 
 
-def slab_bytes(depthwise: Problem, grouping: Grouping, band: int) -> int:
+def slab_bytes(depthwise: Problem, grouping: Grouping, cut: Cut) -> int:
     """Expanded rows of a section under a band."""
-    return _rows(depthwise, band) * depthwise.in_size[1] * grouping.width * depthwise.itemsize
+    p = depthwise
+    rows = min(p.in_size[0], (cut.band - 1) * p.stride[0] + (p.kernel[0] - 1) * p.dilation[0] + 1)
+    if cut.single:
+        spans = (
+            _under(p, first, min(first + cut.block, p.out_size[0])) for first in range(0, p.out_size[0], cut.block)
+        )
+        rows = max((high - low for low, high in spans), default=0)
+    return rows * p.in_size[1] * grouping.width * p.itemsize
 
 
-def band_buffers(depthwise: Problem, grouping: Grouping, band: int) -> tuple[Buffer, Buffer]:
-    """What a thread keeps: expanded rows of a group, a slab a section, and the outputs of the depthwise layer."""
-    p, sections = depthwise, min(grouping.sections, grouping.panels.total)
-    return (
-        Buffer("expanded", sections * slab_bytes(p, grouping, band), per_thread=True),
-        Buffer("filtered", band * p.out_size[1] * grouping.channels * p.itemsize, per_thread=True),
+def band_buffers(depthwise: Problem, grouping: Grouping, cut: Cut) -> tuple[Buffer, ...]:
+    """Expanded rows that chunks share, and what a thread keeps.
+
+    That is expanded rows of a group, a slab a section, and the outputs of the depthwise layer.
+    """
+    p, sections = depthwise, 1 if cut.single else min(grouping.sections, grouping.panels.total)
+    own = (
+        Buffer("expanded", sections * slab_bytes(p, grouping, cut), per_thread=True),
+        Buffer("filtered", cut.band * p.out_size[1] * grouping.channels * p.itemsize, per_thread=True),
     )
+    row = p.in_size[1] * grouping.panels.total * grouping.width * p.itemsize
+    shared = p.batch * (cut.blocks(p) - 1) * cut.shared * row
+    return (*own, Buffer("shared", shared)) if shared else own
 
 
 def groupings(layers: Sequence[Problem], host: Host) -> Iterator[Grouping]:
@@ -91,7 +126,8 @@ def groupings(layers: Sequence[Problem], host: Host) -> Iterator[Grouping]:
     The groups decide in which order sums are added up, so they may depend on the block and the caches, but not on the
     number of threads. A group is the largest of which bands of three rows on two threads, and of one row on four, take
     less than a quarter of what the layers apart would write between them, and half the second-level cache of each;
-    all channels if possible, because each group adds up the output once more.
+    all channels if possible, because each group adds up the output once more. Of few rows two threads take one band
+    each: three rows of 14 pixels make low tiles.
     """
     p = layers[1]
     middle, lanes = p.in_channels, host.target.lanes(p.dtype)
@@ -99,79 +135,79 @@ def groupings(layers: Sequence[Problem], host: Host) -> Iterator[Grouping]:
     def wide(sections: int) -> Grouping:
         return Grouping(WIDE, sections, middle, lanes)
 
+    half = -(-p.out_size[0] // 2)
+    few = p.batch == 1 and p.out_size[0] <= FEW_ROWS and shares(p, half)
+
     def fits(grouping: Grouping) -> bool:
-        room = room_between(layers, part_count(layers, grouping.groups))
-        sizes = {rows: sum(b.nbytes for b in band_buffers(p, grouping, min(rows, p.out_size[0]))) for rows in (1, 3)}
-        return sizes[3] <= min(host.l2 // 2, room // 2) and sizes[1] <= room // 4
+        room, high = min(host.l2, quarter_between(layers)), p.out_size[0]
+        cuts = {2: Cut(min(3, high), high), 4: Cut(1, high)}
+        if few:
+            cuts = {2: Cut(half, half, twice(p))}
+        return all(arena_bytes(band_buffers(p, grouping, cut), n) < room for n, cut in cuts.items())
 
     most = wide(1).panels.total
     if middle % lanes:  # groups are whole registers
         yield wide(most)
         return
-    if part_count(layers, most) > 1:
-        most //= FEWEST_GROUPS
-    # Sums of few terms are unrolled wholly: then no group may have fewer.
-    some = [one for one in map(wide, range(1, most + 1)) if one.channels > FEW or middle % one.channels == 0]
-    some = some or [wide(2)]
+    # Sums of few terms are unrolled wholly, and others have two rounds at least.
+    some = [one for one in map(wide, range(1, most + 1)) if one.least > FEW or one.least == one.channels]
     chosen = next((one for one in reversed(some) if fits(one)), some[0])
 
-    # Halves of the groups shall be equal, and groups as well.
-    def uneven(grouping: Grouping) -> tuple[bool, bool, int]:
-        halves = part_count(layers, grouping.groups) == 2 and grouping.groups % 2 > 0
-        return halves, not grouping.even, grouping.groups
-
     smaller = [one for one in some if one.sections <= chosen.sections]
-    chosen = min((one for one in smaller if one.groups <= 2 * chosen.groups), key=uneven)
+    chosen = min(smaller, key=lambda one: (one.groups, not one.even))
     yield chosen
     yield from (one for one in reversed(smaller) if one.sections < chosen.sections)
     yield Grouping(1, 1, middle, lanes)
 
 
-def room_between(layers: Sequence[Problem], parts: int) -> int:
-    """A quarter of what the layers apart would write between them, less what parts have beside the output."""
-    expand, p, project = layers
-    between = (math.prod(expand.out_shape) + math.prod(p.out_shape)) * p.itemsize
-    return between // 4 - (parts - 1) * math.prod(project.out_shape) * p.itemsize
-
-
-def part_count(layers: Sequence[Problem], groups: int) -> int:
-    """Two if threads share the groups of an image of few rows, else one.
-
-    Each part has sums of its own, added up at the end: so it may not depend on the number of threads, or bits would.
-    Rows that two threads both expand are two of 14 at stride 1, which costs more than that, and one of 28 at stride 2.
-    """
-    expand, p, project = layers
-    between = math.prod(expand.out_shape) + math.prod(p.out_shape)
-    few = p.batch == 1 and p.out_size[0] <= FEW_ROWS and p.in_size[0] <= FEW_ROWS * _twice(p)
-    return 2 if few and groups >= FEWEST_GROUPS and 6 * math.prod(project.out_shape) <= between else 1
+def quarter_between(layers: Sequence[Problem]) -> int:
+    """A quarter of the bytes that the layers apart would write between them."""
+    expand, p, _ = layers
+    return (math.prod(expand.out_shape) + math.prod(p.out_shape)) * p.itemsize // 4
 
 
 def cut_into_bands(
-    layers: Sequence[Problem], grouping: Grouping, host: Host, threads: int, workspace: int | None, parts: int
+    layers: Sequence[Problem], grouping: Grouping, host: Host, threads: int, workspace: int | None
 ) -> Cut:
-    """The highest bands that stay in half the second-level cache and in a quarter of what is saved."""
+    """The highest bands that stay in half the second-level cache and in a quarter of what is saved.
+
+    Chunks share rows if those are many, and bands not much lower for it.
+    """
     p = layers[1]
-    block = _block(p, -(-threads // parts))
-    budget = min(host.l2 // 2 * threads, room_between(layers, parts) - 64 * (threads + 1))
+    block = _block(p, threads)
+    budget = min(host.l2 // 2 * threads, quarter_between(layers) - 1)
     budget = budget if workspace is None else min(budget, workspace)
-    fits = [b for b in range(1, block + 1) if arena_bytes(band_buffers(p, grouping, b), threads) <= budget]
-    bands = -(-block // max(fits, default=1))
-    return Cut(-(-block // bands), block)
+
+    def highest(shared: int) -> Cut:
+        cuts = (Cut(band, block, shared) for band in range(1, block + 1))
+        fits = [cut.band for cut in cuts if arena_bytes(band_buffers(p, grouping, cut), threads) <= budget]
+        bands = -(-block // max(fits, default=1))
+        return Cut(-(-block // bands), block, shared if fits else 0)
+
+    apart = highest(0)
+    if MANY_SHARED * twice(p) < block * p.stride[0] or block == p.out_size[0] or not shares(p, block):
+        return apart
+    together = highest(twice(p))
+    return together if together.shared and 2 * together.band >= apart.band else apart
 
 
-def _twice(depthwise: Problem) -> int:
+def shares(depthwise: Problem, block: int) -> bool:
+    """Whether two chunks of so many rows share input rows, all inside the image, and three none."""
+    p, cut = depthwise, Cut(block, block, twice(depthwise))
+    first, last = cut.boundary(p, 0), cut.boundary(p, cut.blocks(p) - 2)
+    apart = first >= 0 and last + cut.shared <= p.in_size[0] and cut.shared <= block * p.stride[0]
+    return cut.shared > 0 and cut.blocks(p) > 1 and apart
+
+
+def twice(depthwise: Problem) -> int:
     """Input rows under two neighbouring rows of outputs."""
     p = depthwise
     return max(0, (p.kernel[0] - 1) * p.dilation[0] + 1 - p.stride[0])
 
 
 def _block(depthwise: Problem, threads: int) -> int:
-    """Output rows of a chunk: two chunks a thread where their common rows, expanded twice, are few."""
-    p = depthwise
-    wanted = -(-threads // max(1, p.batch)) if threads > 1 else 1
-    if threads > 1 and p.out_size[0] * p.stride[0] >= 2 * wanted * 8 * _twice(p):
-        wanted *= 2
-    return -(-p.out_size[0] // wanted)
+    """Output rows of a chunk: one chunk a thread, since rows under two of them may be expanded twice."""
+    return -(-depthwise.out_size[0] // -(-threads // max(1, depthwise.batch)))
 
 
 def tile_height(counts: set[int], most: int) -> int:
@@ -188,15 +224,17 @@ def pixel_counts(depthwise: Problem, cut: Cut) -> tuple[set[int], set[int]]:
     """How many pixels are expanded, and how many are projected, at a time."""
     p = depthwise
     expanded, projected = set(), set()
-    for first in range(0, p.out_size[0], cut.block):
-        end, have = min(first + cut.block, p.out_size[0]), 0
+    for number in range(cut.blocks(p)):
+        first, have, own = number * cut.block, 0, (0, p.in_size[0])
+        end = min(first + cut.block, p.out_size[0])
+        if cut.shared:
+            above = cut.boundary(p, number - 1) + cut.shared if number else 0
+            own = above, cut.boundary(p, number) if end < p.out_size[0] else own[1]
         for row in range(first, end, cut.band):
             stop = min(row + cut.band, end)
-            bottom = (stop - 1) * p.stride[0] - p.pad_low[0] + (p.kernel[0] - 1) * p.dilation[0] + 1
-            high = min(max(bottom, 0), p.in_size[0])
-            low = min(max(row * p.stride[0] - p.pad_low[0], 0), high)
+            low, high = _under(p, row, stop)
             fresh = min(max(low, have), high)
-            expanded.add((high - fresh) * p.in_size[1])
+            expanded.add((min(high, own[1]) - max(fresh, own[0])) * p.in_size[1])
             projected.add((stop - row) * p.out_size[1])
             have = high
-    return expanded - {0}, projected
+    return {count for count in expanded if count > 0} or {1}, projected

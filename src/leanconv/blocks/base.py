@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 from typing import Any
 
@@ -49,7 +49,7 @@ def plain_weight_bytes(layers: Sequence[Problem]) -> int:
     return sum(p.w_bytes + (p.out_channels * p.itemsize if p.has_bias else 0) for p in layers)
 
 
-def left_for_workspace(limit: int | None, layers: Sequence[Problem], packings: Sequence[WeightPacking]) -> int | None:
+def left_for_workspace(limit: int | None, layers: Sequence[Problem], packings: Iterable[WeightPacking]) -> int | None:
     """What a memory limit leaves beside packed weights that are larger than the plain ones."""
     if limit is None:
         return None

@@ -2,11 +2,13 @@
 
 Idea        Of some rows, a band, two registers of the middle channels at a time: a thread expands what the band reads
             into its own memory and filters it there. Then it projects the band, all middle channels or a group of them.
-Workspace   G * (rows * W + band * Q) elements a thread, rows = (band - 1) * stride + R, G the channels of a group;
-            where P is 16 or less, K * P * Q more; the layers apart write E * (H * W + P * Q), E the middle channels.
+            Of few rows (`phases`) threads share a group in two phases: what is filtered is memory of all.
+Workspace   G * (rows * W + band * Q) elements a thread, rows = (band - 1) * stride + R, G the channels of a group; if
+            a chunk is one band, those of a section in place of G * rows * W; where many, rows that two chunks read. In
+            phases G * P * Q, and rows of a section a thread. The layers apart write E * (H * W + P * Q), E the middle
+            channels.
 Good for    MobileNetV2 and what came after it: E is six times as many channels as go in.
-Bad for     Many threads on few rows: rows that two chunks read are expanded twice. Of few rows two threads share the
-            groups.
+Bad for     Many threads on few rows: rows that two chunks read are expanded twice where memory has no room for them.
 
 M. Sandler et al.: MobileNetV2: Inverted Residuals and Linear Bottlenecks, CVPR 2018 (the block).
 """

@@ -22,6 +22,7 @@ from leanconv.kernels.core import Sum
 from leanconv.kernels.cost import LINE
 from leanconv.kernels.epilogue import Epilogue
 from leanconv.kernels.fields import Fields, KernelFunction
+from leanconv.kernels.groups import Group, group_parts
 from leanconv.kernels.image import Rows, Source
 from leanconv.kernels.micropanels import PackTiles
 from leanconv.kernels.output import Output
@@ -48,7 +49,8 @@ class DenseSpec:
     without a gap; `bias_apart`: the bias is not at the head of panels but in a buffer of its own, without a gap either
     (fields: `bias_g`, `bias_panel`, bytes); `later` lines of the next panel of weights that each round of a tile asks
     for (fields: `w_later` bytes to that panel, `w_back` for threads that take chunks from the back); `ahead`: tiles are
-    staged while others are summed (see `packahead`).
+    staged while others are summed (see `packahead`); `grouped`: sums have one of several groups of their terms (fields:
+    `terms_before` it, `is_first`, `is_last`; see `groups`).
     """
 
     target: Target
@@ -69,6 +71,7 @@ class DenseSpec:
     bias_apart: bool = False
     later: int = 0
     ahead: bool = False
+    grouped: bool = False
 
     @property
     def pairs(self) -> bool:
@@ -128,6 +131,9 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
             return kernel.finish()
         x, origin = spec.stage.emit(fn, fields, x, scratch, fn.i64(first), end)
     start = spec.source.start(fn, fields, origin)
+    if spec.grouped:
+        is_first, is_last = (fn.cmp("ne", fields[name], 0) for name in ("is_first", "is_last"))
+        group = Group(is_first, is_last, fields["terms_before"])
     later = None
     if spec.later:
         back = fn.cmp("ne", fn.urem(kernel.thread, 2), 0)  # as in `job`
@@ -138,7 +144,9 @@ def emit_dense(module: Module, spec: DenseSpec, name: str) -> tuple[str, ...]:
         pairs = last and spec.pairs
         tile = Tile(spec.target, spec.dtype, spec.rows[last], vectors, spec.bias, valid if gap else 0, pairs)
         w = fn.gep(weights, fn.mul(at, fields["w_panel"]))
-        parts = None
+        parts: tuple[Callable[[Tile], Sum], Callable[[Tile], Output] | None] | None = None
+        if spec.grouped:
+            parts = group_parts(fn, fields, spec.reduction, spec.epilogue, valid, group)
         if spec.bias_apart:
             of_group = fn.gep(fields.buffer("bias"), fn.mul(index["g"], fields["bias_g"]))
             bias = fn.gep(of_group, fn.mul(at, fields["bias_panel"]))
@@ -214,7 +222,7 @@ def panel_tiles(
 
     def tiles(shape: Tile, begin: Value, stop: Index, state: list[Value], shaped: Output) -> list[Value]:
         sum_ = sums(shape)
-        sum_.late = type(shaped) is Output and not (shaped.columns or shape.pairs)
+        sum_.late = not (isinstance(shaped, ScatteredOutput) or shaped.columns or shape.pairs)
 
         def body(pixel: Value, state: list[Value]) -> list[Value]:
             place, after = state[:asks], list[Value]()

@@ -76,23 +76,6 @@ class Output:
                 else:
                     store_lanes(fn, value, fn.gep(row, v * width), self._count(v), masks=masks)
 
-    def loaded(self, out: Value, pixel: Value) -> list[Value]:
-        """What is stored of the tile at a pixel ("rows")."""
-        fn, tile = self.fn, self.tile
-        width, step = tile.target.vector_bytes, self.fields["o_row"]
-        rows = row_addresses(fn, fn.gep(out, fn.mul(pixel, step)), tile.rows, step)
-        places = [(fn.gep(row, v * width), self._count(v)) for row in rows for v in range(tile.vectors)]
-        return [load_lanes(fn, tile.vec, place, count, masks=tile.target.masks) for place, count in places]
-
-    def put(self, accs: list[Value], out: Value, pixel: Value) -> None:
-        """Store the tile at a pixel as it is ("rows")."""
-        fn, tile = self.fn, self.tile
-        width, step = tile.target.vector_bytes, self.fields["o_row"]
-        rows = row_addresses(fn, fn.gep(out, fn.mul(pixel, step)), tile.rows, step)
-        places = [(fn.gep(row, v * width), self._count(v)) for row in rows for v in range(tile.vectors)]
-        for value, (place, count) in zip(accs, places, strict=True):
-            store_lanes(fn, value, place, count, masks=tile.target.masks)
-
     def fetch(self, out: Value, pixel: Value) -> None:
         """Ask for the lines of a tile `o_ahead` bytes behind the one at a pixel, soon to be stored to ("rows")."""
         fn, step = self.fn, self.fields["o_row"]

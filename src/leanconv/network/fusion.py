@@ -43,9 +43,9 @@ class FoundBlock:
         return Node(self.op, last.name, tuple(inputs), last.outputs, {"nodes": self.nodes}, last.version)
 
     @property
-    def pays_from(self) -> int:
+    def pays_from(self) -> float:
         """How many times the second-level cache the tensors between its layers take if it is faster than these."""
-        return 1 if self.op == INVERTED else 2
+        return 1 / 3 if self.op == INVERTED else 2
 
     def middle_bytes(self, graph: Graph) -> int:
         """Bytes of the tensors between the layers."""
