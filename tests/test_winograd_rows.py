@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 import leanconv
 from assembly import count_fused, innermost_loops, spills
-from guard import GuardedAllocator
+from guard import GuardedAllocator, check_canaries, guarded, guarded_copy
 from leanconv.algorithms import traffic
 from leanconv.algorithms.winograd_rows import POINTS, WinogradRows, transform_of
+from leanconv.arrays import address_of
+from leanconv.bound import Runner
 from leanconv.codegen import jit
 from leanconv.codegen.ir import Module
 from leanconv.codegen.targets import AVX512, TARGETS, Target
@@ -21,7 +23,10 @@ from leanconv.host import Host, this_host
 from leanconv.kernels.winograd_row_pack import RowPackSpec
 from leanconv.kernels.winograd_rows import WinogradRowsSpec
 from leanconv.network.steps.base import stand_in
+from leanconv.plan import arena_for, packed_block
 from leanconv.planning.phases import phase_cost
+from leanconv.problem import dense_strides
+from leanconv.program import Compiled, Program
 from leanconv.staging import refusal
 from strategies import ALGORITHMS, EPILOGUES, Array, Case, Geometry, check_untouched, convolve
 
@@ -55,7 +60,7 @@ def few_channels(draw: st.DrawFn) -> Case:
     )
 
 
-def guarded(case: Case, threads: int) -> Array:
+def between_guards(case: Case, threads: int) -> Array:
     """The result between guard pages, checked."""
     out = case.guarded_out(viewed=False)
     convolve(case, case.guarded_inputs(viewed=False), algorithm=NAME, threads=threads, out=out)
@@ -76,7 +81,7 @@ def test_random_layers() -> None:
             return
         found += 1
         with GuardedAllocator(case.flush):
-            np.testing.assert_array_equal(*(guarded(case, threads) for threads in (1, case.threads)))
+            np.testing.assert_array_equal(*(between_guards(case, threads) for threads in (1, case.threads)))
 
     check()
     assert found
@@ -87,7 +92,7 @@ def test_every_width(width: int) -> None:
     """Rows of any width: less than a tile, one register of tiles and several, a last tile of any size."""
     case = replace(RGB, x_shape=(1, 3, 5, width), w_shape=(13 + width % 40, 3, 3, 3), threads=1 + width % 3)
     with GuardedAllocator():
-        guarded(case, case.threads)
+        between_guards(case, case.threads)
 
 
 @pytest.mark.parametrize(("taps", "stride"), [(2, 1), (3, 1), (4, 1), (5, 1), (4, 2), (7, 2), (11, 4), (5, 3)])
@@ -99,10 +104,38 @@ def test_transforms_have_six_points(taps: int, stride: int) -> None:
     case.check(convolve(case, case.values, algorithm=NAME), NAME)
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(
+    ("channels", "taps", "stride"), [(1, 3, 1), (2, 3, 1), (3, 3, 1), (3, 7, 2), (4, 5, 3), (8, 3, 1)]
+)
+def test_planes_give_the_same_bits(channels: int, taps: int, stride: int, threads: int) -> None:
+    """An image that comes channels first, as a network's does, whose first layer stores channels last."""
+    geometry = Geometry((taps, taps), (stride, stride), (1, 1), ((1, 2), (taps // 2, 1)))
+    case = Case((2, channels, 13, 40), (24, channels, taps, taps), geometry, layout="NHWC", epilogue={"bias": True})
+    problem, values = case.plan(NAME).problem, case.values
+    planes = replace(problem, x_strides=dense_strides(case.x_shape, "NCHW"))
+    assert refusal(ALGORITHMS[NAME], planes) is None
+    results = []
+    for one, x in ((problem, values["x"]), (planes, np.ascontiguousarray(np.moveaxis(values["x"], -1, 1)))):
+        low = ALGORITHMS[NAME].lower(one, this_host(), threads, None, {})
+        assert low.packing is not None
+        with GuardedAllocator():
+            packed = packed_block(low.packing, values["w"], values["bias"], threads)
+            runner = Runner(
+                Compiled(Program(low.phases, low.workspace, threads)), threads, arena_for(None), {1: packed.address}
+            )
+            image, out = guarded_copy(x), guarded((2, *one.out_size, 24), "float32", flush="right")
+            runner.run(address_of(image), address_of(out))
+            check_canaries(out)
+        results.append(np.array(out))
+    case.check(results[0], NAME)
+    np.testing.assert_array_equal(*results)
+
+
 @pytest.mark.parametrize(
     ("case", "rule"),
     [
-        (replace(RGB, layout="NCHW"), "not adjacent"),
+        (replace(RGB, layout="NCHW"), "output are not adjacent"),
         (replace(RGB, x_shape=(1, 9, 24, 64), w_shape=(64, 9, 3, 3)), "9 channels"),
         (replace(RGB, x_shape=(1, 6, 24, 64), groups=2), "2 groups"),
         (replace(RGB, geometry=replace(WINDOW, mode="reflect")), "not of zeros"),

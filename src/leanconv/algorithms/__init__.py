@@ -46,7 +46,7 @@ def _planes(problem: Problem) -> bool:
 
 
 def _few_channels(problem: Problem) -> bool:
-    """Few channels, adjacent, under several taps along a row."""
+    """Few channels, they or the pixels of a row adjacent, under several taps along a row."""
     return problem.ndim == 2 and problem.kernel[-1] > 1 and problem.in_channels <= 8 and problem.x_strides[3] <= 8
 
 

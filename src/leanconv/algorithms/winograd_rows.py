@@ -6,7 +6,7 @@ Idea        F(m, r) along each row of the image: m outputs of r taps with m + r 
             multiply-adds than they take
 Workspace   a thread: points * rows * tiles * stride * C elements, and a few lines; rows are those under a band
 Weights     points / r times as large as plain ones (2 times for F(4, 3))
-Good for    RGB images: 3x3 taps, 7x7 with stride 2, 11x11 with stride 4
+Good for    RGB images, channels first or last: 3x3 taps, 7x7 with stride 2, 11x11 with stride 4
 Bad for     many channels, of which windows transformed along both axes take fewer products
 
     F(4, 3) along a row          image     0 1 2 3 4 5 6 7 8 9 ...
@@ -52,6 +52,11 @@ def transform_of(problem: Problem) -> CookToom:
     return CookToom.of(POINTS + 1 - taps, taps)
 
 
+def _planes(problem: Problem) -> bool:
+    """Whether rows of each channel lie apart."""
+    return problem.x_strides[3] == 1 < problem.in_channels
+
+
 class WinogradRows(Algorithm):
     """Winograd along rows, plain sums along columns."""
 
@@ -65,7 +70,7 @@ class WinogradRows(Algorithm):
     tunables: ClassVar[Mapping[str, str]] = {"rows": "output rows whose band a thread transforms at one time"}
 
     def refusal(self, problem: Problem) -> str | None:
-        """Two axes, few channels that are adjacent in image and output, and some taps a phase along rows."""
+        """Two axes, few channels, those of the output adjacent, and some taps a phase along rows."""
         p = problem
         if p.ndim != 2:
             return f"the image has {p.ndim} axes, rows and columns are needed"
@@ -77,8 +82,8 @@ class WinogradRows(Algorithm):
             return f"{p.kernel[1]} taps along rows at stride {p.stride[1]}, 2 to {POINTS - 1} a phase are supported"
         if p.kernel[0] * p.stride[1] * p.in_channels > SECTION:
             return f"a point has {p.kernel[0] * p.stride[1] * p.in_channels} products, at most {SECTION} are supported"
-        if p.x_strides[3] != p.in_channels or (p.x_strides[1] != 1 and p.in_channels > 1):
-            return "the channels of the image are not adjacent"
+        if not _planes(p) and (p.x_strides[3] != p.in_channels or p.x_strides[1] != 1):
+            return "neither the channels of the image are adjacent nor the pixels of its rows"
         if any(strides is not None and strides[1] != 1 for strides in (p.out_strides, p.residual_strides)):
             return "the channels of the output are not adjacent"
         return None
@@ -100,7 +105,7 @@ class WinogradRows(Algorithm):
         tiles = -(-p.out_size[1] // transform.outputs)
         edge = p.out_size[1] - (tiles - 1) * transform.outputs
         high, low, rows = _heights(tiles, panels, host)
-        stage = RowPoints(host.target, p.dtype, transform, p.stride[1] * p.in_channels)
+        stage = RowPoints(host.target, p.dtype, transform, p.in_channels, p.stride[1], _planes(p))
         sizes = _row_fields(p, host, stage, tiles)
         # Of the highest register tiles, which the kernel that stands in has for rows of any length.
         most = max(host.target.tile_rows(n) * n for n in (panels.vectors, panels.last or panels.vectors))
@@ -145,6 +150,7 @@ class WinogradRows(Algorithm):
             "in0": p.in_size[0],
             "x_n": p.x_strides[0] * item,
             "x_0": p.x_strides[2] * item,
+            "x_c": p.x_strides[1] * item,
             "w_panel": packing.phase.fields["p_panel"],
             "panel_count": panels.total,
             "panel_whole": panels.count,
@@ -195,11 +201,12 @@ def _row_fields(problem: Problem, host: Host, stage: RowPoints, tiles: int) -> d
     ahead = (transform.size - 1) // transform.outputs  # tiles that a window reaches beyond its own
     groups, turned = -(-tiles // lanes), -(-(tiles + ahead) // lanes)
     pitch = max(turned, -(-(groups * lanes + ahead) // lanes)) * vector
-    row = p.in_size[1] * p.in_channels
-    read = turned * lanes * transform.outputs * stage.elements
-    line = _aligned((max(read, p.pad_low[1] * p.in_channels + row) + lanes) * item)
+    pixel = 1 if stage.planes else p.in_channels
+    row, before = p.in_size[1] * pixel, p.pad_low[1] * pixel
+    read = turned * lanes * transform.outputs * stage.stride * pixel
+    line = _aligned((max(read, before + row) + lanes) * item)
     return {
-        "line_before": p.pad_low[1] * p.in_channels * item,
+        "line_before": before * item,
         "line_elements": row,
         "line_bytes": line,
         "turned_at": line,

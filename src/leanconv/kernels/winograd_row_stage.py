@@ -1,7 +1,8 @@
 """Rows of an image of few channels to points of Winograd's transform along them, tiles adjacent.
 
-A row with its pads, channels last, is copied into a line.  As many pixels as the stride, and their channels, are a
-*position* of the line; a tile's windows begin `outputs` positions behind the last one's.  Transposed, each element of
+A row with its pads is copied into a line, all channels or, where they come first, one after the other.  As many pixels
+as the stride, and their channels, are a *position* of the line; a tile's windows begin `outputs` positions behind the
+last one's.  Transposed, each element of
 those positions is a vector of tiles; what a window reads beyond its tile's own positions are vectors one tile on:
 
     line     [position 0: pixels x channels] [position 1] ...              outputs = 4, taps = 3
@@ -23,17 +24,25 @@ from leanconv.kernels.linear import linear
 
 @dataclass(frozen=True, slots=True)
 class RowPoints:
-    """How a row becomes points: `elements` of a position, that is channels times the stride along the row.
+    """How a row becomes points: `channels`, and the `stride` along the row; `planes`: channels come first.
 
-    Fields: `line_before line_elements line_bytes` bytes before the first pixel of the line, elements of a row, and
-    bytes of all of the line; `turned_pitch turned_groups` bytes of all tiles of an element there, and registers with
-    tiles; `tile_pitch tile_groups` the same of points; `point_pitch` bytes from point to point.
+    Fields: `line_before line_elements line_bytes` bytes before the first pixel of the line, elements of a row in it,
+    and bytes of all of the line; `x_c` bytes between planes; `turned_pitch turned_groups` bytes of all tiles of an
+    element there, and registers with tiles; `tile_pitch tile_groups` the same of points; `point_pitch` bytes from
+    point to point.
     """
 
     target: Target
     dtype: str
     transform: CookToom
-    elements: int
+    channels: int
+    stride: int
+    planes: bool
+
+    @property
+    def elements(self) -> int:
+        """Elements of a position: phases of the stride, channels innermost."""
+        return self.stride * self.channels
 
     @property
     def item(self) -> int:
@@ -71,21 +80,37 @@ class RowPoints:
     def row(self, fn: Function, fields: Fields, x: Value, line: Value, turned: Value, points: Value) -> None:
         """The points of the row of pixels at `x`, by way of a line and of what it is transposed to."""
         start = fn.gep(line, fields["line_before"])
-        copy_run(fn, self.kind, fields["line_elements"], x, start, (self.item, self.item), True)
-        self._turn(fn, fields, line, turned)
+
+        def some(source: Value, target: Value, each: int, apart: int) -> None:
+            copy_run(fn, self.kind, fields["line_elements"], source, start, (self.item, self.item), True)
+            self._turn(fn, fields, line, target, each, apart)
+
+        def plane(_: Value, state: list[Value]) -> list[Value]:
+            some(state[0], state[1], self.stride, self.channels)
+            return [fn.gep(state[0], fields["x_c"]), fn.gep(state[1], fields["turned_pitch"])]
+
+        if self.planes:
+            fn.loop(0, self.channels, 1, [x, turned], plane, hint="plane")
+        else:
+            some(x, turned, self.elements, 1)
         self._transform(fn, fields, turned, points)
 
-    def _turn(self, fn: Function, fields: Fields, line: Value, turned: Value) -> None:
-        """Transpose the line, as many tiles at a time as a register holds."""
+    def _turn(self, fn: Function, fields: Fields, line: Value, turned: Value, each: int, apart: int) -> None:
+        """Transpose the line, as many tiles at a time as a register holds.
+
+        It has `each` of the elements of a position, every `apart`-th one.
+        """
         lanes, width = self.lanes, self.target.vector_bytes
-        count = self.transform.outputs * self.elements  # elements from tile to tile
+        count = self.transform.outputs * each  # elements from tile to tile
         tile = count * self.item
 
         def group(_: Value, state: list[Value]) -> list[Value]:
             for first in range(0, count, lanes):
                 rows = [fn.load(self.kind, state[0], i * tile + first * self.item) for i in range(lanes)]
                 for e, value in enumerate(transpose(fn, rows)[: count - first], first):
-                    fn.store(value, fn.gep(state[1], fn.mul(fields["turned_pitch"], e)))
+                    position, element = divmod(e, each)
+                    place = position * self.elements + element * apart
+                    fn.store(value, fn.gep(state[1], fn.mul(fields["turned_pitch"], place)))
             return [fn.gep(state[0], lanes * tile), fn.gep(state[1], width)]
 
         fn.loop(0, fields["turned_groups"], 1, [line, turned], group, hint="turn")

@@ -105,6 +105,7 @@ class WinogradRowsSpec:
             "block": staged * moved,
         }
         source = f["n_count"] * f["in0"] * f["line_elements"] * item
+        source *= self.points.channels if self.points.planes else 1
         out = lines * vectors * host.target.vector_bytes
         # Outputs come in bursts, between which products are summed: of 33 MB they take longer than of tiles of pixels.
         return Cost(counts, ((source, source),), ((1.3 * out, out),), chunks)
