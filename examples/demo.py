@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from leanconv import oracle
 from leanconv.bench import table
 from leanconv.bench.layers import Layer
 from leanconv.bench.report import NOT_APPLICABLE, WRONG, Report, Row, Sample
+from leanconv.bench.sampling import sample
 from leanconv.blas import blas_threads
 from leanconv.doctor import machine_facts, versions
 from pictures import Responses, feature_sheet, filter_sheet, time_against_memory
@@ -109,7 +109,11 @@ def prepare(
     plan = leanconv.plan(x.shape, w.shape, bias=bias is not None, algorithm=row.algorithm, **options)
     row.ran, row.parameters, row.flops = plan.algorithm, dict(plan.parameters), plan.problem.flops
     row.workspace_bytes, row.packed_weight_bytes = plan.workspace_bytes, plan.packed_weight_bytes
-    layer, out = plan.bind(w, bias), np.full(plan.problem.out_shape, np.nan, np.float32)
+    layer, out = (
+        plan.bind(w, bias),
+        leanconv.empty(plan.problem.out_shape),
+    )  # on cache lines, as other arrays may not be
+    out.fill(np.nan)
     return lambda: layer(x, out=out), out
 
 
@@ -117,7 +121,7 @@ def take_turns(calls: list[tuple[Row, Callable[[], Any]]], threads: int) -> None
     """Time the calls, A B C A B C ..., with the FMA peak in each round: only neighbours are compared."""
     slow = set()
     for row, call in calls:
-        seconds = seconds_of(call, 1)
+        seconds = sample(call, 1)
         row.calls = max(1, round(SHORTEST_SAMPLE / seconds))
         if seconds > SLOW:
             slow.add(id(row))
@@ -126,19 +130,9 @@ def take_turns(calls: list[tuple[Row, Callable[[], Any]]], threads: int) -> None
         for row, call in calls:
             if id(row) in slow and turn % 3:
                 continue
-            if row.calls > 1:
-                call()  # fetches into the caches what the others displaced
-            row.samples.append(Sample(turn, seconds_of(call, row.calls), peak))
+            row.samples.append(Sample(turn, sample(call, row.calls), peak))
     for row, _ in calls:
         row.summarise()
-
-
-def seconds_of(call: Callable[[], Any], calls: int) -> float:
-    """Return the mean seconds of a call."""
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    return (time.perf_counter() - start) / calls
 
 
 def run_filter(item: Filter, photo: Array, threads: int) -> tuple[Layer, list[Row], Array]:
