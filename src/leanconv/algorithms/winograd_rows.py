@@ -18,7 +18,7 @@ Bad for     many channels, of which windows transformed along both axes take few
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar
 
 from leanconv.algorithms.base import Algorithm, Lowering, WeightPacking
@@ -223,9 +223,8 @@ def _rows_under(problem: Problem, band: int) -> int:
     return (band - 1) * problem.stride[0] + problem.kernel[0]
 
 
-def _band(problem: Problem, threads: int, most: int, nbytes: object) -> int:
-    """Output rows of a band: those whose points fit, fewer if threads share them."""
-    assert callable(nbytes)
+def _band(problem: Problem, threads: int, most: int, nbytes: Callable[[int], int]) -> int:
+    """Output rows of a band: those whose scratch of so many `nbytes` fits, fewer if threads share them."""
     high, band = problem.out_size[0], 1
     while band < high and nbytes(band + 1) <= most:
         band += 1
