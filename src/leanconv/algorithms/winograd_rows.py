@@ -114,6 +114,7 @@ class WinogradRows(Algorithm):
         def pitch(band: int) -> int:
             return odd_lines(_rows_under(p, band) * stage.elements * sizes["tile_pitch"])
 
+        # Products stand behind points: register tiles that reach over the last row read there.
         def nbytes(band: int) -> int:
             return sizes["points_at"] + transform.size * pitch(band) + products
 

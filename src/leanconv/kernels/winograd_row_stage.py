@@ -2,8 +2,8 @@
 
 A row with its pads is copied into a line, all channels or, where they come first, one after the other.  As many pixels
 as the stride, and their channels, are a *position* of the line; a tile's windows begin `outputs` positions behind the
-last one's.  Transposed, each element of
-those positions is a vector of tiles; what a window reads beyond its tile's own positions are vectors one tile on:
+last one's.  Transposed, each element of those positions is a vector of tiles; what a window reads beyond its tile's own
+positions are vectors one tile on:
 
     line     [position 0: pixels x channels] [position 1] ...              outputs = 4, taps = 3
     turned   [element e of position j of a tile: j, e] [tiles]             j < 4; window 4, 5: j = 0, 1, a tile on

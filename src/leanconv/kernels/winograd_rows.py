@@ -40,9 +40,9 @@ class WinogradRowsSpec:
 
     `terms` of a sum; `stride` between rows; `pad` rows of zeros above the image; `edge` outputs of the last tile of a
     row (0: field `tile_edge` tells, and register tiles may reach over a row, whose outputs do not exist); `rows` tiles
-    of the register tiles of whole panels and of the last one, some of which are one lower; `fetch`:
-    the lines of the next tiles' outputs are asked for; `past`: outputs are stored past the caches if they begin at a
-    multiple of a register's size.
+    of the register tiles of whole panels and of the last one, some of which are one lower; `fetch`: the lines of the
+    next tiles' outputs are asked for; `past`: outputs are stored past the caches if they begin at a multiple of a
+    register's size.
 
     Buffers: x, w (packed), out, residual, scratch.  Fields: `n_* b_*` for the chunk; `band` output rows a chunk,
     `row_count` in all, `kernel_rows` under one; `in0` rows of the image; `x_n x_0` bytes between images and rows,
@@ -89,10 +89,10 @@ class WinogradRowsSpec:
         item, size = self.points.item, self.transform.size
         lines = f["n_count"] * f["row_count"]
         tiles = f["tile_last"] + 1
-        panels = [(self.panels.vectors, f["panel_whole"], self.rows[0], f["high0"] + f["low0"])]
-        panels += [(self.panels.last, 1, self.rows[1], f["high1"] + f["low1"])] if self.panels.last else []
+        panels = [(self.panels.vectors, f["panel_whole"], f["high0"] + f["low0"])]
+        panels += [(self.panels.last, 1, f["high1"] + f["low1"])] if self.panels.last else []
         multiply = blocks = vectors = 0.0
-        for wide, count, _, number in panels:
+        for wide, count, number in panels:
             multiply += count * number * issue_slots(tiles / number, wide)
             blocks += count * number
             vectors += count * wide * tiles * self.transform.outputs
@@ -256,7 +256,6 @@ class _Emitter:
         """The outputs of some tiles from the `first` one on."""
         fn, fields, spec = self.fn, self.fields, self.spec
         outputs, step = spec.transform.outputs, spec.transform.size * panel.tile.step_bytes
-
         count: Index = rows
         if not spec.edge:
             count = fn.smin(rows, fn.sub(fn.add(fields["tile_last"], 1), first))
